@@ -1,0 +1,1 @@
+"""Whatever acts: explorers, planners, policies. Imports worldsim only."""

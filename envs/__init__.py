@@ -1,0 +1,1 @@
+"""Real environments as Gymnasium environments."""

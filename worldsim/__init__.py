@@ -1,0 +1,1 @@
+"""A learned video world model with long memory, as a Gymnasium environment."""
