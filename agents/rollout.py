@@ -1,0 +1,222 @@
+"""Episodes of a policy in any env, real or dreamed: many at once, each from its own seed.
+
+Real envs run in one process each, a dream runs as one batch; the policy always acts on the whole
+batch in this process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+
+class Policy(Protocol):
+    """Whatever acts."""
+
+    def act(
+        self,
+        observation: Any,
+        state: Any,
+        episode_start: np.ndarray,
+        infos: Sequence[Mapping[str, Any]] | None = None,
+    ) -> tuple[np.ndarray, Any]:
+        """Choose one action per env.
+
+        Args:
+            observation: batch of n observations.
+            state: what the last call returned, None at first.
+            episode_start: (n,) bool, true where the observation is an episode's first.
+            infos: one per env.
+
+        Returns:
+            Actions (n,) and the state for the next call.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EpisodeResult:
+    """One finished episode."""
+
+    seed: int
+    episodic_return: float
+    length: int
+    terminated: bool
+    """Ended by the task itself, and not by a limit on steps."""
+    frames: np.ndarray | None = None
+    """(length + 1, h, w, c) uint8, where the episode was recorded."""
+
+
+def make_parallel(make_env: Callable[[], gymnasium.Env], num_workers: int) -> VectorEnv:
+    """Make envs that step in parallel, one process each, for `rollout`.
+
+    Args:
+        make_env: makes one env; a lambda will do.
+        num_workers: processes; 0 steps one env in this process.
+    """
+    if num_workers == 0:
+        return SyncVectorEnv([make_env], autoreset_mode=AutoresetMode.DISABLED)
+    # Forking this process would copy the threads' locks of torch and the renderer, held or not.
+    methods = multiprocessing.get_all_start_methods()
+    context = "forkserver" if "forkserver" in methods else "spawn"
+    return AsyncVectorEnv(
+        [make_env] * num_workers, context=context, autoreset_mode=AutoresetMode.DISABLED
+    )
+
+
+def evaluate(
+    policy: Policy,
+    make_env: Callable[[], gymnasium.Env],
+    seeds: Sequence[int],
+    *,
+    num_workers: int = 2,
+    num_recorded: int = 0,
+    on_step: Callable[[int], None] | None = None,
+    on_episode: Callable[[EpisodeResult], None] | None = None,
+) -> list[EpisodeResult]:
+    """Run one episode from every seed in parallel processes; see `rollout`."""
+    envs = make_parallel(make_env, min(num_workers, len(seeds)))
+    try:
+        return rollout(
+            policy,
+            envs,
+            seeds,
+            num_recorded=num_recorded,
+            on_step=on_step,
+            on_episode=on_episode,
+        )
+    finally:
+        envs.close()
+
+
+def rollout(
+    policy: Policy,
+    envs: VectorEnv,
+    seeds: Sequence[int],
+    *,
+    num_recorded: int = 0,
+    on_step: Callable[[int], None] | None = None,
+    on_episode: Callable[[EpisodeResult], None] | None = None,
+) -> list[EpisodeResult]:
+    """Run one episode from every seed.
+
+    An env that ends an episode takes the next seed at once. Each episode starts from
+    `reset(seed=seed)`, so what the env does never depends on how many run side by side; a policy
+    that draws at random does.
+
+    Args:
+        policy: acts in all envs.
+        envs: a vector env in `AutoresetMode.DISABLED`.
+        seeds: one per episode.
+        num_recorded: keep the frames of the first so many episodes.
+        on_step: called after every step with the number of envs that took part.
+        on_episode: called with every finished episode.
+
+    Returns:
+        One result per seed, in their order.
+
+    Raises:
+        ValueError: the envs reset by themselves, or no seeds.
+    """
+    mode = envs.metadata.get("autoreset_mode")
+    if mode != AutoresetMode.DISABLED:
+        raise ValueError(f"rollout resets by itself, but the envs have autoreset_mode={mode}")
+    if not seeds:
+        raise ValueError("seeds are empty: one episode is run from each")
+    n = envs.num_envs
+    results: dict[int, EpisodeResult] = {}
+    waiting = list(range(len(seeds)))[::-1]  # episodes that have not started
+    running = np.array([waiting.pop() if waiting else -1 for _ in range(n)])
+    returns, lengths = np.zeros(n), np.zeros(n, np.int64)
+    recordings: dict[int, list[np.ndarray]] = {e: [] for e in range(min(num_recorded, len(seeds)))}
+
+    observation, info = _reset(envs, seeds, running, np.ones(n, bool))
+    infos = unbatch_infos(info, n)
+    episode_start = np.ones(n, bool)
+    state: Any = None
+    _record(recordings, running, observation, envs)
+    while len(results) < len(seeds):
+        actions, state = policy.act(observation, state, episode_start, infos)
+        observation, rewards, terminated, truncated, info = envs.step(actions)
+        infos = unbatch_infos(info, n)
+        episode_start = terminated | truncated
+        active = running >= 0
+        returns += rewards
+        lengths += 1
+        _record(recordings, running, observation, envs)
+        if on_step is not None:
+            on_step(int(active.sum()))
+        if not episode_start.any():
+            continue
+        for i in np.flatnonzero(episode_start & active):
+            episode = int(running[i])
+            frames = recordings.pop(episode, None)
+            results[episode] = EpisodeResult(
+                seed=int(seeds[episode]),
+                episodic_return=float(returns[i]),
+                length=int(lengths[i]),
+                terminated=bool(terminated[i]),
+                frames=None if frames is None else np.stack(frames),
+            )
+            if on_episode is not None:
+                on_episode(results[episode])
+        # An env without a seed left goes on, unseen, so that the batch keeps its shape.
+        for i in np.flatnonzero(episode_start):
+            running[i] = waiting.pop() if waiting else -1
+        if len(results) == len(seeds):
+            break
+        returns[episode_start], lengths[episode_start] = 0, 0
+        observation, info = _reset(envs, seeds, running, episode_start)
+        for j, reset_info in enumerate(unbatch_infos(info, n)):
+            if episode_start[j]:
+                infos[j] = reset_info
+        _record(recordings, np.where(episode_start, running, -1), observation, envs)
+    return [results[e] for e in range(len(seeds))]
+
+
+def unbatch_infos(infos: Mapping[str, Any], num_envs: int) -> list[dict[str, Any]]:
+    """Split a vector env's info into one per env, leaving out what an env does not have."""
+    per_env: list[dict[str, Any]] = [{} for _ in range(num_envs)]
+    for key, value in infos.items():
+        if key.startswith("_"):
+            continue
+        mask: Iterable[bool] = infos.get(f"_{key}", np.ones(num_envs, bool))
+        values = unbatch_infos(value, num_envs) if isinstance(value, Mapping) else value
+        for i, has in enumerate(mask):
+            if has:
+                per_env[i][key] = values[i]
+    return per_env
+
+
+def _reset(
+    envs: VectorEnv, seeds: Sequence[int], running: np.ndarray, mask: np.ndarray
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Reset the envs under the mask, each with the seed of the episode that it runs."""
+    chosen = [
+        int(seeds[e]) if e >= 0 and start else None for e, start in zip(running, mask, strict=True)
+    ]
+    # Every vector env takes one seed per env, though the base class does not say so.
+    return envs.reset(seed=chosen, options={"reset_mask": mask.copy()})  # type: ignore[arg-type]
+
+
+def _record(
+    recordings: dict[int, list[np.ndarray]],
+    running: np.ndarray,
+    observation: np.ndarray,
+    envs: VectorEnv,
+) -> None:
+    wanted = [(i, int(e)) for i, e in enumerate(running) if int(e) in recordings]
+    if not wanted:
+        return
+    is_image = observation.ndim == 4 and observation.dtype == np.uint8
+    frames = observation if is_image else envs.render()
+    if frames is None:
+        raise ValueError("to record envs without image observations, make them render rgb_array")
+    for i, episode in wanted:
+        recordings[episode].append(np.array(frames[i]))

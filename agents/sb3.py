@@ -1,0 +1,198 @@
+"""Stable-Baselines3 in the dream: a `VecEnv` over one batched env, and its models as policies.
+
+SB3 runs a vector of separate envs, in one process each or one after the other. A batched dream is
+one object that steps all of them at once, so `BatchedVecEnv` presents it as SB3's `VecEnv`:
+
+    envs = gymnasium.make_vec("worldsim/Dream-v0", num_envs=32, world_model="memory-maze-9x9",
+                              autoreset_mode="SameStep")
+    PPO("CnnPolicy", VecMonitor(BatchedVecEnv(envs))).learn(100_000)
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+from agents.rollout import unbatch_infos
+
+
+class BatchedVecEnv(VecEnv):
+    """SB3's view of a Gymnasium vector env that resets in the same step.
+
+    Args:
+        env: a vector env in `AutoresetMode.SAME_STEP`, such as `DreamVectorEnv`.
+
+    Raises:
+        ValueError: the env resets in another way.
+    """
+
+    def __init__(self, env: VectorEnv) -> None:
+        mode = env.metadata.get("autoreset_mode")
+        if mode != AutoresetMode.SAME_STEP:
+            raise ValueError(
+                f"SB3 needs a vector env with autoreset_mode={AutoresetMode.SAME_STEP.value!r}, "
+                f"this one has {getattr(mode, 'value', mode)!r}"
+            )
+        self.env = env
+        self._actions: np.ndarray | None = None
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+
+    def reset(self) -> VecEnvObs:
+        """Reset all envs, with the seeds given to `seed` since the last reset."""
+        options = [o for o in self._options if o]
+        if options and any(o != options[0] for o in self._options):
+            raise ValueError(f"a batched env takes the same options for all envs: {self._options}")
+        seeds = None if all(s is None for s in self._seeds) else self._seeds
+        observations, infos = self.env.reset(
+            seed=seeds,  # type: ignore[arg-type]
+            options=options[0] if options else None,
+        )
+        self.reset_infos = unbatch_infos(infos, self.num_envs)
+        self._reset_seeds()
+        self._reset_options()
+        return observations
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Step with the actions given to `step_async`.
+
+        Returns:
+            Observations, rewards (n,) float32, dones (n,) bool, and one info per env with
+            "TimeLimit.truncated", and "terminal_observation" where the episode ended.
+        """
+        observations, rewards, terminated, truncated, infos = self.env.step(self._actions)
+        dones = terminated | truncated
+        final = infos.pop("final_obs", None)
+        final_infos = unbatch_infos(infos.pop("final_info", {}), self.num_envs)
+        for key in ("_final_obs", "_final_info"):
+            infos.pop(key, None)
+        per_env = unbatch_infos(infos, self.num_envs)
+        for i in range(self.num_envs):
+            if dones[i]:
+                # What the batch reports for an env that ended already belongs to the new episode.
+                self.reset_infos[i] = per_env[i]
+                per_env[i] = final_infos[i] | {"terminal_observation": final[i]}
+            per_env[i]["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
+        return observations, np.asarray(rewards, np.float32), dones, per_env
+
+    def close(self) -> None:
+        self.env.close()
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        frames = self.env.render()
+        return [None] * self.num_envs if frames is None else [np.asarray(f) for f in frames]
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """The batch is one object: every env has its attributes."""
+        value = getattr(self.env, attr_name)
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Set an attribute of the whole batch.
+
+        Raises:
+            ValueError: only some of the envs are named.
+        """
+        if len(list(self._get_indices(indices))) != self.num_envs:
+            raise ValueError(f"{attr_name} of a batched env cannot be set for some envs only")
+        setattr(self.env, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Not there: envs of a batch are not objects.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            f"the envs of a batch have no methods of their own: call .env.{method_name}() instead"
+        )
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gymnasium.Wrapper], indices: Any = None
+    ) -> list[bool]:
+        return [False for _ in self._get_indices(indices)]
+
+
+class SB3Policy:
+    """A trained SB3 model, recurrent or not, as a policy.
+
+    Args:
+        model: the model.
+        deterministic: take the most likely action instead of drawing one.
+    """
+
+    def __init__(self, model: BaseAlgorithm, *, deterministic: bool = False) -> None:
+        self.model = model
+        self.deterministic = deterministic
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, deterministic: bool = False, device: str = "cpu"
+    ) -> SB3Policy:
+        """Load a model that SB3 saved. Like every SB3 load, it unpickles: trust the file first.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: the file is not a saved model, or of an algorithm not known here.
+        """
+        model = algorithm_of(path).load(path, device=device)
+        return cls(model, deterministic=deterministic)
+
+    def act(
+        self,
+        observation: np.ndarray,
+        state: Any,
+        episode_start: np.ndarray,
+        infos: Sequence[Mapping[str, Any]] | None = None,
+    ) -> tuple[np.ndarray, Any]:
+        """Choose one action per env; see `agents.rollout.Policy`."""
+        return self.model.predict(
+            observation, state, episode_start, deterministic=self.deterministic
+        )
+
+
+def algorithm_of(path: str | Path) -> type[BaseAlgorithm]:
+    """Return the class that saved a model, told by its policy class and settings.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is not a saved model, or of an algorithm not known here.
+    """
+    import sb3_contrib
+    import stable_baselines3
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no saved policy at {path}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            data = json.loads(archive.read("data"))
+        module = data["policy_class"]["__module__"]
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is not a model saved by Stable-Baselines3: {error}") from error
+    if module.startswith("sb3_contrib.common.recurrent"):
+        return sb3_contrib.RecurrentPPO
+    if module == "stable_baselines3.common.policies":
+        return stable_baselines3.PPO if "clip_range" in data else stable_baselines3.A2C
+    if module == "stable_baselines3.dqn.policies":
+        return stable_baselines3.DQN
+    if module == "sb3_contrib.qrdqn.policies":
+        return sb3_contrib.QRDQN
+    raise ValueError(
+        f"{path} holds a policy of {module}, not of PPO, RecurrentPPO, A2C, DQN or QRDQN: "
+        "load it yourself and wrap it in SB3Policy"
+    )

@@ -1,0 +1,37 @@
+"""How sure a mean is: percentile bootstrap (Efron 1979)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def bootstrap_interval(
+    values: Sequence[float] | np.ndarray,
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return the interval (low, high) in which the mean lies with the given confidence.
+
+    Args:
+        values: (n,) independent observations, such as the returns of n episodes.
+        confidence: probability mass of the interval.
+        num_resamples: bootstrap samples drawn.
+        seed: decides them.
+
+    Raises:
+        ValueError: no values, values that are not finite, or a confidence outside (0, 1).
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.ndim != 1 or sample.size == 0 or not np.isfinite(sample).all():
+        raise ValueError(f"values must be a list of one or more finite numbers, got {values!r}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
+    rng = np.random.default_rng(seed)
+    means = rng.choice(sample, (num_resamples, sample.size)).mean(axis=1)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)

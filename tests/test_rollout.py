@@ -1,0 +1,181 @@
+"""Rollout: every seed is played once, in parallel as alone. Saved policies, statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from sb3_contrib import RecurrentPPO
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.env_util import make_vec_env
+
+from agents.rollout import evaluate, make_parallel, rollout, unbatch_infos
+from agents.sb3 import SB3Policy, algorithm_of
+from agents.statistics import bootstrap_interval
+
+
+class Countdown(gymnasium.Env):
+    """Lasts 3 to 9 steps, drawn from the seed; action 1 pays what the info says it pays."""
+
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, size: int = 8) -> None:
+        self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.left = int(self.np_random.integers(3, 10))
+        self.pay = int(self.np_random.integers(1, 5))
+        return self.observe(), {"pay": self.pay, "nested": {"left": self.left}}
+
+    def observe(self) -> np.ndarray:
+        return np.full(self.observation_space.shape, self.left, np.uint8)
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.left -= 1
+        info = {"pay": self.pay, "nested": {"left": self.left}}
+        return self.observe(), float(action * self.pay), self.left == 0, False, info
+
+
+class Checker:
+    """Always acts 1, and holds every observation, start flag and info against the others."""
+
+    def __init__(self) -> None:
+        self.starts = 0
+
+    def act(
+        self,
+        observation: np.ndarray,
+        state: Any,
+        episode_start: np.ndarray,
+        infos: Sequence[Mapping[str, Any]] | None = None,
+    ) -> tuple[np.ndarray, Any]:
+        assert infos is not None
+        left = np.array([info["nested"]["left"] for info in infos])
+        np.testing.assert_array_equal(observation[:, 0, 0, 0], left)
+        if state is None:
+            assert episode_start.all()
+        else:
+            np.testing.assert_array_equal(left[~episode_start], state[~episode_start] - 1)
+        self.starts += int(episode_start.sum())
+        return np.ones(len(infos), np.int64), left
+
+
+def expected(seed: int) -> tuple[float, int]:
+    env = Countdown()
+    _, info = env.reset(seed=seed)
+    return float(info["pay"] * info["nested"]["left"]), info["nested"]["left"]
+
+
+def sync(n: int) -> SyncVectorEnv:
+    return SyncVectorEnv([Countdown] * n, autoreset_mode=AutoresetMode.DISABLED)
+
+
+@pytest.mark.parametrize(("num_envs", "num_seeds"), [(1, 3), (3, 3), (3, 10), (4, 2)])
+def test_every_seed_is_played_once(num_envs: int, num_seeds: int) -> None:
+    seeds = list(range(100, 100 + num_seeds))
+    steps: list[int] = []
+    results = rollout(Checker(), sync(num_envs), seeds, on_step=steps.append)
+    assert [r.seed for r in results] == seeds
+    assert [(r.episodic_return, r.length) for r in results] == [expected(s) for s in seeds]
+    assert all(r.terminated for r in results)
+    assert sum(steps) == sum(r.length for r in results)
+
+
+def test_processes_give_the_same_episodes() -> None:
+    seeds = list(range(5))
+    finished: list[int] = []
+    results = evaluate(
+        Checker(), Countdown, seeds, num_workers=2, on_episode=lambda r: finished.append(r.seed)
+    )
+    assert [(r.episodic_return, r.length) for r in results] == [expected(s) for s in seeds]
+    assert sorted(finished) == seeds
+
+
+def test_recorded_frames_are_those_of_the_episode() -> None:
+    results = rollout(Checker(), sync(2), [3, 4, 5], num_recorded=2)
+    for result in results[:2]:
+        assert result.frames is not None
+        countdown = np.arange(result.length, -1, -1)
+        np.testing.assert_array_equal(result.frames[:, 0, 0, 0], countdown)
+    assert results[2].frames is None
+
+
+def test_rollout_refuses_envs_that_reset_themselves_and_no_seeds() -> None:
+    with pytest.raises(ValueError, match="autoreset_mode"):
+        rollout(Checker(), SyncVectorEnv([Countdown]), [0])
+    with pytest.raises(ValueError, match="seeds are empty"):
+        rollout(Checker(), make_parallel(Countdown, 0), [])
+
+
+def test_unbatched_infos_leave_out_what_an_env_does_not_have() -> None:
+    infos = {
+        "pay": np.array([1, 0, 3]),
+        "_pay": np.array([True, False, True]),
+        "nested": {"left": np.array([0, 5, 0]), "_left": np.array([False, True, False])},
+        "_nested": np.array([False, True, False]),
+    }
+    assert unbatch_infos(infos, 3) == [{"pay": 1}, {"nested": {"left": 5}}, {"pay": 3}]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "policy"),
+    [(PPO, "CnnPolicy"), (A2C, "CnnPolicy"), (RecurrentPPO, "MlpLstmPolicy")],
+)
+def test_saved_sb3_models_are_recognised_and_keep_their_memory(
+    algorithm: Any, policy: str, tmp_path: Path
+) -> None:
+    env = make_vec_env(lambda: Countdown(36))
+    kwargs: dict[str, Any] = {"n_steps": 8}
+    if algorithm is not A2C:
+        kwargs["batch_size"] = 8
+    if policy == "MlpLstmPolicy":
+        kwargs["policy_kwargs"] = {"lstm_hidden_size": 8, "net_arch": [8]}
+    model = algorithm(policy, env, seed=0, device="cpu", **kwargs)
+    model.save(tmp_path / "policy")
+    path = tmp_path / "policy.zip"
+    assert algorithm_of(path) is algorithm
+
+    loaded = SB3Policy.load(path, deterministic=True)
+    observation = np.random.default_rng(0).integers(0, 256, (3, 36, 36, 3)).astype(np.uint8)
+    state, expected_state = None, None
+    starts = np.ones(3, bool)
+    for _ in range(3):
+        actions, state = loaded.act(observation, state, starts)
+        expected_actions, expected_state = model.predict(
+            observation, expected_state, starts, deterministic=True
+        )
+        np.testing.assert_array_equal(actions, expected_actions)
+        starts = np.zeros(3, bool)
+    assert (state is not None) == (algorithm is RecurrentPPO)
+
+
+def test_files_that_are_no_model_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"missing\.zip"):
+        SB3Policy.load(tmp_path / "missing.zip")
+    (tmp_path / "wrong.zip").write_text("not a zip")
+    with pytest.raises(ValueError, match=r"wrong\.zip is not a model"):
+        SB3Policy.load(tmp_path / "wrong.zip")
+
+
+def test_bootstrap_interval_covers_the_mean() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for trial in range(200):
+        low, high = bootstrap_interval(rng.normal(3, 2, 40), num_resamples=1000, seed=trial)
+        covered += low <= 3 <= high
+    assert 0.88 < covered / 200 < 0.99
+    assert bootstrap_interval([5.0, 5.0]) == (5.0, 5.0)
+
+
+@pytest.mark.parametrize("values", [[], [1.0, float("nan")], [[1.0]]])
+def test_bootstrap_interval_refuses_what_has_no_mean(values: Any) -> None:
+    with pytest.raises(ValueError, match="finite numbers"):
+        bootstrap_interval(values)
