@@ -113,7 +113,7 @@ class VoxelRenderer:
     def _trace(
         self, world: VoxelWorld, eye: tuple[float, float, float], directions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Find the first block on every ray: block, distance and axis of the face, each (h * w,)."""
+        """Find the first block on every ray: its kind, distance, and axis of the face."""
         flat = world.blocks.reshape(-1)
         side = world.config.side
         strides = np.array([1, side * side, side], np.int32)

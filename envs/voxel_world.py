@@ -1,8 +1,8 @@
 """A small deterministic voxel world with Minecraft's walking physics: the inside of the stand-in.
 
-This is not Minecraft and makes no attempt to look like it beyond what the tasks need: a heightmap of
-blocks with trees, gravity, collisions, jumping, breaking and placing of blocks. One tick is 1/20 s;
-speeds, jump height, drag and breaking times are those of the game's survival mode. The same seed
+This is not Minecraft and makes no attempt to look like it beyond what the tasks need: a heightmap
+of blocks with trees, gravity, collisions, jumping, breaking and placing of blocks. One tick is 1/20
+s; speeds, jump height, drag and breaking times are those of the game's survival mode. The same seed
 gives the same world, and the same commands then give the same states, bit for bit.
 
 Axes are Minecraft's: x east, y up, z south; yaw 0 faces south and grows clockwise; positive pitch
@@ -125,7 +125,7 @@ class VoxelWorld:
         area[(area == LOG) | (area == LEAVES)] = AIR
 
     def solid(self, x: int, y: int, z: int) -> bool:
-        """Whether a body can not be where this block is. Outside of the world everything is solid."""
+        """Whether a body can not be where this block is; outside everything is solid."""
         side = self.config.side
         if not (0 <= x < side and 0 <= z < side and y >= 0):
             return True
