@@ -1,0 +1,374 @@
+"""The dream as an environment: determinism, forks, single against batch, checkers, errors."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.error import ResetNeeded
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from tiny import NUM_ACTIONS, tiny_contexts, tiny_model
+
+import worldsim
+from worldsim.contexts import ContextBank
+from worldsim.dream import DreamEnv, DreamVectorEnv
+from worldsim.world_model import WorldModel
+
+
+@pytest.fixture(scope="module")
+def model() -> WorldModel:
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def bank(model: WorldModel) -> ContextBank:
+    return ContextBank.observe(model, *tiny_contexts(), batch_size=2)
+
+
+def make(model: WorldModel, bank: ContextBank, **options: Any) -> DreamEnv:
+    return DreamEnv(world_model=model, contexts=bank, **options)
+
+
+def make_batch(model: WorldModel, bank: ContextBank, n: int, **options: Any) -> DreamVectorEnv:
+    return DreamVectorEnv(n, world_model=model, contexts=bank, **options)
+
+
+def play(env: Any, actions: Any) -> list[tuple[Any, ...]]:
+    return [env.step(a)[:4] for a in actions]
+
+
+def assert_same(a: list[tuple[Any, ...]], b: list[tuple[Any, ...]]) -> None:
+    for step_a, step_b in zip(a, b, strict=True):
+        for value_a, value_b in zip(step_a, step_b, strict=True):
+            np.testing.assert_array_equal(value_a, value_b)
+
+
+def actions_for(n: int, shape: tuple[int, ...] = (), seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).integers(NUM_ACTIONS, size=(n, *shape))
+
+
+def test_bank_equals_contexts_observed_one_by_one(model: WorldModel, bank: ContextBank) -> None:
+    frames, actions = tiny_contexts()
+    for i in range(len(frames)):
+        state = model.initial_state(1)
+        for t in range(frames.shape[1]):
+            state = model.observe(
+                state,
+                torch.as_tensor(actions[i : i + 1, t : t + 1]),
+                torch.as_tensor(frames[i : i + 1, t : t + 1]),
+            )
+        torch.testing.assert_close(bank.states[i].features, state.features, atol=1e-4, rtol=1e-4)
+        assert bank.states[i].steps.item() == frames.shape[1]
+        np.testing.assert_array_equal(bank.frames[i], frames[i, -1])
+
+
+@pytest.mark.parametrize("obs", ["pixels", "features"])
+@pytest.mark.filterwarnings("error")
+def test_checkers_pass_without_a_warning(model: WorldModel, bank: ContextBank, obs: str) -> None:
+    options: dict[str, Any] = {"world_model": model, "contexts": bank, "obs": obs}
+    env = gymnasium.make("worldsim/Dream-v0", render_mode="rgb_array", **options)
+    check_env(env.unwrapped)
+    sb3_check_env(env.unwrapped, skip_render_check=False)
+
+
+def test_same_seed_and_actions_give_the_same_dream(model: WorldModel, bank: ContextBank) -> None:
+    env, actions = make(model, bank), actions_for(8)
+    first, _ = env.reset(seed=3)
+    trajectory = play(env, actions)
+    again, _ = env.reset(seed=3)
+    np.testing.assert_array_equal(first, again)
+    assert_same(trajectory, play(env, actions))
+    env.reset(seed=4, options={"context": 0})
+    other = play(env, actions)
+    assert any((a[0] != b[0]).any() for a, b in zip(trajectory, other, strict=True))
+
+
+def test_actions_matter(model: WorldModel, bank: ContextBank) -> None:
+    env = make(model, bank)
+    frames = set()
+    for action in range(NUM_ACTIONS):
+        env.reset(seed=0)
+        frames.add(env.step(action)[0].tobytes())
+    assert len(frames) == NUM_ACTIONS
+
+
+@pytest.mark.parametrize("obs", ["pixels", "features"])
+def test_batch_dreams_what_single_envs_dream(
+    model: WorldModel, bank: ContextBank, obs: str
+) -> None:
+    n, actions = 4, actions_for(7, (4,))
+    batch = make_batch(model, bank, n, obs=obs, horizon=3)
+    observations, infos = batch.reset(seed=10)
+    singles = [make(model, bank, obs=obs, horizon=3) for _ in range(n)]
+    starts = [env.reset(seed=10 + i) for i, env in enumerate(singles)]
+    np.testing.assert_array_equal(observations, np.stack([s[0] for s in starts]))
+    np.testing.assert_array_equal(infos["context"], [s[1]["context"] for s in starts])
+    ended = [False] * n
+    for a in actions:
+        observations, rewards, terminated, truncated, _ = batch.step(a)
+        for i, env in enumerate(singles):
+            if ended[i]:
+                expected = (env.reset()[0], 0.0, False, False)
+            else:
+                expected = env.step(a[i])[:4]
+            # One rounding step of a pixel; the batched products round differently.
+            np.testing.assert_allclose(
+                observations[i].astype(np.float64), expected[0], atol=1 if obs == "pixels" else 1e-3
+            )
+            np.testing.assert_allclose(rewards[i], expected[1], atol=1e-3)
+            assert (terminated[i], truncated[i]) == expected[2:]
+            ended[i] = bool(terminated[i] or truncated[i])
+
+
+def test_horizon_truncates_and_next_step_resets(model: WorldModel, bank: ContextBank) -> None:
+    batch = make_batch(model, bank, 2, horizon=2)
+    assert batch.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    batch.reset(seed=0)
+    a = np.zeros(2, np.int64)
+    assert not batch.step(a)[3].any()
+    assert batch.step(a)[3].all()
+    observations, rewards, terminated, truncated, infos = batch.step(a)
+    np.testing.assert_array_equal(observations, bank.frames[infos["context"]])
+    assert not rewards.any() and not terminated.any() and not truncated.any()
+
+
+def test_same_step_resets_and_keeps_the_final_observation(
+    model: WorldModel, bank: ContextBank
+) -> None:
+    actions = actions_for(3, (2,))
+    whole = make_batch(model, bank, 2, horizon=None)
+    whole.reset(seed=0)
+    expected = play(whole, actions)
+    batch = make_batch(model, bank, 2, horizon=3, autoreset_mode="SameStep")
+    batch.reset(seed=0)
+    play(batch, actions[:2])
+    observations, rewards, _, truncated, infos = batch.step(actions[2])
+    assert truncated.all()
+    np.testing.assert_array_equal(np.stack(infos["final_obs"]), expected[2][0])
+    np.testing.assert_array_equal(rewards, expected[2][1])
+    np.testing.assert_array_equal(observations, bank.frames[infos["context"]])
+
+
+def test_termination_ends_the_episode(bank: ContextBank) -> None:
+    doomed = tiny_model()
+    with torch.no_grad():
+        doomed.termination_head[-1].bias.fill_(50)  # type: ignore[union-attr, operator]
+    env = make(doomed, bank)
+    env.reset(seed=0)
+    assert env.step(0)[2:4] == (True, False)
+    with pytest.raises(ResetNeeded):
+        env.step(0)
+
+
+def test_only_masked_envs_are_reset(model: WorldModel, bank: ContextBank) -> None:
+    actions = actions_for(4, (3,))
+    untouched = make_batch(model, bank, 3, horizon=None)
+    untouched.reset(seed=0)
+    expected = play(untouched, actions)
+    batch = make_batch(model, bank, 3, horizon=None)
+    batch.reset(seed=0)
+    play(batch, actions[:2])
+    mask = np.array([False, True, False])
+    observations, _ = batch.reset(seed=[None, 9, None], options={"reset_mask": mask, "context": 4})
+    np.testing.assert_array_equal(observations[1], bank.frames[4])
+    for step, reference in zip(play(batch, actions[2:]), expected[2:], strict=True):
+        np.testing.assert_array_equal(step[0][~mask], reference[0][~mask])
+        assert (step[0][mask] != reference[0][mask]).any()
+    np.testing.assert_array_equal(batch.elapsed_steps, [4, 2, 4])
+
+
+def test_restored_snapshot_replays_identically(model: WorldModel, bank: ContextBank) -> None:
+    env, actions = make(model, bank, horizon=6), actions_for(3)
+    env.reset(seed=0)
+    play(env, actions)
+    snapshot = env.snapshot()
+    expected = play(env, actions)
+    after = env.reset()[0]
+    restored = env.restore(snapshot)
+    np.testing.assert_array_equal(restored, env.batch.frames[0])
+    assert_same(expected, play(env, actions))
+    np.testing.assert_array_equal(env.reset()[0], after)
+    fresh = make(model, bank, horizon=6)
+    fresh.restore(snapshot)
+    assert_same(expected, play(fresh, actions))
+
+
+def test_forks_do_not_touch_each_other(model: WorldModel, bank: ContextBank) -> None:
+    env, actions = make(model, bank), actions_for(4)
+    env.reset(seed=0)
+    play(env, actions)
+    snapshot = env.snapshot()
+    before = snapshot.state.clone()
+    expected = play(env, actions)
+
+    forks = make_batch(model, bank, NUM_ACTIONS)
+    forks.restore(snapshot.repeat(NUM_ACTIONS))
+    forks.step(np.arange(NUM_ACTIONS))
+    forks.reset(options={"reset_mask": np.arange(NUM_ACTIONS) == 2})
+    torch.testing.assert_close(snapshot.state.features, before.features, atol=0, rtol=0)
+    for name, value in before.memory.items():
+        torch.testing.assert_close(snapshot.state.memory[name], value, atol=0, rtol=0)
+    env.restore(snapshot)
+    assert_same(expected, play(env, actions))
+
+
+def test_forks_share_noise_unless_given_seeds(model: WorldModel, bank: ContextBank) -> None:
+    env, forks = make(model, bank), make_batch(model, bank, 3)
+    env.reset(seed=0)
+    snapshot = env.snapshot()
+    same = np.zeros(3, np.int64)
+    forks.restore(snapshot.repeat(3))
+    frames = forks.step(same)[0]
+    assert (frames == frames[:1]).all()
+    forks.restore(snapshot.repeat(3, seed=7))
+    frames = forks.step(same)[0]
+    assert (frames[0] != frames[1]).any() and (frames[1] != frames[2]).any()
+
+
+def test_state_does_not_grow(model: WorldModel, bank: ContextBank) -> None:
+    batch = make_batch(model, bank, 2, horizon=None, obs="features")
+    batch.reset(seed=0)
+    sizes = set()
+    for _ in range(200):
+        batch.step(np.zeros(2, np.int64))
+        assert batch.state is not None
+        sizes.add(batch.state.nbytes)
+    assert len(sizes) == 1
+
+
+def test_render_enlarges_what_was_dreamed(model: WorldModel, bank: ContextBank) -> None:
+    env = make(model, bank, render_mode="rgb_array", render_size=192, render_fps=7)
+    env.reset(seed=0)
+    frame = env.step(1)[0]
+    rendered = env.render()
+    assert rendered is not None and rendered.shape == (192, 192, 3)
+    np.testing.assert_array_equal(rendered[1::3, 1::3], frame)
+    assert env.metadata["render_fps"] == 7
+    features = make(model, bank, obs="features", render_mode="rgb_array")
+    features.reset(seed=0)
+    features.step(1)
+    np.testing.assert_array_equal(features.render(), frame)
+
+
+def test_make_vec_makes_one_batch(model: WorldModel, bank: ContextBank) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        batch = gymnasium.make_vec(
+            "worldsim/Dream-v0", num_envs=3, world_model=model, contexts=bank, horizon=5
+        )
+    assert isinstance(batch, DreamVectorEnv) and batch.num_envs == 3
+    observations, _ = batch.reset(seed=0)
+    assert observations in batch.observation_space
+    for _ in range(6):
+        observations = batch.step(batch.action_space.sample())[0]
+        assert observations in batch.observation_space
+    batch.close()
+
+
+def test_video_is_recorded(model: WorldModel, bank: ContextBank, tmp_path: Path) -> None:
+    pytest.importorskip("moviepy")
+    env: gymnasium.Env = make(model, bank, horizon=4, render_mode="rgb_array", render_size=128)
+    env = gymnasium.wrappers.RecordVideo(env, str(tmp_path / "videos"), lambda _: True)
+    env.reset(seed=0)
+    for _ in range(4):
+        env.step(0)
+    env.close()
+    assert list(tmp_path.glob("videos/*.mp4"))
+
+
+def test_fewer_denoising_steps_change_the_dream(model: WorldModel, bank: ContextBank) -> None:
+    frames = []
+    for steps in (1, 4):
+        env = make(model, bank, num_denoising_steps=steps)
+        env.reset(seed=0)
+        frames.append(env.step(0)[0])
+    assert (frames[0] != frames[1]).any()
+
+
+@pytest.mark.parametrize(
+    ("action", "error", "message"),
+    [
+        (6, ValueError, r"\[0, 6\), got 6"),
+        (-1, ValueError, r"\[0, 6\), got -1"),
+        (1.0, TypeError, "integers, got float64"),
+        ("left", TypeError, "integers"),
+        (True, TypeError, "integers, got bool"),
+        (np.array([1]), ValueError, "one integer"),
+    ],
+)
+def test_wrong_actions_are_named(
+    model: WorldModel, bank: ContextBank, action: Any, error: type[Exception], message: str
+) -> None:
+    env = make(model, bank)
+    env.reset(seed=0)
+    with pytest.raises(error, match=message):
+        env.step(action)
+
+
+def test_wrong_batches_of_actions_are_named(model: WorldModel, bank: ContextBank) -> None:
+    batch = make_batch(model, bank, 3)
+    batch.reset(seed=0)
+    with pytest.raises(ValueError, match=r"shape \(3,\), got \(2,\)"):
+        batch.step(np.zeros(2, np.int64))
+    with pytest.raises(TypeError, match="integers, got float32"):
+        batch.step(np.zeros(3, np.float32))
+    with pytest.raises(ValueError, match="got 17"):
+        batch.step(np.array([0, 17, 0]))
+
+
+@pytest.mark.parametrize("context", [5, -1, 99])
+def test_unknown_contexts_are_named(model: WorldModel, bank: ContextBank, context: int) -> None:
+    with pytest.raises(IndexError, match=f"context {context} .* 5 contexts"):
+        make(model, bank).reset(options={"context": context})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"horizon": 0}, "horizon .* got 0"),
+        ({"obs": "sound"}, "got 'sound'"),
+        ({"render_mode": "human"}, "got 'human'"),
+        ({"render_size": 100}, "multiple of the frame height 64, got 100"),
+        ({"num_denoising_steps": 0}, "got 0"),
+        ({"num_envs": 0}, "num_envs .* got 0"),
+    ],
+)
+def test_wrong_options_are_named(
+    model: WorldModel, bank: ContextBank, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        DreamVectorEnv(world_model=model, contexts=bank, **options)
+
+
+def test_wrong_contexts_are_named(model: WorldModel) -> None:
+    frames, actions = tiny_contexts()
+    with pytest.raises(ValueError, match="float32"):
+        make(model, (frames.astype(np.float32), actions))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"\(5, 6, 32, 64, 3\)"):
+        make(model, (frames[:, :, ::2], actions))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"shape \(5, 6\), got int64 of shape \(5, 5\)"):
+        make(model, (frames, actions[:, 1:]))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="values from 0 to 7"):
+        make(model, (frames, actions % 2 * 7))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="world_model is an object"):
+        make(model, None)  # type: ignore[arg-type]
+
+
+def test_steps_need_a_reset_first(model: WorldModel, bank: ContextBank) -> None:
+    with pytest.raises(ResetNeeded):
+        make(model, bank).step(0)
+    with pytest.raises(ResetNeeded):
+        make(model, bank).snapshot()
+
+
+def test_unknown_world_model_is_named() -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match="no-such-model"):
+        gymnasium.make("worldsim/Dream-v0", world_model="no-such-model")
+    assert "worldsim/Dream-v0" in gymnasium.registry and worldsim.__doc__

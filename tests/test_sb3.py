@@ -1,0 +1,141 @@
+"""SB3 over the batched dream: its contract, its monitor, and learning through it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import TimeLimit
+from sb3_contrib import RecurrentPPO
+from stable_baselines3 import PPO
+from stable_baselines3.common.envs import IdentityEnv
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+from tiny import tiny_contexts, tiny_model
+
+from agents.sb3 import BatchedVecEnv
+from worldsim.contexts import ContextBank
+from worldsim.dream import DreamEnv, DreamVectorEnv
+from worldsim.world_model import WorldModel
+
+
+@pytest.fixture(scope="module")
+def model() -> WorldModel:
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def bank(model: WorldModel) -> ContextBank:
+    return ContextBank.observe(model, *tiny_contexts())
+
+
+def make(model: WorldModel, bank: ContextBank, n: int, **options: Any) -> BatchedVecEnv:
+    options = {"horizon": 4, "autoreset_mode": "SameStep"} | options
+    return BatchedVecEnv(DreamVectorEnv(n, world_model=model, contexts=bank, **options))
+
+
+def test_batch_behaves_as_separate_envs_do(model: WorldModel, bank: ContextBank) -> None:
+    n = 3
+    batch = make(model, bank, n)
+    separate = DummyVecEnv([lambda: DreamEnv(world_model=model, contexts=bank, horizon=4)] * n)
+    batch.seed(5)
+    separate.seed(5)
+    np.testing.assert_array_equal(batch.reset(), separate.reset())
+    assert batch.reset_infos == separate.reset_infos
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        actions = rng.integers(6, size=n)
+        observations, rewards, dones, infos = batch.step(actions)
+        expected = separate.step(actions)
+        # One rounding step of a pixel: batched products round differently.
+        np.testing.assert_allclose(observations.astype(float), expected[0].astype(float), atol=1)
+        np.testing.assert_allclose(rewards, expected[1], atol=1e-3)
+        np.testing.assert_array_equal(dones, expected[2])
+        assert rewards.dtype == expected[1].dtype
+        assert batch.reset_infos == separate.reset_infos
+        for info, expected_info in zip(infos, expected[3], strict=True):
+            assert info.keys() == expected_info.keys()
+            assert info["TimeLimit.truncated"] == expected_info["TimeLimit.truncated"]
+            if "terminal_observation" in info:
+                np.testing.assert_allclose(
+                    info["terminal_observation"].astype(float),
+                    expected_info["terminal_observation"].astype(float),
+                    atol=1,
+                )
+
+
+def test_monitor_counts_dreamed_episodes(model: WorldModel, bank: ContextBank) -> None:
+    env = VecMonitor(make(model, bank, 2))
+    env.reset()
+    total = np.zeros(2, np.float32)
+    for step in range(4):
+        _, rewards, dones, infos = env.step(np.full(2, step))
+        total += rewards
+    assert dones.all()
+    np.testing.assert_allclose([i["episode"]["r"] for i in infos], total, rtol=1e-5)
+    assert [i["episode"]["l"] for i in infos] == [4, 4]
+
+
+def test_render_tiles_the_envs(model: WorldModel, bank: ContextBank) -> None:
+    env = make(model, bank, 4, render_mode="rgb_array")
+    env.reset()
+    assert env.render_mode == "rgb_array"
+    image = env.render()
+    assert image is not None and image.shape == (128, 128, 3)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("algorithm", "policy", "obs"),
+    [
+        (PPO, "CnnPolicy", "pixels"),
+        (PPO, "MlpPolicy", "features"),
+        (RecurrentPPO, "CnnLstmPolicy", "pixels"),
+    ],
+)
+def test_algorithms_run_on_the_dream(
+    model: WorldModel, bank: ContextBank, algorithm: Any, policy: str, obs: str
+) -> None:
+    env = VecMonitor(make(model, bank, 2, obs=obs))
+    agent = algorithm(policy, env, n_steps=8, batch_size=8, n_epochs=1, device="cpu", seed=0)
+    agent.learn(32)
+    assert agent.num_timesteps == 32
+    returns, lengths = evaluate_policy(agent, env, n_eval_episodes=2, return_episode_rewards=True)
+    assert np.isfinite(returns).all() and lengths == [4, 4]
+
+
+def test_an_identity_env_is_learned_through_the_bridge() -> None:
+    envs = SyncVectorEnv(
+        [lambda: TimeLimit(IdentityEnv(dim=2, ep_length=20), 20)] * 4,
+        autoreset_mode=AutoresetMode.SAME_STEP,
+    )
+    agent = PPO(
+        "MlpPolicy",
+        VecMonitor(BatchedVecEnv(envs)),
+        n_steps=32,
+        batch_size=32,
+        learning_rate=3e-3,
+        device="cpu",
+        seed=0,
+    )
+    agent.learn(4000)
+    mean, _ = evaluate_policy(agent, agent.get_env(), n_eval_episodes=4)
+    assert mean > 18
+
+
+def test_other_autoreset_modes_are_refused(model: WorldModel, bank: ContextBank) -> None:
+    with pytest.raises(ValueError, match="'SameStep', this one has 'NextStep'"):
+        make(model, bank, 2, autoreset_mode="NextStep")
+
+
+def test_methods_of_single_envs_are_refused(model: WorldModel, bank: ContextBank) -> None:
+    env = make(model, bank, 2)
+    with pytest.raises(NotImplementedError, match=r"\.env\.snapshot\(\)"):
+        env.env_method("snapshot")
+    assert env.get_attr("horizon") == [4, 4]
+    with pytest.raises(ValueError, match="some envs only"):
+        env.set_attr("horizon", 5, indices=[0])
+    env.set_attr("horizon", 5)
+    assert env.env.horizon == 5  # type: ignore[attr-defined]

@@ -1,0 +1,58 @@
+"""A world model small enough to dream hundreds of steps in a second, with random weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from worldsim.backbone import BlockSSMConfig
+from worldsim.contexts import ContextArrays
+from worldsim.tokenizer import TokenizerConfig
+from worldsim.world_model import WorldModel, WorldModelConfig
+
+NUM_ACTIONS = 6
+
+
+def tiny_config(num_actions: int = NUM_ACTIONS) -> WorldModelConfig:
+    """Frames (64, 64, 3), 2 x 2 tokens, two layers."""
+    return WorldModelConfig(
+        num_actions=num_actions,
+        tokenizer=TokenizerConfig(
+            frame_shape=(64, 64, 3), patch_size=32, channels=(16,), latent_channels=8
+        ),
+        backbone=BlockSSMConfig(
+            d_model=32,
+            num_layers=2,
+            block_sizes=(1, 2),
+            window=4,
+            head_dim=16,
+            d_state=8,
+            mlp_ratio=2,
+            chunk_size=8,
+        ),
+        num_denoising_steps=2,
+    )
+
+
+def tiny_model(seed: int = 0, num_actions: int = NUM_ACTIONS) -> WorldModel:
+    """A model whose dreams depend on everything: no weight is left at zero."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = WorldModel(tiny_config(num_actions))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if not parameter.any() and not name.startswith("termination_head"):
+                    parameter.normal_(std=0.3)
+    return model.eval()
+
+
+def tiny_contexts(
+    n: int = 5, length: int = 6, seed: int = 0, num_actions: int = NUM_ACTIONS
+) -> ContextArrays:
+    """Smooth random frames and random actions, each from the start of an episode."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (n, length, 8, 8, 3)).astype(np.uint8)
+    frames = coarse.repeat(8, axis=2).repeat(8, axis=3)
+    actions = rng.integers(num_actions, size=(n, length))
+    actions[:, 0] = num_actions
+    return ContextArrays(frames, actions)

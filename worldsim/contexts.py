@@ -1,0 +1,171 @@
+"""Where dreams start: stretches of real episodes that the model has observed.
+
+A world model's state has constant size, so the states of many contexts are observed once, in
+parallel form, and kept in a bank. Starting a dream is then a gather.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+
+from worldsim.checkpoint import load_contexts
+from worldsim.episodes import EpisodeDataset
+from worldsim.state import WorldState
+from worldsim.world_model import WorldModel
+
+
+class ContextArrays(NamedTuple):
+    """n stretches of m frames each."""
+
+    frames: np.ndarray
+    """(n, m, h, w, c) uint8."""
+    actions: np.ndarray
+    """(n, m) integers; `actions[:, i]` led to `frames[:, i]`, the first of them from before the
+    stretch, or the model's `no_action` where the stretch begins an episode."""
+
+
+class ContextBank:
+    """States of observed contexts, with the last frame of each.
+
+    Args:
+        states: the model's state after each context, a batch of n.
+        frames: last frame of each context, (n, h, w, c) uint8.
+    """
+
+    def __init__(self, states: WorldState, frames: np.ndarray) -> None:
+        if states.batch_size != len(frames):
+            raise ValueError(f"{states.batch_size} states do not match {len(frames)} frames")
+        self.states = states
+        self.frames = frames
+
+    @classmethod
+    @torch.no_grad()
+    def observe(
+        cls, model: WorldModel, frames: np.ndarray, actions: np.ndarray, *, batch_size: int = 8
+    ) -> ContextBank:
+        """Let the model observe contexts.
+
+        Args:
+            model: the world model; states stay on its device.
+            frames: (n, m, h, w, c) uint8, the frame shape of the model.
+            actions: (n, m) integers, see `ContextArrays`.
+            batch_size: contexts observed at once.
+
+        Raises:
+            ValueError: no context, or arrays whose shape, dtype or values the model cannot read.
+        """
+        frames, actions = np.asarray(frames), np.asarray(actions)
+        _check(model, frames, actions)
+        device = next(model.parameters()).device
+        states = []
+        for start in range(0, len(frames), batch_size):
+            part = slice(start, start + batch_size)
+            batch = torch.as_tensor(frames[part], device=device)
+            led = torch.as_tensor(actions[part].astype(np.int64), device=device)
+            states.append(model.observe(model.initial_state(len(batch)), led, batch))
+        return cls(WorldState.cat(states), frames[:, -1].copy())
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def gather(self, indices: np.ndarray) -> tuple[WorldState, np.ndarray]:
+        """States (b) and last frames (b, h, w, c) of the contexts at indices (b,).
+
+        Raises:
+            IndexError: an index is outside the bank.
+        """
+        for index in indices.tolist():
+            if not 0 <= index < len(self):
+                raise IndexError(f"context {index} is not in this bank of {len(self)} contexts")
+        rows = torch.as_tensor(indices, device=self.states.device)
+        return self.states[rows], self.frames[indices]
+
+
+def sample_contexts(
+    dataset: str | Path | EpisodeDataset, num_contexts: int, context_length: int, *, seed: int = 0
+) -> ContextArrays:
+    """Draw stretches of recorded episodes, uniformly over all that are long enough.
+
+    Args:
+        dataset: episodes, or the id or path of a dataset.
+        num_contexts: stretches drawn.
+        context_length: frames in each of them.
+        seed: decides which.
+
+    Raises:
+        FileNotFoundError: there is no such dataset.
+        ValueError: no episode is that long.
+    """
+    if not isinstance(dataset, EpisodeDataset):
+        dataset = EpisodeDataset(dataset)
+    rng = np.random.default_rng(seed)
+    segments = dataset.sample_segments(num_contexts, context_length, rng)
+    return ContextArrays(segments.frames, segments.actions)
+
+
+Contexts: TypeAlias = ContextBank | ContextArrays | tuple[np.ndarray, np.ndarray] | str | Path
+
+
+def open_contexts(
+    model: WorldModel,
+    contexts: Contexts | None,
+    *,
+    world_model: str | Path | None = None,
+    num_contexts: int = 64,
+    context_length: int = 128,
+    seed: int = 0,
+) -> ContextBank:
+    """Turn whatever names contexts into a bank.
+
+    Args:
+        model: the world model that observes them.
+        contexts: a bank, taken as it is; arrays (frames, actions), all of them observed; the id or
+            path of a dataset, of which `num_contexts` stretches of `context_length` frames are
+            drawn; or None for the contexts that ship with `world_model`.
+        world_model: name or directory of the checkpoint that the model came from.
+        num_contexts: stretches drawn from a dataset.
+        context_length: frames in each of them.
+        seed: decides which stretches are drawn.
+
+    Raises:
+        ValueError: there is nothing to start from.
+    """
+    if isinstance(contexts, ContextBank):
+        return contexts
+    if contexts is None:
+        if world_model is None:
+            raise ValueError(
+                "contexts=None means those shipped with a checkpoint, but world_model is an "
+                "object and not a name or path: pass contexts= arrays, a dataset or a ContextBank"
+            )
+        frames, actions = load_contexts(world_model)
+    elif isinstance(contexts, str | Path):
+        frames, actions = sample_contexts(contexts, num_contexts, context_length, seed=seed)
+    else:
+        frames, actions = contexts
+    return ContextBank.observe(model, frames, actions)
+
+
+def _check(model: WorldModel, frames: np.ndarray, actions: np.ndarray) -> None:
+    shape = tuple(model.config.frame_shape)
+    if frames.ndim != 5 or frames.shape[2:] != shape or frames.dtype != np.uint8:
+        raise ValueError(
+            f"context frames must be uint8 of shape (n, m, {', '.join(map(str, shape))}), "
+            f"got {frames.dtype} of shape {frames.shape}"
+        )
+    if 0 in frames.shape:
+        raise ValueError(f"contexts are empty: frames of shape {frames.shape}")
+    if actions.shape != frames.shape[:2] or not np.issubdtype(actions.dtype, np.integer):
+        raise ValueError(
+            f"context actions must be integers of shape {frames.shape[:2]}, "
+            f"got {actions.dtype} of shape {actions.shape}"
+        )
+    if actions.min() < 0 or actions.max() > model.no_action:
+        raise ValueError(
+            f"context actions must lie in [0, {model.no_action}] ({model.no_action} for none), "
+            f"got values from {actions.min()} to {actions.max()}"
+        )

@@ -1,0 +1,433 @@
+"""The dream as an environment: every step is imagined by a world model.
+
+`DreamVectorEnv` dreams many episodes as one batch and `DreamEnv` is a batch of one, so the two
+cannot drift apart. Each env has its own random stream, which chooses its contexts and draws the
+noise that its frames are sampled from: env i of a batch seeded with s dreams what a single env
+seeded with s + i dreams, up to rounding.
+
+    env = gymnasium.make("worldsim/Dream-v0", world_model="memory-maze-9x9", horizon=64)
+    envs = gymnasium.make_vec("worldsim/Dream-v0", num_envs=32, world_model="memory-maze-9x9")
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.error import ResetNeeded
+from gymnasium.utils.seeding import np_random
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from worldsim.checkpoint import load
+from worldsim.contexts import Contexts, open_contexts
+from worldsim.snapshot import DreamSnapshot
+from worldsim.state import WorldState
+from worldsim.world_model import WorldModel
+
+
+class DreamVectorEnv(VectorEnv):
+    """A batch of dreams.
+
+    Args:
+        num_envs: dreams in the batch.
+        world_model: name of a shipped model, a checkpoint directory, or a model.
+        contexts: where dreams start, see `worldsim.contexts.open_contexts`. None: the contexts
+            shipped with the checkpoint.
+        horizon: steps after which an episode is truncated; None: never.
+        obs: what the agent sees: "pixels", the frames (h, w, c) uint8, or "features", the model's
+            own memory read-out (d,) float32.
+        render_mode: None or "rgb_array".
+        render_size: height of the rendered frames, a multiple of the frame's own; None: as dreamed.
+        render_fps: frames per second of a recorded video.
+        autoreset_mode: what happens to an env whose episode has ended, see Gymnasium.
+        num_denoising_steps: steps of the sampler for each frame; None: the model's own.
+        device: where the model is moved; None: where it is (the CPU, when loaded by name).
+        num_contexts: contexts drawn, when `contexts` is a dataset.
+        context_length: frames in each of them.
+
+    Raises:
+        ValueError: an argument has no meaning; the message names it.
+    """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012
+        "render_modes": ["rgb_array"],
+        "render_fps": 4,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        world_model: str | Path | WorldModel,
+        contexts: Contexts | None = None,
+        horizon: int | None = 64,
+        obs: Literal["pixels", "features"] = "pixels",
+        render_mode: str | None = None,
+        render_size: int | None = None,
+        render_fps: int = 4,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        num_denoising_steps: int | None = None,
+        device: str | torch.device | None = None,
+        num_contexts: int = 64,
+        context_length: int = 128,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        if horizon is not None and horizon < 1:
+            raise ValueError(f"horizon must be at least 1 or None, got {horizon}")
+        if obs not in ("pixels", "features"):
+            raise ValueError(f"obs must be 'pixels' or 'features', got {obs!r}")
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
+        if num_denoising_steps is not None and num_denoising_steps < 1:
+            raise ValueError(f"num_denoising_steps must be at least 1, got {num_denoising_steps}")
+
+        name = None if isinstance(world_model, WorldModel) else world_model
+        model = load(name, device=str(device or "cpu")) if name is not None else world_model
+        assert isinstance(model, WorldModel)
+        if device is not None:
+            model.to(device)
+        self.model = model.eval()
+        self.bank = open_contexts(
+            model,
+            contexts,
+            world_model=name,
+            num_contexts=num_contexts,
+            context_length=context_length,
+        )
+
+        height, width, channels = model.config.frame_shape
+        if render_size is not None and (render_size < 1 or render_size % height != 0):
+            raise ValueError(
+                f"render_size must be a multiple of the frame height {height}, got {render_size}"
+            )
+        self.num_envs = num_envs
+        self.horizon = horizon
+        self.obs = obs
+        self.render_mode = render_mode
+        self.render_scale = 1 if render_size is None else render_size // height
+        self.num_denoising_steps = num_denoising_steps
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = self.metadata | {
+            "render_fps": render_fps,
+            "autoreset_mode": self.autoreset_mode,
+        }
+        self.single_action_space = gymnasium.spaces.Discrete(model.config.num_actions)
+        self.single_observation_space = gymnasium.spaces.Box(
+            0, 255, (height, width, channels), np.uint8
+        )
+        if obs == "features":
+            limit = np.finfo(np.float32).max
+            self.single_observation_space = gymnasium.spaces.Box(
+                -limit, limit, (model.config.num_features,), np.float32
+            )
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+
+        self.generators = [np_random()[0] for _ in range(num_envs)]
+        self.state: WorldState | None = None
+        self.frames = np.zeros((num_envs, height, width, channels), np.uint8)
+        self.elapsed_steps = np.zeros(num_envs, np.int64)
+        self._ended = np.ones(num_envs, bool)
+
+    @property
+    def device(self) -> torch.device:
+        return self.bank.states.device
+
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start new dreams from contexts that each env's random stream chooses.
+
+        Args:
+            seed: s seeds env i with s + i; a sequence gives each its own; None goes on drawing.
+            options: "context": index into the bank, one for all envs or one each, instead of a
+                random choice; "reset_mask": (num_envs,) bool, the envs to reset (all by default).
+
+        Returns:
+            Observations, and infos with the "context" (num_envs,) of the envs that were reset.
+
+        Raises:
+            IndexError: a context is not in the bank.
+            ValueError: a seed, mask or context for another number of envs.
+        """
+        options = options or {}
+        mask = np.ones(self.num_envs, bool)
+        if options.get("reset_mask") is not None:
+            mask = np.asarray(options["reset_mask"])
+        if mask.shape != (self.num_envs,) or mask.dtype != bool or not mask.any():
+            raise ValueError(
+                f"reset_mask must be ({self.num_envs},) bool with a true entry, "
+                f"got {mask.dtype} {mask.tolist()}"
+            )
+        if self.state is None and not mask.all():
+            raise ResetNeeded("the first reset must be of all envs, without a reset_mask")
+        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
+        if seeds is not None:
+            if len(seeds) != self.num_envs:
+                raise ValueError(f"{len(seeds)} seeds do not match {self.num_envs} envs")
+            for i, (one_seed, chosen) in enumerate(zip(seeds, mask, strict=True)):
+                if chosen and one_seed is not None:
+                    self.generators[i] = np_random(one_seed)[0]
+        infos = self._start(mask, options.get("context"))
+        return self._observe(), infos
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Dream one step in every env.
+
+        Args:
+            actions: (num_envs,) integers in [0, num_actions).
+
+        Returns:
+            Observations, rewards (num_envs,) float32, terminated and truncated (num_envs,) bool,
+            infos.
+
+        Raises:
+            TypeError: actions are not integers.
+            ValueError: actions of another shape, or outside the action space.
+            ResetNeeded: no reset yet, or an episode has ended and autoreset is disabled.
+        """
+        actions = self._check_actions(actions)
+        if self.state is None:
+            raise ResetNeeded("step was called before reset")
+        waiting = self._ended.copy()
+        if waiting.any() and self.autoreset_mode is not AutoresetMode.NEXT_STEP:
+            raise ResetNeeded(f"the episodes of envs {np.flatnonzero(waiting).tolist()} have ended")
+
+        rewards = np.zeros(self.num_envs, np.float32)
+        terminated, truncated = np.zeros((2, self.num_envs), bool)
+        infos: dict[str, Any] = {}
+        if not waiting.all():
+            # Envs that wait for their reset are dreamed along, so that the batch keeps its shape;
+            # their stream is not drawn from, and what they dreamed is dropped below.
+            dream_rewards, dream_terminated = self._imagine(actions, ~waiting)
+            self.elapsed_steps += ~waiting
+            rewards[~waiting] = dream_rewards[~waiting]
+            terminated = dream_terminated & ~waiting
+            if self.horizon is not None:
+                truncated = (self.elapsed_steps >= self.horizon) & ~waiting
+        self._ended = terminated | truncated
+        if waiting.any():
+            infos = self._start(waiting)
+        elif self._ended.any() and self.autoreset_mode is AutoresetMode.SAME_STEP:
+            ended, last = self._ended.copy(), self._observe()
+            infos = self._start(ended)
+            infos |= {
+                "final_obs": _masked_objects(last, ended),
+                "_final_obs": ended,
+                "final_info": {},
+                "_final_info": ended.copy(),
+            }
+        return self._observe(), rewards, terminated, truncated, infos
+
+    def snapshot(self) -> DreamSnapshot:
+        """Return everything that decides how the dreams go on.
+
+        Raises:
+            ResetNeeded: no dream has begun.
+        """
+        if self.state is None:
+            raise ResetNeeded("snapshot was called before reset")
+        return DreamSnapshot(
+            state=self.state,
+            frames=self.frames.copy(),
+            elapsed_steps=self.elapsed_steps.copy(),
+            ended=self._ended.copy(),
+            generator_states=tuple(
+                copy.deepcopy(dict(g.bit_generator.state)) for g in self.generators
+            ),
+        )
+
+    def restore(self, snapshot: DreamSnapshot) -> np.ndarray:
+        """Go on from a snapshot, of this or another dream of the same model.
+
+        Returns:
+            The observations at that moment.
+
+        Raises:
+            ValueError: the snapshot holds another number of dreams.
+        """
+        if len(snapshot) != self.num_envs:
+            raise ValueError(f"a snapshot of {len(snapshot)} dreams for {self.num_envs} envs")
+        self.state = snapshot.state.to(self.device)
+        self.frames = snapshot.frames.copy()
+        self.elapsed_steps = snapshot.elapsed_steps.copy()
+        self._ended = snapshot.ended.copy()
+        for generator, state in zip(self.generators, snapshot.generator_states, strict=True):
+            generator.bit_generator.state = copy.deepcopy(state)
+        return self._observe()
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """Return the current frame of every env, (render_size, ..., c) uint8."""
+        if self.render_mode is None:
+            return None
+        scaled = self.frames.repeat(self.render_scale, axis=1).repeat(self.render_scale, axis=2)
+        return tuple(scaled)
+
+    @torch.no_grad()
+    def _imagine(self, actions: np.ndarray, drawing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        assert self.state is not None
+        noise = np.zeros((self.num_envs, *self.model.noise_shape), np.float32)
+        for i in np.flatnonzero(drawing):
+            self.generators[i].standard_normal(out=noise[i], dtype=np.float32)
+        dream = self.model.imagine(
+            self.state,
+            torch.as_tensor(actions, device=self.device),
+            noise=torch.as_tensor(noise, device=self.device),
+            num_denoising_steps=self.num_denoising_steps,
+            decode=self._shows_frames,
+        )
+        self.state = dream.state
+        if self._shows_frames:
+            self.frames = dream.frame.cpu().numpy()
+        return dream.reward.cpu().numpy(), dream.terminated.cpu().numpy()
+
+    @property
+    def _shows_frames(self) -> bool:
+        return self.obs == "pixels" or self.render_mode is not None
+
+    def _start(self, mask: np.ndarray, contexts: Any = None) -> dict[str, Any]:
+        """Put the envs under the mask at the end of a context; return their infos."""
+        indices = np.zeros(self.num_envs, np.int64)
+        if contexts is not None:
+            given = np.asarray(contexts)
+            if not np.issubdtype(given.dtype, np.integer) or given.shape not in (
+                (),
+                (self.num_envs,),
+            ):
+                raise ValueError(
+                    f"options['context'] must be an integer or {self.num_envs} of them, "
+                    f"got {contexts!r}"
+                )
+            indices[mask] = np.broadcast_to(given, self.num_envs)[mask]
+        else:
+            for i in np.flatnonzero(mask):
+                indices[i] = self.generators[i].integers(len(self.bank))
+        state, frames = self.bank.gather(indices)
+        if self.state is not None and not mask.all():
+            state = state.where(torch.as_tensor(mask, device=self.device), self.state)
+        self.state = state
+        self.frames = np.where(mask[:, None, None, None], frames, self.frames)
+        self.elapsed_steps = np.where(mask, 0, self.elapsed_steps)
+        self._ended = self._ended & ~mask
+        return {"context": indices, "_context": mask.copy()}
+
+    def _observe(self) -> np.ndarray:
+        if self.obs == "pixels":
+            return self.frames.copy()
+        assert self.state is not None
+        return self.state.features.float().cpu().numpy().copy()
+
+    def _check_actions(self, actions: Any) -> np.ndarray:
+        actions = np.asarray(actions)
+        if not np.issubdtype(actions.dtype, np.integer):
+            raise TypeError(f"actions must be integers, got {actions.dtype}: {actions.tolist()}")
+        if actions.shape != (self.num_envs,):
+            raise ValueError(f"actions must have shape ({self.num_envs},), got {actions.shape}")
+        num_actions = self.model.config.num_actions
+        wrong = actions[(actions < 0) | (actions >= num_actions)]
+        if wrong.size:
+            raise ValueError(f"actions must lie in [0, {num_actions}), got {wrong[0]}")
+        return actions.astype(np.int64)
+
+
+class DreamEnv(gymnasium.Env):
+    """One dream. See `DreamVectorEnv`, which it is a batch of one of, for the arguments.
+
+    Args:
+        world_model: name of a shipped model, a checkpoint directory, or a model.
+        contexts: where dreams start.
+        **options: `horizon`, `obs`, `render_mode` and the other options of `DreamVectorEnv`.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012
+
+    def __init__(
+        self,
+        *,
+        world_model: str | Path | WorldModel,
+        contexts: Contexts | None = None,
+        render_mode: str | None = None,
+        **options: Any,
+    ) -> None:
+        self.batch = DreamVectorEnv(
+            world_model=world_model,
+            contexts=contexts,
+            render_mode=render_mode,
+            autoreset_mode=AutoresetMode.DISABLED,
+            **options,
+        )
+        self.action_space = self.batch.single_action_space
+        self.observation_space = self.batch.single_observation_space
+        self.render_mode = render_mode
+        self.metadata = self.metadata | {"render_fps": self.batch.metadata["render_fps"]}
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start a new dream from a context that the random stream chooses.
+
+        Args:
+            seed: restarts the random stream.
+            options: "context": index into the bank, instead of a random choice.
+
+        Returns:
+            The last frame of the context (or its features), and an info with its "context".
+
+        Raises:
+            IndexError: the context is not in the bank.
+        """
+        super().reset(seed=seed)
+        # One stream: what Gymnasium seeds is what the dream draws from.
+        self.batch.generators[0] = self.np_random
+        observations, infos = self.batch.reset(options=options)
+        return observations[0], {"context": int(infos["context"][0])}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Dream one step.
+
+        Raises:
+            TypeError: the action is not an integer.
+            ValueError: the action is not one number, or outside the action space.
+            ResetNeeded: no reset yet, or the episode has ended.
+        """
+        if np.shape(action) != ():
+            raise ValueError(f"action must be one integer, got {action!r}")
+        actions = np.asarray(action)[None]
+        observations, rewards, terminated, truncated, _ = self.batch.step(actions)
+        return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), {}
+
+    def render(self) -> np.ndarray | None:
+        """Return the current frame, (render_size, ..., c) uint8."""
+        frames = self.batch.render()
+        return None if frames is None else frames[0]
+
+    def snapshot(self) -> DreamSnapshot:
+        """Return everything that decides how the dream goes on: see `DreamVectorEnv.snapshot`."""
+        return self.batch.snapshot()
+
+    def restore(self, snapshot: DreamSnapshot) -> np.ndarray:
+        """Go on from a snapshot of one dream and return its observation."""
+        observations = self.batch.restore(snapshot)
+        self.np_random = self.batch.generators[0]
+        return observations[0]
+
+
+def _masked_objects(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Gymnasium's form of an info that only some envs have: (n,) object, None elsewhere."""
+    objects = np.full(len(mask), None, dtype=object)
+    for i in np.flatnonzero(mask):
+        objects[i] = values[i]
+    return objects
