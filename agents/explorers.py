@@ -83,9 +83,9 @@ class ExplorerConfig:
     """How the scripted explorer moves."""
 
     target_probability: float = 0.3
-    """Probability that a new goal is the current target; otherwise it is a cell chosen by `goals`."""
+    """Probability that a new goal is the current target; otherwise `goals` chooses a cell."""
     goals: Literal["random", "tour"] = "random"
-    """random: any free cell. tour: the nearest cell not visited yet, all over again once all are."""
+    """random: any free cell. tour: the nearest cell not yet visited, anew once all have been."""
     epsilon: float = 0.15
     """Fraction of the steps spent in bursts of one random action: bumps, spins, pauses."""
     burst_length: float = 5.0
@@ -129,9 +129,9 @@ class ScriptedExplorer:
     """Walks shortest paths through the Memory Maze to random cells and to the target.
 
     With `target_probability=1, epsilon=0` it is a near-oracle. It needs the discrete actions of the
-    Memory Maze (no-op, forward, left, right, forward+left, forward+right) and these entries in every
-    info: `agent_pos` (2,) in cells, the bottom-left cell's centre being (0.5, 0.5); `agent_dir` (2,);
-    `targets_pos` (n, 2); `target_index`; `maze_layout` (h, w), 1 where free, indexed [y, x].
+    Memory Maze (no-op, forward, left, right, forward+left, forward+right) and in every info:
+    `agent_pos` (2,) in cells, the centre of the bottom-left cell being (0.5, 0.5); `agent_dir`
+    (2,); `targets_pos` (n, 2); `target_index`; `maze_layout` (h, w), 1 where free, indexed [y, x].
 
     Args:
         config: See `ExplorerConfig`.

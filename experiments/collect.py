@@ -9,30 +9,27 @@ ends with the dataset that it would have made undisturbed.
 """
 
 import dataclasses
-import errno
-import multiprocessing
-import os
-import signal
+import functools
+import hashlib
 import sys
-import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from multiprocessing.connection import Connection, wait
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium
-import h5py
 import numpy as np
 import tyro
 from tqdm import tqdm
 
 import envs
-from agents.explorers import PRIVILEGED_KEYS, ExplorerConfig, RandomPolicy, ScriptedExplorer
-from worldsim.recording import DatasetWriter, EpisodeRecorder, RecordedEpisode, save_episode
+from agents.explorers import ExplorerConfig, RandomPolicy, ScriptedExplorer
+from agents.rollout import Policy
+from experiments.workers import CollectionError, Task, collect
+from worldsim.dataset_writer import DatasetWriter
+from worldsim.episodes import EpisodeDataset
+from worldsim.storage import check_discrete, find_image
 
-REPORT_EVERY = 25  # steps between two signs of life of a worker
+SCRIPTED_POLICIES = ("random", "explorer")
 MakeEnv = Callable[["CollectConfig"], gymnasium.Env]
 
 
@@ -43,7 +40,7 @@ class CollectConfig:
     env: str = "memory-maze-9x9"
     """Environment to play."""
     policy: str = "explorer"
-    """random, explorer (Memory Maze only), or the path of a saved Stable-Baselines3 policy (.zip)."""
+    """random, explorer (Memory Maze only), or the path of a policy saved by Stable-Baselines3."""
     episodes: int = 260
     """Number of episodes that the dataset shall have."""
     seed: int = 0
@@ -70,7 +67,7 @@ class CollectConfig:
                 f"the explorer only knows its way in Memory Mazes, not in {self.env!r}: "
                 "use --policy random or a saved policy"
             )
-        if self.policy not in ("random", "explorer") and not Path(self.policy).is_file():
+        if self.policy not in SCRIPTED_POLICIES and not Path(self.policy).is_file():
             raise ValueError(
                 f"there is no policy {self.policy!r}: use random, explorer or the path of a .zip"
             )
@@ -82,7 +79,12 @@ class CollectConfig:
         if self.policy == "explorer":
             settings["explorer"] = dataclasses.asdict(self.explorer)
         elif self.policy != "random":
-            settings |= {"policy": Path(self.policy).name, "deterministic": self.deterministic}
+            digest = hashlib.sha256(Path(self.policy).read_bytes()).hexdigest()
+            settings |= {
+                "policy": Path(self.policy).name,
+                "policy_sha256": digest,
+                "deterministic": self.deterministic,
+            }
         return settings
 
 
@@ -107,204 +109,37 @@ class CollectResult:
         return float(1.96 * self.returns.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
 
 
-class CollectionError(RuntimeError):
-    """Collection stopped; what was saved stays, and running again continues."""
-
-
 def make_env(config: CollectConfig) -> gymnasium.Env:
     """Make the environment by name; Memory Mazes with their privileged state in the info."""
     options = {"privileged": True} if config.env.startswith("memory-maze-") else {}
     return envs.make(config.env, **options)
 
 
-def make_policy(config: CollectConfig, env: gymnasium.Env, seed: int) -> Any:
-    """Make the policy for one episode, its randomness determined by the seed."""
+def make_policy(config: CollectConfig, env: gymnasium.Env) -> Callable[[int], Policy]:
+    """Return what makes the policy of an episode, its randomness determined by a seed.
+
+    Raises:
+        ValueError: If the file holds no saved policy.
+    """
     if config.policy == "random":
-        assert isinstance(env.action_space, gymnasium.spaces.Discrete)
-        return RandomPolicy(int(env.action_space.n), seed=seed)
+        num_actions = int(check_discrete(env.action_space, config.env).n)
+        return lambda seed: RandomPolicy(num_actions, seed=seed)
     if config.policy == "explorer":
-        return ScriptedExplorer(config.explorer, seed=seed)
-    raise NotImplementedError
+        return lambda seed: ScriptedExplorer(config.explorer, seed=seed)
+    # Imported late, so that workers with a scripted policy start fast.
+    import torch
+    from stable_baselines3.common.utils import set_random_seed
 
+    from agents.sb3 import SB3Policy
 
-def play_episode(
-    env: gymnasium.Env, config: CollectConfig, seed: int
-) -> Iterator[int | RecordedEpisode]:
-    """Play one episode; yield the step count now and then, and the episode at the end."""
-    policy = make_policy(config, env, seed)
-    start = int(env.action_space.start) if hasattr(env.action_space, "start") else 0
-    observation, info = env.reset(seed=seed)
-    recorder = EpisodeRecorder(observation, info, seed=seed)
-    state, finished = None, False
-    total = 0.0
-    while not finished:
-        first = np.array([len(recorder) == 0])
-        actions, state = policy.act(observation[None], state, first, [info])
-        action = int(actions[0]) + start
-        observation, reward, terminated, truncated, info = env.step(action)
-        recorder.step(action, observation, float(reward), terminated, truncated, info)
-        finished = terminated or truncated
-        total += float(reward)
-        if len(recorder) % REPORT_EVERY == 0:
-            yield len(recorder)
-    yield recorder.finish({"policy": Path(config.policy).name, "env": config.env, "return": total})
+    torch.set_num_threads(1)
+    policy = SB3Policy.load(config.policy, deterministic=config.deterministic)
 
+    def reseed(seed: int) -> Policy:
+        set_random_seed(seed)
+        return policy
 
-def run_worker(connection: Connection, config: CollectConfig, make: MakeEnv) -> None:
-    """Play and save the episodes asked for through the connection until it closes.
-
-    The parent sends (index, path). The answers are ("steps", n) as a sign of life, ("saved", index,
-    number of steps, return) and ("failed", index, errno or None, text).
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    # One rendering thread per process: with one process per core, more only get in the way.
-    os.environ.setdefault("LP_NUM_THREADS", "0")
-    env = None
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
-        while True:
-            index, path = connection.recv()
-            try:
-                env = make(config) if env is None else env
-                steps = 0
-                for result in play_episode(env, config, config.seed + index):
-                    if isinstance(result, RecordedEpisode):
-                        save_episode(path, result, index)
-                        steps_left = len(result.rewards) - steps
-                        connection.send(("steps", steps_left))
-                        total = float(result.rewards.sum())
-                        connection.send(("saved", index, len(result.rewards), total))
-                    else:
-                        connection.send(("steps", result - steps))
-                        steps = result
-            except (BrokenPipeError, ConnectionResetError):
-                raise
-            except Exception as error:
-                code = error.errno if isinstance(error, OSError) else None
-                connection.send(("failed", index, code, traceback.format_exc()))
-    if env is not None:
-        env.close()
-
-
-class Worker:
-    """A worker process and the episode that it plays."""
-
-    def __init__(self, config: CollectConfig, make: MakeEnv) -> None:
-        # Spawned, not forked: an OpenGL context does not survive a fork.
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.index: int | None = None
-        self.process = context.Process(target=run_worker, args=(theirs, config, make), daemon=True)
-        self.process.start()
-        theirs.close()
-
-    def play(self, index: int, path: Path) -> None:
-        """Ask for an episode."""
-        self.index = index
-        self.connection.send((index, path))
-
-    def stop(self) -> None:
-        """End the process at once."""
-        self.connection.close()
-        self.process.terminate()
-        self.process.join()
-
-
-def collect(
-    config: CollectConfig,
-    writer: DatasetWriter,
-    make: MakeEnv,
-    on_steps: Callable[[int], None],
-    on_episode: Callable[[float], None],
-) -> None:
-    """Play the episodes that the dataset lacks.
-
-    Raises:
-        CollectionError: If an episode fails, its process dies twice, or the disk is full.
-    """
-    missing = [i for i in reversed(range(config.episodes)) if i not in writer.finished]
-    deaths: dict[int, int] = {}
-    published = time.monotonic()
-    workers = [Worker(config, make) for _ in range(min(config.num_workers, len(missing)))]
-    try:
-        for worker in workers:
-            index = missing.pop()
-            worker.play(index, writer.path_of(index))
-        while any(worker.index is not None for worker in workers):
-            by_connection = {worker.connection: worker for worker in workers}
-            for connection in wait(list(by_connection), timeout=1.0):
-                worker = by_connection[connection]  # type: ignore[index]
-                try:
-                    message = worker.connection.recv()
-                except (EOFError, ConnectionResetError):
-                    workers[workers.index(worker)] = revive(worker, config, make, writer, deaths)
-                    continue
-                if message[0] == "steps":
-                    on_steps(message[1])
-                    continue
-                if message[0] == "failed":
-                    raise CollectionError(describe_failure(config, writer, *message[1:]))
-                _, index, num_steps, episode_return = message
-                writer.add(index, num_steps)
-                on_episode(episode_return)
-                worker.index = None
-                if missing:
-                    index = missing.pop()
-                    worker.play(index, writer.path_of(index))
-                if time.monotonic() - published > 5:
-                    writer.publish()
-                    published = time.monotonic()
-    finally:
-        for worker in workers:
-            worker.stop()
-
-
-def revive(
-    worker: Worker,
-    config: CollectConfig,
-    make: MakeEnv,
-    writer: DatasetWriter,
-    deaths: dict[int, int],
-) -> Worker:
-    """Replace a worker whose process died, and play its episode again.
-
-    Raises:
-        CollectionError: If this episode has cost a process before.
-    """
-    worker.process.join()
-    index = worker.index
-    assert index is not None
-    deaths[index] = deaths.get(index, 0) + 1
-    if deaths[index] > 1:
-        raise CollectionError(
-            f"the process playing episode {index} (seed {config.seed + index}) of {config.env} died "
-            f"twice, last with exit code {worker.process.exitcode} (-9: killed, often for lack of "
-            f"memory); {len(writer.finished)} episodes are safe, running again continues"
-        )
-    fresh = Worker(config, make)
-    fresh.play(index, writer.path_of(index))
-    return fresh
-
-
-def describe_failure(
-    config: CollectConfig, writer: DatasetWriter, index: int, code: int | None, text: str
-) -> str:
-    """Say what went wrong with an episode and what to do."""
-    safe = f"{len(writer.finished)} episodes are safe; running the same command again continues"
-    if code in (errno.ENOSPC, errno.EDQUOT):
-        return f"no space left for {writer.path}: free some, or use --datasets-root. {safe}."
-    return f"{text}\nepisode {index} (seed {config.seed + index}) failed, see above. {safe}."
-
-
-def summarise(config: CollectConfig, writer: DatasetWriter) -> CollectResult:
-    """Read lengths and returns of all episodes back from their files."""
-    returns, frames = [], 0
-    for i in range(config.episodes):
-        with h5py.File(writer.path_of(i), "r") as file:
-            returns.append(float(file["episode"]["rewards"][()].sum()))
-            frames += int(file["episode"].attrs["total_steps"]) + 1
-    return CollectResult(
-        path=writer.path, episodes=len(returns), frames=frames, returns=np.array(returns)
-    )
+    return reseed
 
 
 def main(config: CollectConfig, make: MakeEnv = make_env) -> CollectResult:
@@ -319,12 +154,17 @@ def main(config: CollectConfig, make: MakeEnv = make_env) -> CollectResult:
 
     Raises:
         CollectionError: If collection cannot go on.
-        ValueError: If the environment's actions are not discrete, or the dataset exists with other
-            settings.
+        ValueError: If the environment has no images or no discrete actions, the policy's file is
+            not a saved policy, or the dataset exists with other settings.
+        RuntimeError: If another process is adding to the dataset.
     """
+    if config.policy not in SCRIPTED_POLICIES:
+        from agents.sb3 import algorithm_of
+
+        algorithm_of(config.policy)  # better to fail here than in a worker
     env = make(config)
-    if not isinstance(env.action_space, gymnasium.spaces.Discrete):
-        raise ValueError(f"{config.env} has actions {env.action_space}; they must be Discrete")
+    check_discrete(env.action_space, config.env)
+    find_image(env.observation_space, None, config.env)
     writer = DatasetWriter(
         config.dataset,
         env.observation_space,
@@ -337,37 +177,44 @@ def main(config: CollectConfig, make: MakeEnv = make_env) -> CollectResult:
             "description": f"{config.env} played by {Path(config.policy).name}",
         },
     )
+    task = Task(
+        name=config.env,
+        make_env=functools.partial(make, config),
+        make_policy=functools.partial(make_policy, config),
+        seed=config.seed,
+        metadata={"env": config.env, "policy": Path(config.policy).name},
+    )
     longest = env.spec.max_episode_steps if env.spec is not None else None
     env.close()
     with writer:
-        done = sum(1 for i in range(config.episodes) if i in writer.finished)
+        done = len(writer.finished & set(range(config.episodes)))
         if done:
             print(f"{writer.path} has {done} of {config.episodes} episodes; continuing")
-        bar = tqdm(
+        returns: list[float] = []
+        with tqdm(
             total=config.episodes * longest if longest else None,
-            initial=writer.num_steps if longest else 0,
+            initial=done * longest if longest else 0,
             unit=" frames",
             smoothing=0.05,
             dynamic_ncols=True,
-        )
-        returns: list[float] = []
+        ) as bar:
 
-        def on_episode(episode_return: float) -> None:
-            returns.append(episode_return)
-            bar.set_postfix_str(
-                f"{done + len(returns)}/{config.episodes} episodes, return {np.mean(returns):.1f}"
-            )
+            def on_episode(episode_return: float) -> None:
+                returns.append(episode_return)
+                count = done + len(returns)
+                bar.set_postfix_str(
+                    f"{count}/{config.episodes} episodes, return {np.mean(returns):.1f}"
+                )
 
-        with bar:
-            try:
-                collect(config, writer, make, bar.update, on_episode)
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                message = describe_failure(config, writer, 0, error.errno, "")
-                raise CollectionError(message) from error
-        writer.publish()
-        result = summarise(config, writer)
+            collect(task, writer, config.episodes, config.num_workers, bar.update, on_episode)
+    # Read back, so that what is reported is what a reader finds.
+    dataset = EpisodeDataset(writer.path)
+    result = CollectResult(
+        path=writer.path,
+        episodes=len(dataset),
+        frames=dataset.num_frames,
+        returns=dataset.returns,
+    )
     print(
         f"{result.episodes} episodes, {result.frames} frames, "
         f"mean return {result.mean_return:.2f} ± {result.half_width:.2f}\n"

@@ -1,37 +1,19 @@
-"""Writing episodes: a Minari dataset that survives being killed at any moment.
+"""Recording an episode and saving it, whole or not at all, in the layout of Minari's HDF5 format.
 
-Every finished episode is one immutable HDF5 file, written under a temporary name and renamed, so it
-is either whole or absent. The dataset's main file, the one Minari opens, holds nothing but links to
-these files and is itself replaced by renaming:
-
-    <root>/<dataset id>/data/metadata.json              what Minari wants to know, and our settings
-                             main_data.hdf5             episode_0, episode_1, ...: external links
-                             episodes/episode_000000.hdf5, ...
-
-Frames are compressed without loss (Minari's own JPEG encoding is switched off).
+Each episode is an immutable file of its own, written under a temporary name and renamed. Frames are
+compressed without loss (Minari's own JPEG encoding is switched off), and checksums tell damage.
+`worldsim.dataset_writer` makes a dataset of such files.
 """
 
 import dataclasses
-import errno
-import fcntl
-import importlib.metadata
 import io
-import json
 import os
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import gymnasium
 import h5py
 import numpy as np
-from minari.dataset.minari_dataset import parse_dataset_id
-from minari.namespace import NAMESPACE_METADATA_FILENAME
-from minari.serialization import serialize_space
-from minari.storage import get_dataset_path
 
 CHUNK_FRAMES = 32  # frames are read in chunks of this many
 PER_EPISODE_INFOS = ("maze_layout",)  # constant within an episode: kept once, in its metadata
@@ -86,6 +68,11 @@ class EpisodeRecorder:
 
     def __len__(self) -> int:
         return len(self._actions)
+
+    @property
+    def rewards(self) -> list[float]:
+        """The rewards so far."""
+        return list(self._rewards)
 
     def step(
         self,
@@ -170,204 +157,6 @@ def replace_file(path: Path, content: bytes | memoryview) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-class DatasetWriter:
-    """A dataset open for adding episodes; locked, so that nobody else adds to it meanwhile.
-
-    Opening a dataset that exists continues it: `finished` names the episodes that are there.
-    Episodes may be saved in any order and by other processes (`save_episode(writer.path_of(i), ...)`
-    followed by `writer.add(i, num_steps)`); `publish` makes the unbroken run from episode 0 visible.
-
-    Args:
-        dataset_id: Minari id, `(namespace/)name-v0`.
-        observation_space: Space of single observations.
-        action_space: Space of single actions.
-        settings: How the episodes come about, kept in the metadata as `collection`. A dataset is
-            only continued with equal settings.
-        root: Folder of all datasets; None for Minari's own.
-        env_spec: Kept in the metadata where it can be serialised.
-        metadata: Further Minari metadata (`algorithm_name`, `description`, ...).
-
-    Raises:
-        ValueError: If the id is malformed, or the dataset exists with other spaces or settings.
-        RuntimeError: If another process is adding to the dataset.
-    """
-
-    def __init__(
-        self,
-        dataset_id: str,
-        observation_space: gymnasium.Space,
-        action_space: gymnasium.Space,
-        settings: Mapping[str, Any],
-        root: str | Path | None = None,
-        env_spec: Any = None,
-        metadata: Mapping[str, Any] | None = None,
-    ) -> None:
-        namespace, _, _ = parse_dataset_id(dataset_id)
-        root = get_dataset_path() if root is None else Path(root).expanduser()
-        self.dataset_id = dataset_id
-        self.path = root / dataset_id
-        self._data = self.path / "data"
-        self._episodes = self._data / "episodes"
-        self._episodes.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self._episodes / ".lock", "w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
-            message = f"{self._data} is being written by another process; wait for it, or stop it"
-            raise RuntimeError(message) from None
-
-        try:
-            self._metadata = self._merge_metadata(
-                observation_space, action_space, settings, env_spec, metadata or {}
-            )
-            parent = root
-            for part in namespace.split("/") if namespace else ():
-                parent = parent / part
-                if not (parent / NAMESPACE_METADATA_FILENAME).exists():
-                    replace_file(parent / NAMESPACE_METADATA_FILENAME, b"{}")
-            self._steps: dict[int, int] = {}
-            self._scan()
-            self.publish()
-        except BaseException:
-            self._lock.close()
-            raise
-
-    @property
-    def finished(self) -> frozenset[int]:
-        """Numbers of the episodes that are saved."""
-        return frozenset(self._steps)
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of all saved episodes."""
-        return sum(self._steps.values())
-
-    def path_of(self, index: int) -> Path:
-        """Return the file of an episode."""
-        return self._episodes / f"episode_{index:06d}.hdf5"
-
-    def save(self, index: int, episode: RecordedEpisode) -> None:
-        """Save an episode from this process.
-
-        Raises:
-            OSError: If it cannot be written.
-        """
-        save_episode(self.path_of(index), episode, index)
-        self.add(index, len(episode.rewards))
-
-    def add(self, index: int, num_steps: int) -> None:
-        """Take note of an episode of `num_steps` steps that has been saved by any process."""
-        self._steps[index] = num_steps
-
-    def publish(self) -> int:
-        """Rewrite the main file and the metadata; return the number of episodes visible now.
-
-        Raises:
-            OSError: If they cannot be written; what was visible before stays.
-        """
-        count = 0
-        while count in self._steps:
-            count += 1
-        buffer = io.BytesIO()
-        with h5py.File(buffer, "w", track_order=True) as file:
-            for i in range(count):
-                link = h5py.ExternalLink(f"episodes/{self.path_of(i).name}", "/episode")
-                file[f"episode_{i}"] = link
-        replace_file(self._data / "main_data.hdf5", buffer.getbuffer())
-        size = sum(self.path_of(i).stat().st_size for i in range(count)) / 1e6
-        self._metadata |= {
-            "total_episodes": count,
-            "total_steps": sum(self._steps[i] for i in range(count)),
-            "dataset_size": round(size, 1),
-        }
-        content = json.dumps(self._metadata, indent=1).encode()
-        replace_file(self._data / "metadata.json", content)
-        return count
-
-    def close(self) -> None:
-        """Publish and give up the lock."""
-        if not self._lock.closed:
-            try:
-                self.publish()
-            finally:
-                self._lock.close()
-
-    def __enter__(self) -> "DatasetWriter":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def _merge_metadata(
-        self,
-        observation_space: gymnasium.Space,
-        action_space: gymnasium.Space,
-        settings: Mapping[str, Any],
-        env_spec: Any,
-        metadata: Mapping[str, Any],
-    ) -> dict[str, Any]:
-        fixed = {
-            "observation_space": serialize_space(observation_space),
-            "action_space": serialize_space(action_space),
-            "collection": json.loads(json.dumps(dict(settings))),
-        }
-        path = self._data / "metadata.json"
-        if path.exists():
-            found: dict[str, Any] = json.loads(path.read_text())
-            for key, value in fixed.items():
-                if found.get(key) != value:
-                    raise ValueError(
-                        f"{self._data} exists and differs in {key}:\n  there: {found.get(key)}\n"
-                        f"  now:   {value}\nUse the same settings to continue it, or another name."
-                    )
-            return found
-        if (self._data / "main_data.hdf5").exists():
-            raise ValueError(
-                f"{self._data} holds a dataset without metadata.json; use another name"
-            )
-        result = {
-            "dataset_id": self.dataset_id,
-            "data_format": "hdf5",
-            "jpeg_encoding": False,
-            "minari_version": importlib.metadata.version("minari"),
-            **fixed,
-            **metadata,
-        }
-        if env_spec is not None:
-            try:
-                result["env_spec"] = env_spec.to_json()
-            except TypeError:
-                pass  # a spec with an entry point or wrapper that has no name cannot be kept
-        return result
-
-    def _scan(self) -> None:
-        for leftover in self._episodes.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
-        for path in sorted(self._episodes.glob("episode_*.hdf5")):
-            match = re.fullmatch(r"episode_(\d+)\.hdf5", path.name)
-            if match is None:
-                continue
-            try:
-                with h5py.File(path, "r") as file:
-                    group = file["episode"]
-                    steps = int(group.attrs["total_steps"])
-                    if len(group["rewards"]) != steps or len(group["actions"]) != steps:
-                        raise ValueError("its lengths do not agree")
-            except (OSError, KeyError, ValueError) as error:
-                warnings.warn(f"{path} is damaged ({error}) and is made anew", stacklevel=3)
-                path.unlink()
-                continue
-            self._steps[int(match.group(1))] = steps
 
 
 def _numeric(value: Any) -> np.ndarray | None:
