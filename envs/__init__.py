@@ -13,22 +13,31 @@ from typing import Any
 import gymnasium
 
 _MEMORY_MAZE = re.compile(r"memory-maze-(\d+)x(\d+)")
-_MEMORY_MAZE_STEPS = {5: 250, 7: 500, 9: 1000, 11: 2000, 13: 3000, 15: 4000}
 
 # Name to Gymnasium id, of every environment that can be made.
-_IDS = {f"memory-maze-{n}x{n}": f"worldsim/MemoryMaze-{n}x{n}-v0" for n in _MEMORY_MAZE_STEPS}
+_IDS = {
+    "memory-maze-5x5": "worldsim/MemoryMaze-5x5-v0",
+    "memory-maze-7x7": "worldsim/MemoryMaze-7x7-v0",
+    "memory-maze-9x9": "worldsim/MemoryMaze-9x9-v0",
+    "memory-maze-11x11": "worldsim/MemoryMaze-11x11-v0",
+    "memory-maze-13x13": "worldsim/MemoryMaze-13x13-v0",
+    "memory-maze-15x15": "worldsim/MemoryMaze-15x15-v0",
+}
 
 ENV_NAMES = tuple(_IDS)
 
 
-def _register_memory_maze(size: int, max_episode_steps: int) -> None:
+def _register_memory_maze(size: int) -> str:
+    """Register a size with Gymnasium; the package defines the limits of 9, 11, 13 and 15."""
+    env_id = f"worldsim/MemoryMaze-{size}x{size}-v0"
     gymnasium.register(
-        id=f"worldsim/MemoryMaze-{size}x{size}-v0",
+        id=env_id,
         entry_point="envs.memory_maze:MemoryMaze",
         kwargs={"size": size},
-        max_episode_steps=max_episode_steps,
+        max_episode_steps={5: 250, 7: 500}.get(size, 1000 * (size - 7) // 2),
         disable_env_checker=True,
     )
+    return env_id
 
 
 def make(name: str, **options: Any) -> gymnasium.Env:
@@ -46,11 +55,9 @@ def make(name: str, **options: Any) -> gymnasium.Env:
         ValueError: no environment has this name.
     """
     match = _MEMORY_MAZE.fullmatch(name)
-    if match and name not in _IDS:
-        width, height = int(match[1]), int(match[2])
-        if width == height and width % 2 == 1 and width >= 5:
-            _IDS[name] = f"worldsim/MemoryMaze-{width}x{width}-v0"
-            _register_memory_maze(width, 1000 * (width - 7) // 2)
+    if match and name not in _IDS and match[1] == match[2] and int(match[1]) % 2 == 1:
+        if int(match[1]) >= 5:
+            _IDS[name] = _register_memory_maze(int(match[1]))
     if name not in _IDS:
         raise ValueError(
             f"unknown environment {name!r}: choose one of {', '.join(ENV_NAMES)} "
@@ -59,5 +66,5 @@ def make(name: str, **options: Any) -> gymnasium.Env:
     return gymnasium.make(_IDS[name], **options)
 
 
-for _size, _steps in _MEMORY_MAZE_STEPS.items():
-    _register_memory_maze(_size, _steps)
+for _size in (5, 7, 9, 11, 13, 15):
+    _register_memory_maze(_size)

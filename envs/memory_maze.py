@@ -7,14 +7,12 @@ and pictures are those of the `memory-maze` package, bit for bit.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
 
 from envs.memory_maze_simulation import MazeConfig, MazeSimulation
-
-ObsType = np.ndarray
 
 
 def maze_config(size: int, **options: Any) -> MazeConfig:
@@ -33,7 +31,7 @@ def maze_config(size: int, **options: Any) -> MazeConfig:
     """
     if size < 5 or size % 2 == 0:
         raise ValueError(f"a maze has an odd number of cells along a side, 5 or more: got {size}")
-    rooms: dict[str, int]
+    rooms: dict[str, Any]
     if size <= 7:
         rooms = dict(num_targets=2, room_min_size=2 if size == 5 else 3, room_max_size=3)
     elif size <= 13:
@@ -41,11 +39,6 @@ def maze_config(size: int, **options: Any) -> MazeConfig:
     else:
         rooms = dict(num_targets=6, max_rooms=9, room_max_size=3)
     return MazeConfig(size=size, **rooms, **options)
-
-
-def default_episode_steps(size: int) -> int:
-    """Steps of an episode: 250 (5x5), 500 (7x7), 1000 (9x9), then 1000 more for each size."""
-    return {5: 250, 7: 500}.get(size, 1000 * (size - 7) // 2)
 
 
 class MemoryMaze(gymnasium.Env[np.ndarray, np.int64]):
@@ -59,7 +52,7 @@ class MemoryMaze(gymnasium.Env[np.ndarray, np.int64]):
         size: cells along a side, odd and at least 5.
         randomize_colors: draw the colours of the targets from all six in every episode.
         good_visibility: low walls and raised targets.
-        resolution: side of the observation in pixels.
+        resolution: side of the observation in pixels, at least 64; the package's HD has 256.
         privileged: put the hidden state into `info` at every reset and step: `agent_pos` (2,)
             float32 in cells with (0.5, 0.5) the centre of the bottom left cell, `agent_dir` (2,)
             float32 unit vector, `targets_pos` (n, 2) float32, `target_index` int, `target_color`
@@ -67,13 +60,16 @@ class MemoryMaze(gymnasium.Env[np.ndarray, np.int64]):
             indexed [y, x].
         render_mode: None or "rgb_array".
         render_view: "egocentric" or "top".
-        render_resolution: side of the rendered picture in pixels.
+        render_resolution: side of the rendered picture in pixels, at least 64.
 
     Raises:
         ValueError: an option has a value it cannot have.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 4}
+    metadata = {  # noqa: RUF012
+        "render_modes": ["rgb_array"],
+        "render_fps": 4,
+    }
 
     def __init__(
         self,
@@ -91,6 +87,11 @@ class MemoryMaze(gymnasium.Env[np.ndarray, np.int64]):
             raise ValueError(f"render_mode must be None or 'rgb_array': got {render_mode!r}")
         if render_view not in ("egocentric", "top"):
             raise ValueError(f"render_view must be 'egocentric' or 'top': got {render_view!r}")
+        if resolution < 64 or render_resolution < 64:
+            raise ValueError(
+                "resolution and render_resolution must be at least 64: "
+                f"got {resolution} and {render_resolution}"
+            )
         self._config = maze_config(
             size, randomize_colors=randomize_colors, good_visibility=good_visibility
         )
@@ -170,7 +171,7 @@ class MemoryMaze(gymnasium.Env[np.ndarray, np.int64]):
             "targets_pos": simulation.target_positions.astype(np.float32),
             "target_index": simulation.target_index,
             "target_color": simulation.target_color.astype(np.float32),
-            "maze_layout": simulation.layout,
+            "maze_layout": simulation.layout.copy(),
         }
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
@@ -179,7 +180,9 @@ class MemoryMaze(gymnasium.Env[np.ndarray, np.int64]):
             return None
         if self._simulation is None or not self._started:
             raise gymnasium.error.ResetNeeded("call reset() before render()")
-        return self._simulation.draw(self._render_resolution, top_view=self._render_view == "top")
+        if self._render_view == "top":
+            return self._simulation.draw_from_above(self._render_resolution)
+        return self._simulation.draw(self._render_resolution)
 
     def close(self) -> None:
         """Free the renderer; a later reset builds it anew."""

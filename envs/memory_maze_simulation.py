@@ -9,27 +9,20 @@ that no wall of the maze uses, and the shadow map of a world without shadows.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import dataclasses
 import importlib.machinery
 import importlib.util
 import logging
 import math
-import os
 import sys
 import types
-import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-_MISSING_GL = (
-    "Memory Maze cannot render: no working OpenGL driver ({backend}). On Debian or Ubuntu install "
-    "one with `apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri` and run with MUJOCO_GL=egl, "
-    "or with `apt-get install libosmesa6` and run with MUJOCO_GL=osmesa. The driver said: {error}"
-)
+from envs.memory_maze_rendering import Renderer, choose_gl_backend, missing_gl
 
 # Upper bound of the ball's speed in m/s, four times what its motor reaches against its damping.
 # While every target is farther away than the ball could roll, no substep can touch one.
@@ -84,9 +77,7 @@ def _import_memory_maze() -> types.SimpleNamespace:
         RuntimeError: no OpenGL driver can be loaded.
         ImportError: a package is missing.
     """
-    headless = not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
-    if sys.platform.startswith("linux") and headless:
-        os.environ.setdefault("MUJOCO_GL", "egl")
+    choose_gl_backend()
     spec = importlib.util.find_spec("memory_maze")
     if spec is None or spec.submodule_search_locations is None:
         raise ImportError("memory-maze is not installed: run `pip install memory-maze==1.0.3`")
@@ -103,7 +94,7 @@ def _import_memory_maze() -> types.SimpleNamespace:
         from dm_control.locomotion.arenas import labmaze_textures
         from memory_maze import maze
     except (ImportError, AttributeError, RuntimeError, OSError) as error:
-        raise _missing_gl(error) from error
+        raise missing_gl(error) from error
     finally:
         if stand_in:
             del sys.modules["memory_maze"]
@@ -114,11 +105,6 @@ def _import_memory_maze() -> types.SimpleNamespace:
         labmaze_textures=labmaze_textures,
         dm_render=dm_render,
     )
-
-
-def _missing_gl(error: Exception) -> RuntimeError:
-    backend = f"MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}"
-    return RuntimeError(_MISSING_GL.format(backend=backend, error=error))
 
 
 @contextlib.contextmanager
@@ -136,89 +122,6 @@ def _quiet() -> Iterator[None]:
         logger.removeFilter(unrelated)
 
 
-class Renderer:
-    """Draws one model's cameras into NumPy arrays, with everything that can be kept kept.
-
-    Args:
-        packages: the modules from `_import_memory_maze`.
-        max_size: side of the largest picture in pixels.
-
-    Raises:
-        RuntimeError: no OpenGL driver works.
-    """
-
-    def __init__(self, packages: types.SimpleNamespace, max_size: int) -> None:
-        self._mujoco = mujoco = packages.mujoco
-        self._dm_render = packages.dm_render
-        self._max_size = max_size
-        self._context: Any = None
-        try:
-            self._gl = mujoco.GLContext(max_size, max_size)
-            self._make_current()
-        except Exception as error:  # each backend fails with an exception of its own
-            raise _missing_gl(error) from error
-        # Contexts have to go before the driver does, which mujoco shuts down at exit.
-        reference = weakref.ref(self)
-        atexit.register(lambda: (renderer := reference()) and renderer.close())
-
-    def _make_current(self) -> None:
-        self._gl.make_current()
-        # dm_control remembers which of its contexts is current and would draw into ours.
-        self._dm_render._CURRENT_CONTEXT_FOR_THREAD.clear()
-        self._dm_render._CURRENT_THREAD_FOR_CONTEXT.clear()
-
-    def load(self, model: Any) -> None:
-        """Take over a newly compiled model, in place of the one before."""
-        mujoco = self._mujoco
-        # No light of the mazes casts a shadow and overlays are never drawn.
-        model.vis.quality.shadowsize = 0
-        model.vis.global_.offwidth = model.vis.global_.offheight = self._max_size
-        self._make_current()
-        if self._context is not None:
-            self._context.free()
-        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
-        self._scene = mujoco.MjvScene(model, model.ngeom + model.nsite + 8)
-        self._option = mujoco.MjvOption()
-        self._option.flags[mujoco.mjtVisFlag.mjVIS_RANGEFINDER] = False
-        self._perturb = mujoco.MjvPerturb()
-        self._camera = mujoco.MjvCamera()
-        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-
-    def draw(self, model: Any, data: Any, camera_id: int, size: int) -> np.ndarray:
-        """Picture of one camera.
-
-        Returns:
-            A new uint8 array (size, size, 3).
-        """
-        mujoco = self._mujoco
-        self._camera.fixedcamid = camera_id
-        self._make_current()
-        mujoco.mjv_updateScene(
-            model,
-            data,
-            self._option,
-            self._perturb,
-            self._camera,
-            mujoco.mjtCatBit.mjCAT_ALL,
-            self._scene,
-        )
-        rect = mujoco.MjrRect(0, 0, size, size)
-        mujoco.mjr_render(rect, self._scene, self._context)
-        pixels = np.empty((size, size, 3), np.uint8)
-        mujoco.mjr_readPixels(pixels, None, rect, self._context)
-        return np.ascontiguousarray(pixels[::-1])  # OpenGL's first row is the lowest
-
-    def close(self) -> None:
-        """Give the driver's memory back."""
-        if self._gl is not None:
-            self._make_current()
-            if self._context is not None:
-                self._context.free()
-            self._gl.free()
-            self._context = self._gl = None
-
-
 class MazeSimulation:
     """One Memory Maze: a task of the package, its physics and its renderer.
 
@@ -233,7 +136,7 @@ class MazeSimulation:
     def __init__(self, config: MazeConfig, max_size: int) -> None:
         self._config = config
         self._packages = _import_memory_maze()
-        self._renderer = Renderer(self._packages, max_size)
+        self._renderer = Renderer(self._packages.mujoco, self._packages.dm_render, max_size)
         self._task: Any = None
 
     def _build_task(self, random_state: np.random.RandomState) -> Any:
@@ -286,6 +189,7 @@ class MazeSimulation:
         task.initialize_episode_mjcf(rng)
         for entity in entities:
             entity.initialize_episode_mjcf(rng)
+        self._drop_unused_textures()
         entities = list(task.root_entity.iter_entities())
         self._physics = physics = self._packages.mjcf.Physics.from_mjcf_model(
             task.root_entity.mjcf_model
@@ -299,8 +203,16 @@ class MazeSimulation:
                 entity.initialize_episode(physics, rng)
         self._synchronize()
         self._model, self._data = physics.model.ptr, physics.data.ptr
-        self._renderer.load(self._model)
+        self._renderer.load(self._model, self._data)
         self._find_ids()
+
+    def _drop_unused_textures(self) -> None:
+        """Leave out the pictures that no wall of this maze shows; loading them takes long."""
+        root = self._task.root_entity.mjcf_model
+        used = {id(material.texture) for material in root.find_all("material")}
+        for texture in root.find_all("texture"):
+            if texture.type == "2d" and id(texture) not in used:
+                texture.remove()
 
     def _find_ids(self) -> None:
         physics, task = self._physics, self._task
@@ -317,9 +229,13 @@ class MazeSimulation:
         reach = np.max(np.linalg.norm(offsets, axis=1) + self._model.geom_rbound[walker_ids])
         self._touch_distance = float(reach) + task._target_radius
         self._substep_distance = _SPEED_BOUND * self._model.opt.timestep
+        cells = task._maze_arena.maze.entity_layer[1:-1, 1:-1][::-1]
+        #: Free cells as 1 and walls as 0, uint8 (size, size) indexed [y, x], y upwards.
+        self.layout = np.isin(cells, [" ", "P", "G"]).astype(np.uint8)
         self._num_substeps = task.physics_steps_per_control_step
 
     def _synchronize(self) -> None:
+        # The package recomputes the physics when it reads positions after a colour has changed.
         if self._physics.is_dirty:
             self._physics.forward()
 
@@ -377,10 +293,22 @@ class MazeSimulation:
             if geom_id in touching:
                 target._activated = True
 
-    def draw(self, size: int, *, top_view: bool = False) -> np.ndarray:
-        """Picture from the ball's camera or from above, uint8 (size, size, 3)."""
-        camera_id = self._top_id if top_view else self._egocentric_id
-        return self._renderer.draw(self._model, self._data, camera_id, size)
+    def draw(self, size: int) -> np.ndarray:
+        """Picture from the ball's camera, uint8 (size, size, 3)."""
+        return self._renderer.draw(self._egocentric_id, size)
+
+    def draw_from_above(self, size: int) -> np.ndarray:
+        """Picture of the whole maze, uint8 (size, size, 3).
+
+        The ball wears a red ball on its right and a blue one on its left, as in the package.
+        """
+        position = self._data.xpos[self._root_id]
+        right = self._data.xmat[self._root_id].reshape(3, 3)[:, 0]
+        ears = (
+            (position + 0.22 * right, 0.26, (0.7, 0.0, 0.0, 1.0)),
+            (position - 0.22 * right, 0.26, (0.0, 0.0, 0.7, 1.0)),
+        )
+        return self._renderer.draw(self._top_id, size, ears)
 
     @property
     def target_index(self) -> int:
@@ -406,12 +334,6 @@ class MazeSimulation:
     def target_positions(self) -> np.ndarray:
         """Positions of all targets (x, y) in cells, float (n, 2)."""
         return self._targets_xy / 2.0 + self._config.size / 2.0
-
-    @property
-    def layout(self) -> np.ndarray:
-        """Free cells as 1 and walls as 0, uint8 (size, size) indexed [y, x], y upwards."""
-        cells = self._task._maze_arena.maze.entity_layer[1:-1, 1:-1][::-1]
-        return np.isin(cells, [" ", "P", "G"]).astype(np.uint8)
 
     def close(self) -> None:
         """Give the driver's memory back."""
