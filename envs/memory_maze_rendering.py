@@ -75,6 +75,7 @@ class Renderer:
         self._mujoco = mujoco
         self._dm_render = dm_render
         self._max_size = max_size
+        self._gl: Any = None
         self._context: Any = None
         try:
             self._gl = _create_gl_context(mujoco, max_size)
@@ -192,3 +193,7 @@ class Renderer:
                 self._context.free()
             self._gl.free()
             self._context = self._gl = None
+
+    def __del__(self) -> None:
+        # Left to itself MuJoCo would delete our buffers by number in whichever context is current.
+        self.close()
