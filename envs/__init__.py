@@ -22,6 +22,20 @@ _IDS = {
     "memory-maze-11x11": "worldsim/MemoryMaze-11x11-v0",
     "memory-maze-13x13": "worldsim/MemoryMaze-13x13-v0",
     "memory-maze-15x15": "worldsim/MemoryMaze-15x15-v0",
+    "minerl-navigate": "worldsim/MineRLNavigate-v0",
+    "minerl-navigate-dense": "worldsim/MineRLNavigateDense-v0",
+    "minerl-navigate-extreme": "worldsim/MineRLNavigateExtreme-v0",
+    "minerl-navigate-extreme-dense": "worldsim/MineRLNavigateExtremeDense-v0",
+    "minerl-treechop": "worldsim/MineRLTreechop-v0",
+    "minerl-obtain-diamond": "worldsim/MineRLObtainDiamond-v0",
+    "minerl-obtain-diamond-dense": "worldsim/MineRLObtainDiamondDense-v0",
+    "minerl-obtain-iron-pickaxe": "worldsim/MineRLObtainIronPickaxe-v0",
+    "minerl-obtain-iron-pickaxe-dense": "worldsim/MineRLObtainIronPickaxeDense-v0",
+    "minerl-obtain-diamond-shovel": "worldsim/MineRLObtainDiamondShovel-v0",
+    "minerl-basalt-find-cave": "worldsim/MineRLBasaltFindCave-v0",
+    "minerl-basalt-make-waterfall": "worldsim/MineRLBasaltMakeWaterfall-v0",
+    "minerl-basalt-create-village-animal-pen": "worldsim/MineRLBasaltCreateVillageAnimalPen-v0",
+    "minerl-basalt-build-village-house": "worldsim/MineRLBasaltBuildVillageHouse-v0",
 }
 
 ENV_NAMES = tuple(_IDS)
@@ -68,3 +82,12 @@ def make(name: str, **options: Any) -> gymnasium.Env:
 
 for _size in (5, 7, 9, 11, 13, 15):
     _register_memory_maze(_size)
+
+for _name, _id in _IDS.items():
+    if _name.startswith("minerl-"):
+        gymnasium.register(
+            id=_id,
+            entry_point="envs.minerl:MineRLEnv",
+            kwargs={"name": _name},
+            disable_env_checker=True,
+        )
