@@ -115,7 +115,8 @@ class Instance(MinecraftInstance):
 
     def disconnect(self) -> None:
         """Drop the connection, politely if it still works."""
-        connection, self.client_socket = self.client_socket, None
+        connection: socket.socket | None = self.client_socket
+        self._client_socket = None
         if connection is None:
             return
         try:

@@ -241,12 +241,14 @@ def _within(
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
-    if results:
+    late = thread.is_alive()
+    if results and not late:
         return results[0]
     give_up()
-    if errors:
-        raise errors[0]
-    raise MinecraftFault(f"timeout: {what} took longer than {seconds:g} s")
+    thread.join(5.0)  # what it was waiting for has just been ended
+    if late:
+        raise MinecraftFault(f"timeout: {what} took longer than {seconds:g} s")
+    raise errors[0]
 
 
 @contextlib.contextmanager
