@@ -66,7 +66,7 @@ class ActionTable:
 
         The distance adds, over the keys, 1 for each that differs (attack 2, sneak 0.5, sprint
         0.25); 2 for a turn of one camera step that is missing or too much, in proportion, both
-        axes added, and at most 2 per axis; 3 if an item is placed, crafted or equipped and the
+        axes added, where turns beyond one step count as one step; 3 if an item is placed, crafted or equipped and the
         entry does not do so, or the reverse. Among equals the first entry wins. An action counts
         as mapped if nothing but sneak, sprint or less than half a camera step differs.
 
@@ -81,7 +81,8 @@ class ActionTable:
         difference = np.abs(entries[None] - recorded[:, None])  # (n, entries, keys + 2 + verbs)
         n = len(KEYS)
         keys = difference[..., :n] * weights
-        camera = np.minimum(difference[..., n : n + 2], 1.0) * CAMERA_WEIGHT
+        turns = np.clip(recorded[:, None, n : n + 2], -1, 1)
+        camera = np.abs(entries[None, :, n : n + 2] - turns) * CAMERA_WEIGHT
         items = difference[..., n + 2 :] * ITEM_WEIGHT
         distance = keys.sum(-1) + camera.sum(-1) + items.sum(-1)
         indices = distance.argmin(1)
