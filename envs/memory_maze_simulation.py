@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.machinery
 import importlib.util
 import logging
@@ -63,6 +64,7 @@ class MazeConfig:
     good_visibility: bool = False
 
 
+@functools.cache
 def _import_memory_maze() -> types.SimpleNamespace:
     """Import `memory_maze.maze` without running the package's own `__init__`.
 
