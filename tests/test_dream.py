@@ -16,9 +16,11 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from tiny import NUM_ACTIONS, tiny_contexts, tiny_model
 
-import worldsim
-from worldsim.contexts import ContextBank
+from worldsim.checkpoint import CheckpointError, save
+from worldsim.contexts import ContextBank, open_contexts
+from worldsim.dataset_writer import DatasetWriter
 from worldsim.dream import DreamEnv, DreamVectorEnv
+from worldsim.recording import EpisodeRecorder, save_episode
 from worldsim.world_model import WorldModel
 
 
@@ -29,7 +31,7 @@ def model() -> WorldModel:
 
 @pytest.fixture(scope="module")
 def bank(model: WorldModel) -> ContextBank:
-    return ContextBank.observe(model, *tiny_contexts(), batch_size=2)
+    return open_contexts(model, tiny_contexts())
 
 
 def make(model: WorldModel, bank: ContextBank, **options: Any) -> DreamEnv:
@@ -55,7 +57,8 @@ def actions_for(n: int, shape: tuple[int, ...] = (), seed: int = 1) -> np.ndarra
 
 
 def test_bank_equals_contexts_observed_one_by_one(model: WorldModel, bank: ContextBank) -> None:
-    frames, actions = tiny_contexts()
+    contexts = tiny_contexts()
+    frames, actions = contexts.frames, contexts.actions
     for i in range(len(frames)):
         state = model.initial_state(1)
         for t in range(frames.shape[1]):
@@ -348,7 +351,8 @@ def test_wrong_options_are_named(
 
 
 def test_wrong_contexts_are_named(model: WorldModel) -> None:
-    frames, actions = tiny_contexts()
+    contexts = tiny_contexts()
+    frames, actions = contexts.frames, contexts.actions
     with pytest.raises(ValueError, match="float32"):
         make(model, (frames.astype(np.float32), actions))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"\(5, 6, 32, 64, 3\)"):
@@ -369,6 +373,36 @@ def test_steps_need_a_reset_first(model: WorldModel, bank: ContextBank) -> None:
 
 
 def test_unknown_world_model_is_named() -> None:
-    with pytest.raises((ValueError, FileNotFoundError), match="no-such-model"):
+    with pytest.raises(CheckpointError, match="no-such-model"):
         gymnasium.make("worldsim/Dream-v0", world_model="no-such-model")
-    assert "worldsim/Dream-v0" in gymnasium.registry and worldsim.__doc__
+
+
+def test_a_checkpoint_dreams_from_the_contexts_it_ships(
+    model: WorldModel, bank: ContextBank, tmp_path: Path
+) -> None:
+    save(model, tmp_path / "checkpoint", contexts=tiny_contexts())
+    env = gymnasium.make("worldsim/Dream-v0", world_model=str(tmp_path / "checkpoint"))
+    observation, info = env.reset(seed=0)
+    np.testing.assert_array_equal(observation, bank.frames[info["context"]])
+    env.step(0)
+
+
+def test_a_dataset_gives_contexts(model: WorldModel, tmp_path: Path) -> None:
+    env = make(model, tiny_contexts(), horizon=12)  # type: ignore[arg-type]
+    played = []
+    with DatasetWriter(
+        "dreams-v0", env.observation_space, env.action_space, {}, root=tmp_path
+    ) as writer:
+        for seed in range(2):
+            recorder = EpisodeRecorder(*env.reset(seed=seed), seed=seed)
+            for action in actions_for(12, seed=seed):
+                recorder.step(int(action), *env.step(action))
+            episode = recorder.finish()
+            save_episode(writer.path_of(seed), episode, seed)
+            writer.add(seed, 12)
+            played.append(episode.observations)
+        writer.publish()
+    bank = open_contexts(model, tmp_path / "dreams-v0", num_contexts=7, context_length=5)
+    assert len(bank) == 7
+    last = np.concatenate([frames[4:] for frames in played])
+    assert all((last == frame).all(axis=(1, 2, 3)).any() for frame in bank.frames)

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 from tiny import tiny_contexts, tiny_model
 
 from agents.sb3 import BatchedVecEnv
-from worldsim.contexts import ContextBank
+from worldsim.contexts import ContextBank, open_contexts
 from worldsim.dream import DreamEnv, DreamVectorEnv
 from worldsim.world_model import WorldModel
 
@@ -28,7 +28,7 @@ def model() -> WorldModel:
 
 @pytest.fixture(scope="module")
 def bank(model: WorldModel) -> ContextBank:
-    return ContextBank.observe(model, *tiny_contexts())
+    return open_contexts(model, tiny_contexts())
 
 
 def make(model: WorldModel, bank: ContextBank, n: int, **options: Any) -> BatchedVecEnv:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from worldsim.backbone import BlockSSMConfig
-from worldsim.contexts import ContextArrays
+from worldsim.checkpoint import Contexts
 from worldsim.tokenizer import TokenizerConfig
 from worldsim.world_model import WorldModel, WorldModelConfig
 
@@ -48,11 +48,11 @@ def tiny_model(seed: int = 0, num_actions: int = NUM_ACTIONS) -> WorldModel:
 
 def tiny_contexts(
     n: int = 5, length: int = 6, seed: int = 0, num_actions: int = NUM_ACTIONS
-) -> ContextArrays:
+) -> Contexts:
     """Smooth random frames and random actions, each from the start of an episode."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (n, length, 8, 8, 3)).astype(np.uint8)
     frames = coarse.repeat(8, axis=2).repeat(8, axis=3)
     actions = rng.integers(num_actions, size=(n, length))
     actions[:, 0] = num_actions
-    return ContextArrays(frames, actions)
+    return Contexts(frames, actions)

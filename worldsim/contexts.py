@@ -7,25 +7,15 @@ parallel form, and kept in a bank. Starting a dream is then a gather.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
-from worldsim.checkpoint import load_contexts
+from worldsim.checkpoint import Contexts, load_contexts
 from worldsim.episodes import EpisodeDataset
 from worldsim.state import WorldState
 from worldsim.world_model import WorldModel
-
-
-class ContextArrays(NamedTuple):
-    """n stretches of m frames each."""
-
-    frames: np.ndarray
-    """(n, m, h, w, c) uint8."""
-    actions: np.ndarray
-    """(n, m) integers; `actions[:, i]` led to `frames[:, i]`, the first of them from before the
-    stretch, or the model's `no_action` where the stretch begins an episode."""
 
 
 class ContextBank:
@@ -52,7 +42,8 @@ class ContextBank:
         Args:
             model: the world model; states stay on its device.
             frames: (n, m, h, w, c) uint8, the frame shape of the model.
-            actions: (n, m) integers, see `ContextArrays`.
+            actions: (n, m) integers; `actions[:, i]` led to `frames[:, i]`, `no_action` where an
+                episode begins.
             batch_size: contexts observed at once.
 
         Raises:
@@ -87,7 +78,7 @@ class ContextBank:
 
 def sample_contexts(
     dataset: str | Path | EpisodeDataset, num_contexts: int, context_length: int, *, seed: int = 0
-) -> ContextArrays:
+) -> Contexts:
     """Draw stretches of recorded episodes, uniformly over all that are long enough.
 
     Args:
@@ -104,15 +95,15 @@ def sample_contexts(
         dataset = EpisodeDataset(dataset)
     rng = np.random.default_rng(seed)
     segments = dataset.sample_segments(num_contexts, context_length, rng)
-    return ContextArrays(segments.frames, segments.actions)
+    return Contexts(segments.frames, segments.actions)
 
 
-Contexts: TypeAlias = ContextBank | ContextArrays | tuple[np.ndarray, np.ndarray] | str | Path
+ContextSource: TypeAlias = ContextBank | Contexts | tuple[np.ndarray, np.ndarray] | str | Path
 
 
 def open_contexts(
     model: WorldModel,
-    contexts: Contexts | None,
+    contexts: ContextSource | None,
     *,
     world_model: str | Path | None = None,
     num_contexts: int = 64,
@@ -142,11 +133,12 @@ def open_contexts(
                 "contexts=None means those shipped with a checkpoint, but world_model is an "
                 "object and not a name or path: pass contexts= arrays, a dataset or a ContextBank"
             )
-        frames, actions = load_contexts(world_model)
+        contexts = load_contexts(world_model)
     elif isinstance(contexts, str | Path):
-        frames, actions = sample_contexts(contexts, num_contexts, context_length, seed=seed)
-    else:
-        frames, actions = contexts
+        contexts = sample_contexts(contexts, num_contexts, context_length, seed=seed)
+    if isinstance(contexts, Contexts):
+        contexts = contexts.frames, contexts.actions
+    frames, actions = contexts
     return ContextBank.observe(model, frames, actions)
 
 

@@ -25,7 +25,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from worldsim.checkpoint import load
-from worldsim.contexts import Contexts, open_contexts
+from worldsim.contexts import ContextSource, open_contexts
 from worldsim.snapshot import DreamSnapshot
 from worldsim.state import WorldState
 from worldsim.world_model import WorldModel
@@ -66,7 +66,7 @@ class DreamVectorEnv(VectorEnv):
         num_envs: int = 1,
         *,
         world_model: str | Path | WorldModel,
-        contexts: Contexts | None = None,
+        contexts: ContextSource | None = None,
         horizon: int | None = 64,
         obs: Literal["pixels", "features"] = "pixels",
         render_mode: str | None = None,
@@ -103,7 +103,7 @@ class DreamVectorEnv(VectorEnv):
             context_length=context_length,
         )
 
-        height, width, channels = model.config.frame_shape
+        self.frame_shape = height, _, _ = model.config.frame_shape
         if render_size is not None and (render_size < 1 or render_size % height != 0):
             raise ValueError(
                 f"render_size must be a multiple of the frame height {height}, got {render_size}"
@@ -112,6 +112,7 @@ class DreamVectorEnv(VectorEnv):
         self.horizon = horizon
         self.obs = obs
         self.render_mode = render_mode
+        self._shows_frames = obs == "pixels" or render_mode is not None
         self.render_scale = 1 if render_size is None else render_size // height
         self.num_denoising_steps = num_denoising_steps
         self.autoreset_mode = AutoresetMode(autoreset_mode)
@@ -120,20 +121,16 @@ class DreamVectorEnv(VectorEnv):
             "autoreset_mode": self.autoreset_mode,
         }
         self.single_action_space = gymnasium.spaces.Discrete(model.config.num_actions)
-        self.single_observation_space = gymnasium.spaces.Box(
-            0, 255, (height, width, channels), np.uint8
-        )
+        self.single_observation_space = gymnasium.spaces.Box(0, 255, self.frame_shape, np.uint8)
         if obs == "features":
-            limit = np.finfo(np.float32).max
-            self.single_observation_space = gymnasium.spaces.Box(
-                -limit, limit, (model.config.num_features,), np.float32
-            )
+            limit, shape = np.finfo(np.float32).max, (model.config.num_features,)
+            self.single_observation_space = gymnasium.spaces.Box(-limit, limit, shape, np.float32)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
 
         self.generators = [np_random()[0] for _ in range(num_envs)]
         self.state: WorldState | None = None
-        self.frames = np.zeros((num_envs, height, width, channels), np.uint8)
+        self.frames = np.zeros((num_envs, *self.frame_shape), np.uint8)
         self.elapsed_steps = np.zeros(num_envs, np.int64)
         self._ended = np.ones(num_envs, bool)
 
@@ -294,22 +291,15 @@ class DreamVectorEnv(VectorEnv):
             self.frames = dream.frame.cpu().numpy()
         return dream.reward.cpu().numpy(), dream.terminated.cpu().numpy()
 
-    @property
-    def _shows_frames(self) -> bool:
-        return self.obs == "pixels" or self.render_mode is not None
-
     def _start(self, mask: np.ndarray, contexts: Any = None) -> dict[str, Any]:
         """Put the envs under the mask at the end of a context; return their infos."""
         indices = np.zeros(self.num_envs, np.int64)
         if contexts is not None:
             given = np.asarray(contexts)
-            if not np.issubdtype(given.dtype, np.integer) or given.shape not in (
-                (),
-                (self.num_envs,),
-            ):
+            is_integer = np.issubdtype(given.dtype, np.integer)
+            if not is_integer or given.shape not in ((), (self.num_envs,)):
                 raise ValueError(
-                    f"options['context'] must be an integer or {self.num_envs} of them, "
-                    f"got {contexts!r}"
+                    f"options['context'] must be one integer or {self.num_envs}, got {contexts!r}"
                 )
             indices[mask] = np.broadcast_to(given, self.num_envs)[mask]
         else:
@@ -358,7 +348,7 @@ class DreamEnv(gymnasium.Env):
         self,
         *,
         world_model: str | Path | WorldModel,
-        contexts: Contexts | None = None,
+        contexts: ContextSource | None = None,
         render_mode: str | None = None,
         **options: Any,
     ) -> None:

@@ -1,0 +1,130 @@
+"""Acting on the world model's memory read-out instead of on pixels, in real envs as in the dream.
+
+In the dream the read-out is the observation (`obs="features"`). Over a real env, `FeaturePolicy`
+lets the model observe every real frame and hands its read-out on. `start_from_behaviour` gives such
+a policy the behaviour that the model has learned to predict, as Dreamer 4 (Hafner et al. 2025,
+arXiv 2509.24527) begins training in imagination with behaviour cloning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from torch import nn
+
+from agents.rollout import Policy
+from agents.sb3 import SB3Policy
+from worldsim.checkpoint import load
+from worldsim.state import WorldState
+from worldsim.world_model import WorldModel
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeatureState:
+    """What a `FeaturePolicy` remembers."""
+
+    world: WorldState
+    actions: np.ndarray
+    """(n,) int64, chosen last."""
+    policy: Any
+    """State of the policy within."""
+
+
+class FeaturePolicy:
+    """Shows a policy the model's read-out of the frames observed so far.
+
+    Args:
+        model: the world model that observes.
+        policy: acts on features (n, d) float32.
+    """
+
+    def __init__(self, model: WorldModel, policy: Policy) -> None:
+        self.model = model.eval()
+        self.policy = policy
+
+    def act(
+        self,
+        observation: np.ndarray,
+        state: FeatureState | None,
+        episode_start: np.ndarray,
+        infos: Sequence[Mapping[str, Any]] | None = None,
+    ) -> tuple[np.ndarray, FeatureState]:
+        """Choose one action per env from frames (n, h, w, c) uint8; see `agents.rollout.Policy`."""
+        n, device = len(observation), self.model.device
+        blank = self.model.initial_state(n)
+        actions = np.full(n, self.model.no_action, np.int64)
+        world, inner = blank, None
+        if state is not None:
+            starts = torch.as_tensor(episode_start, device=device)
+            world = blank.where(starts, state.world)
+            actions = np.where(episode_start, actions, state.actions)
+            inner = state.policy
+        world = self.model.observe(
+            world,
+            torch.as_tensor(actions, device=device)[:, None],
+            torch.as_tensor(observation, device=device)[:, None],
+        )
+        features = world.features.float().cpu().numpy()
+        chosen, inner = self.policy.act(features, inner, episode_start, infos)
+        chosen = np.asarray(chosen, np.int64)
+        return chosen, FeatureState(world=world, actions=chosen, policy=inner)
+
+
+def feature_policy_kwargs(model: WorldModel) -> dict[str, Any]:
+    """SB3's `policy_kwargs` for networks of the shape of the model's own policy head."""
+    width = model.config.num_features
+    return {"net_arch": {"pi": [width], "vf": [width]}, "activation_fn": nn.SiLU}
+
+
+def start_from_behaviour(agent: OnPolicyAlgorithm, model: WorldModel) -> None:
+    """Copy the model's head, which predicts the recorded behaviour, into an agent's policy.
+
+    Args:
+        agent: PPO or A2C with `MlpPolicy` on features and `feature_policy_kwargs`.
+        model: the world model that it acts in.
+
+    Raises:
+        ValueError: the agent's networks have another shape.
+    """
+    head, policy = model.policy_head, agent.policy
+    try:
+        hidden: nn.Module = policy.mlp_extractor.policy_net[0]  # type: ignore[union-attr, index]
+        pairs = [(hidden, head[0]), (policy.action_net, head[2])]
+        for target, source in pairs:
+            target.load_state_dict(source.state_dict())
+    except (AttributeError, IndexError, RuntimeError) as error:
+        raise ValueError(
+            "the agent's policy does not have the shape of the model's policy head: make it with "
+            f"MlpPolicy and policy_kwargs=feature_policy_kwargs(model) ({error})"
+        ) from error
+
+
+def load_policy(path: str | Path, *, deterministic: bool = False, device: str = "cpu") -> Policy:
+    """Load whatever policy an experiment saved, ready to act on frames.
+
+    A policy on features has a JSON file of the same name beside it, which says what world model
+    they come from: {"world_model": name or directory}.
+
+    Raises:
+        FileNotFoundError: no such policy, or a policy on features without that file.
+        ValueError: the file holds no policy, or of an algorithm not known here.
+    """
+    path = Path(path)
+    policy = SB3Policy.load(path, deterministic=deterministic, device=device)
+    space = policy.model.observation_space
+    if space is None or len(space.shape or ()) != 1:
+        return policy
+    note = path.with_suffix(".json")
+    if not note.is_file():
+        raise FileNotFoundError(
+            f"{path} acts on features, but {note}, which names their world model, is missing"
+        )
+    name = json.loads(note.read_text())["world_model"]
+    return FeaturePolicy(load(name, device=device), policy)

@@ -1,0 +1,114 @@
+"""Policies on the world model's memory read-out see the same in real envs as in the dream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import VecMonitor
+from tiny import NUM_ACTIONS, tiny_contexts, tiny_model
+
+from agents.features import (
+    FeaturePolicy,
+    feature_policy_kwargs,
+    load_policy,
+    start_from_behaviour,
+)
+from agents.sb3 import BatchedVecEnv, SB3Policy
+from experiments.report import write_json
+from worldsim.checkpoint import save
+from worldsim.dream import DreamVectorEnv
+from worldsim.world_model import WorldModel
+
+
+@pytest.fixture(scope="module")
+def model() -> WorldModel:
+    return tiny_model()
+
+
+class Spy:
+    """Plays given actions and keeps the features that it was shown."""
+
+    def __init__(self, actions: np.ndarray) -> None:
+        self.actions = actions
+        self.features: list[np.ndarray] = []
+
+    def act(
+        self,
+        observation: np.ndarray,
+        state: int | None,
+        episode_start: np.ndarray,
+        infos: Sequence[Mapping[str, Any]] | None = None,
+    ) -> tuple[np.ndarray, int]:
+        self.features.append(observation)
+        t = state or 0
+        return self.actions[:, t], t + 1
+
+
+def make_agent(model: WorldModel, **options: Any) -> PPO:
+    dreams = DreamVectorEnv(
+        2,
+        world_model=model,
+        contexts=tiny_contexts(),
+        obs="features",
+        autoreset_mode="SameStep",
+    )
+    env = VecMonitor(BatchedVecEnv(dreams))
+    return PPO("MlpPolicy", env, n_steps=8, batch_size=8, device="cpu", **options)
+
+
+def test_features_of_real_frames_are_those_of_the_whole_episode(model: WorldModel) -> None:
+    contexts = tiny_contexts(n=3, length=8)
+    frames, actions = contexts.frames, contexts.actions
+    cut = 5  # env 1 begins a new episode here
+    spy = Spy(np.roll(actions, -1, axis=1))
+    policy, state = FeaturePolicy(model, spy), None
+    for t in range(8):
+        start = np.array([t == 0, t in (0, cut), t == 0])
+        _, state = policy.act(frames[:, t], state, start)
+    led = actions.copy()
+    led[1, cut] = model.no_action
+    for i, begin in [(0, 0), (1, cut), (2, 0)]:
+        whole = model.observe(
+            model.initial_state(1),
+            torch.as_tensor(led[i : i + 1, begin:]),
+            torch.as_tensor(frames[i : i + 1, begin:]),
+        )
+        np.testing.assert_allclose(spy.features[-1][i], whole.features[0], atol=1e-4, rtol=1e-4)
+
+
+def test_agent_starts_from_the_behaviour_the_model_predicts(model: WorldModel) -> None:
+    agent = make_agent(model, policy_kwargs=feature_policy_kwargs(model))
+    start_from_behaviour(agent, model)
+    features = torch.randn(20, model.config.num_features)
+    expected = model.predict_policy(features).softmax(-1)
+    distribution = agent.policy.get_distribution(features).distribution  # type: ignore[operator]
+    torch.testing.assert_close(distribution.probs, expected, atol=1e-5, rtol=1e-4)
+    before = [p.clone() for p in model.parameters()]
+    agent.learn(16)
+    for old, new in zip(before, model.parameters(), strict=True):
+        assert torch.equal(old, new)
+
+
+def test_networks_of_another_shape_are_refused(model: WorldModel) -> None:
+    with pytest.raises(ValueError, match="feature_policy_kwargs"):
+        start_from_behaviour(make_agent(model), model)
+
+
+def test_saved_feature_policy_knows_its_world_model(model: WorldModel, tmp_path: Path) -> None:
+    agent = make_agent(model)
+    agent.save(tmp_path / "policy.zip")
+    with pytest.raises(FileNotFoundError, match=r"policy\.json"):
+        load_policy(tmp_path / "policy.zip")
+    save(model, tmp_path / "checkpoint")
+    write_json(tmp_path / "policy.json", {"world_model": str(tmp_path / "checkpoint")})
+    policy = load_policy(tmp_path / "policy.zip", deterministic=True)
+    assert isinstance(policy, FeaturePolicy) and isinstance(policy.policy, SB3Policy)
+    frames = tiny_contexts().frames[:, 0]
+    actions, _ = policy.act(frames, None, np.ones(len(frames), bool))
+    assert actions.shape == (len(frames),) and (actions < NUM_ACTIONS).all()
