@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from worldsim.checkpoint import Contexts, load_contexts
+from worldsim.checkpoint import Contexts, load, load_contexts
 from worldsim.episodes import EpisodeDataset
 from worldsim.state import WorldState
 from worldsim.world_model import WorldModel
@@ -140,6 +140,41 @@ def open_contexts(
         contexts = contexts.frames, contexts.actions
     frames, actions = contexts
     return ContextBank.observe(model, frames, actions)
+
+
+def open_world(
+    world_model: str | Path | WorldModel,
+    contexts: ContextSource | None,
+    *,
+    device: str | torch.device | None = None,
+    num_contexts: int = 64,
+    context_length: int = 128,
+) -> tuple[WorldModel, ContextBank]:
+    """Open a model, ready for inference, and the contexts that its dreams start from.
+
+    Args:
+        world_model: name of a shipped model, a checkpoint directory, or a model.
+        contexts, num_contexts, context_length: see `open_contexts`.
+        device: where the model is moved; None: where it is, the CPU when it is loaded.
+
+    Raises:
+        CheckpointError: there is no such model, or it is damaged.
+        ValueError: there is nothing to start from.
+    """
+    if isinstance(world_model, WorldModel):
+        model, source = world_model, None
+        if device is not None:
+            model.to(device)
+    else:
+        model, source = load(world_model, device=device or "cpu"), world_model
+    bank = open_contexts(
+        model.eval(),
+        contexts,
+        world_model=source,
+        num_contexts=num_contexts,
+        context_length=context_length,
+    )
+    return model, bank
 
 
 def _check(model: WorldModel, frames: np.ndarray, actions: np.ndarray) -> None:

@@ -24,8 +24,7 @@ from gymnasium.utils.seeding import np_random
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from worldsim.checkpoint import load
-from worldsim.contexts import ContextSource, open_contexts
+from worldsim.contexts import ContextSource, open_world
 from worldsim.snapshot import DreamSnapshot
 from worldsim.state import WorldState
 from worldsim.world_model import WorldModel
@@ -78,31 +77,25 @@ class DreamVectorEnv(VectorEnv):
         num_contexts: int = 64,
         context_length: int = 128,
     ) -> None:
-        if num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
-        if horizon is not None and horizon < 1:
-            raise ValueError(f"horizon must be at least 1 or None, got {horizon}")
+        for name, count in (
+            ("num_envs", num_envs),
+            ("horizon", horizon),
+            ("num_denoising_steps", num_denoising_steps),
+        ):
+            if count is not None and count < 1:
+                raise ValueError(f"{name} must be at least 1, got {count}")
         if obs not in ("pixels", "features"):
             raise ValueError(f"obs must be 'pixels' or 'features', got {obs!r}")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
-        if num_denoising_steps is not None and num_denoising_steps < 1:
-            raise ValueError(f"num_denoising_steps must be at least 1, got {num_denoising_steps}")
-
-        name = None if isinstance(world_model, WorldModel) else world_model
-        model = load(name, device=str(device or "cpu")) if name is not None else world_model
-        assert isinstance(model, WorldModel)
-        if device is not None:
-            model.to(device)
-        self.model = model.eval()
-        self.bank = open_contexts(
-            model,
+        model, self.bank = open_world(
+            world_model,
             contexts,
-            world_model=name,
+            device=device,
             num_contexts=num_contexts,
             context_length=context_length,
         )
-
+        self.model = model
         self.frame_shape = height, _, _ = model.config.frame_shape
         if render_size is not None and (render_size < 1 or render_size % height != 0):
             raise ValueError(
