@@ -2,8 +2,24 @@
 
 import gymnasium
 
+from worldsim.checkpoint import CheckpointError, Contexts, load, load_contexts, save
+from worldsim.state import WorldState
+from worldsim.world_model import Dream, WorldModel, WorldModelConfig
+
 gymnasium.register(
     id="worldsim/Dream-v0",
     entry_point="worldsim.dream:DreamEnv",
     vector_entry_point="worldsim.dream:DreamVectorEnv",
 )
+
+__all__ = [
+    "CheckpointError",
+    "Contexts",
+    "Dream",
+    "WorldModel",
+    "WorldModelConfig",
+    "WorldState",
+    "load",
+    "load_contexts",
+    "save",
+]

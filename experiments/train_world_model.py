@@ -1,0 +1,388 @@
+"""Train a world model on recorded episodes.
+
+    python experiments/train_world_model.py cpu --dataset memory-maze-9x9/explorer-v0
+
+First the tokenizer, then every frame is encoded once, then the world model on the latents. A run
+that was stopped or killed goes on from its last checkpoint when started again with the same output.
+Several processes or GPUs: `accelerate launch experiments/train_world_model.py ...`. The trained
+model is in OUTPUT/checkpoint, ready for `worldsim.load`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+import worldsim.checkpoint as checkpoint
+from experiments.platform_settings import keep_memory
+from worldsim.backbone import BackboneConfig, BlockSSMConfig, count_parameters
+from worldsim.diffusion import DiffusionForcingConfig
+from worldsim.episodes import EpisodeDataset
+from worldsim.latents import encode_dataset
+from worldsim.metrics import average_precision
+from worldsim.open_loop import draw_stretches, evaluate_open_loop
+from worldsim.tokenizer import Tokenizer, TokenizerConfig
+from worldsim.training import (
+    DynamicsTraining,
+    OptimizerConfig,
+    TokenizerLoss,
+    TokenizerTraining,
+    Trainer,
+    dynamics_loss,
+    step_rng,
+    tokenizer_loss,
+)
+from worldsim.world_model import WorldModel, WorldModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Open-loop validation on held-out episodes while training."""
+
+    every: int = 500
+    """Steps between validations; 0 validates only at the end."""
+    num_contexts: int = 8
+    context: int = 128
+    """Real frames observed first."""
+    horizon: int = 32
+    """Frames dreamed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a world model on recorded episodes."""
+
+    dataset: tuple[str, ...] = ()
+    """Minari ids or paths of the training episodes."""
+    validation_dataset: tuple[str, ...] = ()
+    """Episodes never trained on; by default a tenth of the training episodes is set aside."""
+    datasets_root: Path | None = None
+    """Folder of all datasets; by default Minari's own."""
+    image_key: str | None = None
+    """Key of the images where observations are dicts with several."""
+    output: Path = Path("runs/world_model")
+    """Run directory: checkpoint, training state, TensorBoard logs."""
+    init: str | None = None
+    """World model (name or checkpoint) to continue from; its tokenizer and sizes are kept."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    backbone: BackboneConfig = field(default_factory=BlockSSMConfig)
+    diffusion: DiffusionForcingConfig = field(default_factory=DiffusionForcingConfig)
+    tokenizer_training: TokenizerTraining = field(default_factory=TokenizerTraining)
+    dynamics: DynamicsTraining = field(default_factory=DynamicsTraining)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    save_every: int = 200
+    """Steps between checkpoints."""
+    precision: str = "auto"
+    """Mixed precision: bf16, no, or auto (bf16 where the hardware is fast at it)."""
+    device: str = "auto"
+    """cpu, cuda or auto."""
+
+
+def presets() -> dict[str, tuple[str, TrainConfig]]:
+    """Named starting points for hardware; every value can be overridden."""
+    gpu = TrainConfig(
+        backbone=BlockSSMConfig(d_model=512, num_layers=10, window=10, head_dim=64, expand=2),
+        tokenizer_training=TokenizerTraining(
+            optimizer=OptimizerConfig(steps=10_000, muon_learning_rate=0, weight_decay=0.0),
+            batch_size=256,
+        ),
+        dynamics=DynamicsTraining(
+            optimizer=OptimizerConfig(steps=30_000),
+            frames_per_step=8192,
+            curriculum=((64, 0.3), (256, 0.4), (512, 0.3)),
+        ),
+        validation=ValidationConfig(every=2000, num_contexts=16, context=256, horizon=64),
+        save_every=1000,
+    )
+    tiny = TrainConfig(
+        tokenizer=TokenizerConfig(channels=(16, 32, 64), latent_channels=16),
+        backbone=BlockSSMConfig(d_model=64, num_layers=2, head_dim=32, window=3, d_state=16),
+        tokenizer_training=TokenizerTraining(
+            optimizer=OptimizerConfig(steps=200, muon_learning_rate=0, weight_decay=0.0),
+            batch_size=16,
+        ),
+        dynamics=DynamicsTraining(
+            optimizer=OptimizerConfig(steps=200), frames_per_step=128, curriculum=((32, 1.0),)
+        ),
+        validation=ValidationConfig(every=0, num_contexts=2, context=16, horizon=8),
+    )
+    return {
+        "cpu": ("Two CPU cores, an hour or two.", TrainConfig()),
+        "gpu": ("One GPU, half an hour to hours.", gpu),
+        "tiny": ("A minute, to see that everything runs.", tiny),
+    }
+
+
+def main(config: TrainConfig) -> Path:
+    """Train, validate, save.
+
+    Returns:
+        The checkpoint directory.
+    """
+    if not config.dataset:
+        raise SystemExit("no --dataset given: record one with python experiments/collect.py")
+    keep_memory()
+    accelerator = make_accelerator(config)
+    set_seed(config.dynamics.optimizer.seed)
+    train, held_out = open_datasets(config)
+    writer = SummaryWriter(str(config.output / "tensorboard"), purge_step=None)
+    tell = tqdm.write if accelerator.is_main_process else lambda _: None
+    tell(
+        f"training on {len(train)} episodes ({train.num_frames} frames), validating on "
+        f"{len(held_out)}; device {accelerator.device}, precision {accelerator.mixed_precision}"
+    )
+    model = build_model(config, train)
+    model.to(accelerator.device)
+    if config.init is None:
+        train_tokenizer(config, model.tokenizer, train, accelerator, writer)
+    started = time.monotonic()
+    model = train_dynamics(config, model, train, held_out, accelerator, writer)
+    tell(f"world model trained in {(time.monotonic() - started) / 60:.1f} min of this run")
+    writer.close()
+    path = config.output / "checkpoint"
+    tell(f"checkpoint: {path}\nnext: python experiments/dream_train.py --world-model {path}")
+    return path
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if checkpoint.fast_dtype(device) == torch.bfloat16 else "no"
+    return Accelerator(mixed_precision=precision, cpu=device == "cpu")
+
+
+def open_datasets(config: TrainConfig) -> tuple[EpisodeDataset, EpisodeDataset]:
+    """Training episodes and episodes never trained on."""
+    train = EpisodeDataset(config.dataset, config.datasets_root, config.image_key)
+    if not config.validation_dataset:
+        return train.split(max(len(train) // 10, 1))
+    held_out = EpisodeDataset(config.validation_dataset, config.datasets_root, config.image_key)
+    if (held_out.frame_shape, held_out.num_actions) != (train.frame_shape, train.num_actions):
+        raise ValueError(
+            f"validation episodes have frames {held_out.frame_shape} and {held_out.num_actions} "
+            f"actions, training episodes {train.frame_shape} and {train.num_actions}"
+        )
+    return train, held_out
+
+
+def build_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:
+    """A new model for the dataset's frames and actions, or `config.init` continued."""
+    if config.init is not None:
+        model = checkpoint.load(config.init, dtype=torch.float32).requires_grad_(True)
+        expected = (model.config.frame_shape, model.config.num_actions)
+        if (dataset.frame_shape, dataset.num_actions) != expected:
+            raise ValueError(
+                f"{config.init} was made for frames {expected[0]} and {expected[1]} actions; the "
+                f"dataset has {dataset.frame_shape} and {dataset.num_actions}"
+            )
+        return model
+    return WorldModel(
+        WorldModelConfig(
+            num_actions=dataset.num_actions,
+            tokenizer=dataclasses.replace(config.tokenizer, frame_shape=dataset.frame_shape),
+            backbone=config.backbone,
+            diffusion=config.diffusion,
+        )
+    )
+
+
+def run_with_progress(
+    trainer: Trainer, name: str, save_every: int, frames_per_step: int, writer: SummaryWriter
+) -> Iterator[int]:
+    """Run a trainer under a progress bar and write its losses; yields the step number."""
+    main_process = trainer.accelerator.is_main_process
+    with tqdm(
+        total=trainer.config.steps,
+        initial=trainer.step,
+        desc=name,
+        unit="step",
+        disable=not main_process,
+        mininterval=2,
+    ) as bar:
+        last = time.monotonic()
+        for values in trainer.run(save_every):
+            bar.update()
+            now = time.monotonic()
+            values["frames_per_second"] = frames_per_step / (now - last)
+            last = now
+            if main_process and (trainer.step % 10 == 0 or trainer.step == trainer.config.steps):
+                for key, value in values.items():
+                    writer.add_scalar(f"{name}/{key}", value, trainer.step)
+                shown = {k: f"{v:.3g}" for k, v in values.items() if k not in ("rate", "grad_norm")}
+                bar.set_postfix(shown, refresh=False)
+            yield trainer.step
+
+
+def train_tokenizer(
+    config: TrainConfig,
+    tokenizer: Tokenizer,
+    dataset: EpisodeDataset,
+    accelerator: Accelerator,
+    writer: SummaryWriter,
+) -> None:
+    """Train the tokenizer in place; ends with the averaged weights and calibrated latents."""
+    training = config.tokenizer_training
+    trainer = Trainer(
+        TokenizerLoss(tokenizer),
+        tokenizer_loss(dataset, training, tokenizer, accelerator),
+        training.optimizer,
+        accelerator,
+        config.output / "tokenizer",
+    )
+    if trainer.resume():
+        tqdm.write(f"tokenizer: resumed at step {trainer.step}")
+    for _ in run_with_progress(
+        trainer, "tokenizer", config.save_every, training.batch_size, writer
+    ):
+        pass
+    average = trainer.average.module
+    assert isinstance(average, TokenizerLoss)
+    tokenizer.load_state_dict(average.tokenizer.state_dict())
+    rng, _ = step_rng(training.optimizer.seed, training.optimizer.steps)
+    frames = torch.from_numpy(dataset.sample_segments(512, 1, rng).frames)[:, 0]
+    tokenizer.calibrate(frames.to(accelerator.device))
+    tokenizer.eval().requires_grad_(False)
+
+
+def train_dynamics(
+    config: TrainConfig,
+    model: WorldModel,
+    dataset: EpisodeDataset,
+    held_out: EpisodeDataset,
+    accelerator: Accelerator,
+    writer: SummaryWriter,
+) -> WorldModel:
+    """Train everything but the tokenizer; returns the averaged model."""
+    training = config.dynamics
+    dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    model.tokenizer.eval().requires_grad_(False)
+    with tqdm(total=dataset.num_frames, desc="encode", unit="frame", mininterval=2) as bar:
+        episodes = encode_dataset(
+            model.tokenizer,
+            dataset,
+            config.output / "latents.safetensors" if accelerator.is_main_process else None,
+            device=accelerator.device,
+            dtype=dtype,
+            progress=lambda done, _: bar.update(done - bar.n),
+        )
+    trainer = Trainer(
+        model,
+        dynamics_loss(episodes, training, model, accelerator),
+        training.optimizer,
+        accelerator,
+        config.output / "dynamics",
+    )
+    if trainer.resume():
+        tqdm.write(f"world model: resumed at step {trainer.step}")
+    tqdm.write(
+        f"{count_parameters(model.denoiser) / 1e6:.1f} M parameters, tokenizer "
+        f"{count_parameters(model.tokenizer) / 1e6:.1f} M"
+    )
+    average = trainer.average.module
+    assert isinstance(average, WorldModel)
+    average.compute_dtype = dtype
+    started, first = time.monotonic(), trainer.step
+    for step in run_with_progress(
+        trainer, "world model", config.save_every, training.frames_per_step, writer
+    ):
+        if not accelerator.is_main_process:
+            continue
+        last = step == training.optimizer.steps
+        if last or (config.validation.every and step % config.validation.every == 0):
+            average.eval()
+            metrics = validate(average, held_out, config.validation, writer, step)
+            tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+        if last or (config.save_every and step % config.save_every == 0):
+            metadata = {
+                "step": step,
+                "frames_seen": step * training.frames_per_step,
+                "training_frames": dataset.num_frames,
+                "training_episodes": len(dataset),
+                "minutes_this_run": (time.monotonic() - started) / 60,
+                "steps_this_run": step - first,
+                "hardware": platform.processor() or platform.machine(),
+                "device": str(accelerator.device),
+                "training": checkpoint.to_json(training),
+            }
+            checkpoint.save(average, config.output / "checkpoint", metadata=metadata)
+    average.eval().requires_grad_(False)
+    return average
+
+
+@torch.no_grad()
+def validate(
+    model: WorldModel,
+    held_out: EpisodeDataset,
+    config: ValidationConfig,
+    writer: SummaryWriter,
+    step: int,
+) -> dict[str, float]:
+    """Dream held-out stretches; writes scalars and a side-by-side video."""
+    length = min(config.context + config.horizon, int(held_out.lengths.max()))
+    context = length - min(config.horizon, length - 1)
+    frames, actions, rewards = draw_stretches(held_out, config.num_contexts, length, seed=0)
+    result = evaluate_open_loop(model, frames, actions, rewards, context=context, floors=False)
+    values = {}
+    for horizon in (8, 16, 32, 64):
+        if horizon <= length - context:
+            values[f"psnr_{horizon}"] = float(result.psnr["dream"][:, :horizon].mean())
+            values[f"ssim_{horizon}"] = float(result.ssim["dream"][:, :horizon].mean())
+            values[f"copy_last_psnr_{horizon}"] = float(
+                result.psnr["copy_last"][:, :horizon].mean()
+            )
+    values["autoencoder_psnr"] = float(result.psnr["autoencoder"].mean())
+    precision, recall, area = reward_quality(model, held_out)
+    values |= {
+        "reward_precision": precision,
+        "reward_recall": recall,
+        "reward_average_precision": area,
+    }
+    for key, value in values.items():
+        writer.add_scalar(f"validation/{key}", value, step)
+    pair = np.concatenate([result.real, result.dreamed], axis=2)[:4]  # real above dreamed
+    video = np.concatenate(list(pair), axis=2)[None]  # (1, t, 2h, 4w, c)
+    writer.add_video("validation/real_above_dream", video.transpose(0, 1, 4, 2, 3), step, fps=8)
+    return values
+
+
+def reward_quality(
+    model: WorldModel, held_out: EpisodeDataset, num_episodes: int = 4, length: int = 500
+) -> tuple[float, float, float]:
+    """Precision and recall at half the largest reward, and average precision, on real frames."""
+    predicted, real = [], []
+    for i in range(min(num_episodes, len(held_out))):
+        episode = held_out.episode(i, 0, min(length, int(held_out.lengths[i])))
+        actions = torch.from_numpy(episode.actions)[None].to(model.device)
+        frames = torch.from_numpy(episode.frames)[None].to(model.device)
+        latents = model.tokenizer.encode(frames)
+        _, features = model.observe_latents(model.initial_state(1), actions, latents)
+        predicted.append(model.predict_reward(features)[0].cpu().numpy())
+        real.append(episode.rewards)
+    scores, rewards = np.concatenate(predicted), np.concatenate(real)
+    events = rewards > 0.5 * max(float(rewards.max()), 1e-6)
+    flagged = scores > 0.5 * max(float(rewards.max()), 1e-6)
+    hits = float((flagged & events).sum())
+    return (
+        hits / max(float(flagged.sum()), 1.0),
+        hits / max(float(events.sum()), 1.0),
+        average_precision(scores, events),
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.extras.overridable_config_cli(presets()))

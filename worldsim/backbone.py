@@ -1,0 +1,213 @@
+"""The temporal network: block-wise Mamba-2 scans and frame-local attention, layer by layer.
+
+Po et al. 2025, "Long-Context State-Space Video World Models" (arXiv 2505.20171), section 3. Tokens
+(t, h, w) are cut along space into blocks; each block is scanned causally through time with its own
+state, so a token's predecessor in time is block_size^2 tokens away instead of h*w. Small blocks
+remember more places, large blocks mix space; layers differ. Noise level and action enter through
+adaptive normalisation.
+
+Every backbone has the same interface: `initial_state(batch_size)` gives named tensors, batch first;
+`forward(x, condition, memory, steps)` continues from them for any number of frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from worldsim.attention import AttentionConfig, AttentionState, FrameLocalAttention
+from worldsim.ssm import Mamba2Mixer, ScanBackend, SSMConfig, SSMState
+
+Memory = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSSMConfig:
+    """Block-wise SSM with frame-local attention."""
+
+    kind: Literal["block_ssm"] = "block_ssm"
+    d_model: int = 256
+    num_layers: int = 6
+    block_sizes: tuple[int, ...] = (1, 4)
+    """Side of a block in tokens, by layer, repeated; must divide the token grid."""
+    window: int = 8
+    """Frames that attention sees, its own included; 0 leaves attention out."""
+    head_dim: int = 64
+    d_state: int = 64
+    d_conv: int = 4
+    expand: int = 1
+    mlp_ratio: int = 4
+    chunk_size: int = 32
+    scan_backend: ScanBackend = "auto"
+
+    def ssm(self) -> SSMConfig:
+        return SSMConfig(
+            d_model=self.d_model,
+            d_state=self.d_state,
+            d_conv=self.d_conv,
+            expand=self.expand,
+            head_dim=self.head_dim,
+            chunk_size=self.chunk_size,
+            backend=self.scan_backend,
+        )
+
+    def attention(self) -> AttentionConfig:
+        return AttentionConfig(d_model=self.d_model, head_dim=self.head_dim, window=self.window)
+
+
+class MLP(nn.Module):
+    """Two layers with a squared ReLU (So et al. 2021, arXiv 2109.08668)."""
+
+    def __init__(self, d_model: int, ratio: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(d_model, ratio * d_model, bias=False)
+        self.down = nn.Linear(ratio * d_model, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.relu(self.up(x)).square())
+
+
+class AdaptiveNorm(nn.Module):
+    """RMS normalisation whose scale and shift depend on the frame's condition."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.d_model = d_model
+        self.modulation = nn.Linear(d_model, 2 * d_model)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x (b, t, n, d), condition (b, t, d)."""
+        scale, shift = self.modulation(condition)[:, :, None].chunk(2, dim=-1)
+        x = F.rms_norm(x, (self.d_model,), eps=1e-5)
+        return x * (1 + scale) + shift
+
+
+class BlockSSMLayer(nn.Module):
+    """Block-wise scan, then frame-local attention, then MLP, each with its own residual."""
+
+    def __init__(self, config: BlockSSMConfig, block_size: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.block_size = block_size
+        self.grid = grid
+        self.mixer_norm = AdaptiveNorm(config.d_model)
+        self.mixer = Mamba2Mixer(config.ssm())
+        self.attention = FrameLocalAttention(config.attention()) if config.window else None
+        self.attention_norm = AdaptiveNorm(config.d_model) if config.window else None
+        self.mlp_norm = AdaptiveNorm(config.d_model)
+        self.mlp = MLP(config.d_model, config.mlp_ratio)
+        outputs = [self.mixer.out_proj, self.mlp.down]
+        if self.attention is not None:
+            outputs.append(self.attention.out_proj)
+        for projection in outputs:
+            nn.init.zeros_(projection.weight)
+
+    @property
+    def num_blocks(self) -> int:
+        return (self.grid[0] // self.block_size) * (self.grid[1] // self.block_size)
+
+    def initial_state(self, batch_size: int) -> Memory:
+        scan, conv = self.mixer.initial_state(batch_size * self.num_blocks)
+        blocks = self.num_blocks
+        memory = {
+            "scan": rearrange(scan, "(b k) h p n -> b k h p n", k=blocks),
+            "conv": rearrange(conv, "(b k) l d -> b k l d", k=blocks),
+        }
+        if self.attention is not None:
+            num_tokens = self.grid[0] * self.grid[1]
+            keys, values = self.attention.initial_state(batch_size, num_tokens)
+            memory |= {"keys": keys, "values": values}
+        return memory
+
+    def forward(
+        self, x: Tensor, condition: Tensor, memory: Memory, steps: Tensor
+    ) -> tuple[Tensor, Memory]:
+        mixed, new_memory = self._scan_blocks(self.mixer_norm(x, condition), memory)
+        x = x + mixed
+        if self.attention is not None and self.attention_norm is not None:
+            state = AttentionState(memory["keys"], memory["values"])
+            y, state = self.attention(self.attention_norm(x, condition), state, steps)
+            x = x + y
+            new_memory |= {"keys": state.keys, "values": state.values}
+        return x + self.mlp(self.mlp_norm(x, condition)), new_memory
+
+    def _scan_blocks(self, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """Scan every block through time, its tokens in raster order within a frame."""
+        (h, w), s = self.grid, self.block_size
+        sizes = {"t": x.shape[1], "i": h // s, "j": w // s, "p": s, "q": s}
+        blocks = rearrange(x, "b t (i p j q) d -> (b i j) (t p q) d", **sizes)
+        state = SSMState(memory["scan"].flatten(0, 1), memory["conv"].flatten(0, 1))
+        y, state = self.mixer(blocks, state)
+        y = rearrange(y, "(b i j) (t p q) d -> b t (i p j q) d", **sizes)
+        return y, {
+            "scan": state.scan.unflatten(0, (-1, self.num_blocks)),
+            "conv": state.conv.unflatten(0, (-1, self.num_blocks)),
+        }
+
+
+class BlockSSMBackbone(nn.Module):
+    """The default backbone: memory of constant size, training cost linear in time."""
+
+    def __init__(self, config: BlockSSMConfig, grid: tuple[int, int]) -> None:
+        super().__init__()
+        for size in config.block_sizes:
+            if size < 1 or grid[0] % size or grid[1] % size:
+                raise ValueError(f"block size {size} does not divide the token grid {grid}")
+        sizes = [config.block_sizes[i % len(config.block_sizes)] for i in range(config.num_layers)]
+        self.layers = nn.ModuleList(BlockSSMLayer(config, size, grid) for size in sizes)
+
+    def initial_state(self, batch_size: int) -> Memory:
+        """Memory before the first frame."""
+        return {
+            f"{i}.{name}": tensor
+            for i, layer in enumerate(self.layers)
+            for name, tensor in layer.initial_state(batch_size).items()
+        }
+
+    def forward(
+        self, x: Tensor, condition: Tensor, memory: Memory, steps: Tensor
+    ) -> tuple[Tensor, Memory]:
+        """Process frames in order.
+
+        Args:
+            x: (b, t, n, d) tokens of t frames, any t >= 1.
+            condition: (b, t, d) per-frame condition (noise level and action).
+            memory: what came before, as from `initial_state` or a previous call.
+            steps: (b,) int64 number of frames that came before.
+
+        Returns:
+            (b, t, n, d) and the memory after the last frame.
+        """
+        new_memory: Memory = {}
+        for i, layer in enumerate(self.layers):
+            own = {k.split(".", 1)[1]: v for k, v in memory.items() if k.split(".", 1)[0] == str(i)}
+            x, own = layer(x, condition, own, steps)
+            new_memory |= {f"{i}.{name}": tensor for name, tensor in own.items()}
+        return x, new_memory
+
+
+BackboneConfig = BlockSSMConfig
+
+
+def make_backbone(config: BackboneConfig, grid: tuple[int, int]) -> nn.Module:
+    """The network that a backbone config describes, for a token grid (rows, columns)."""
+    return BlockSSMBackbone(config, grid)
+
+
+def count_parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+__all__ = [
+    "BackboneConfig",
+    "BlockSSMBackbone",
+    "BlockSSMConfig",
+    "Memory",
+    "count_parameters",
+    "make_backbone",
+]

@@ -1,0 +1,232 @@
+"""Checkpoints of world models: a directory with config.json, safetensors and a few contexts.
+
+Nothing in it is pickled. `load` takes a directory or the name of a model that ships with the
+package. Weights may be cut into several files and stored in half precision; they load as float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from worldsim.world_model import WorldModel, WorldModelConfig
+
+PRETRAINED = Path(__file__).parent / "pretrained"
+SHARD_BYTES = 15 * 2**20
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing, damaged, or not of this version."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Contexts:
+    """Real stretches of episodes that dreams can start from."""
+
+    frames: np.ndarray
+    """(n, t, h, w, c) uint8."""
+    actions: np.ndarray
+    """(n, t) int64; `actions[:, i]` led to frame i."""
+
+
+def shipped_models() -> list[str]:
+    """Names of the models that ship with the package."""
+    return sorted(p.parent.name for p in PRETRAINED.glob("*/config.json"))
+
+
+def resolve(name_or_path: str | Path) -> Path:
+    """The directory of a shipped model or of a checkpoint.
+
+    Raises:
+        CheckpointError: neither a shipped name nor a directory with a config.json.
+    """
+    for path in (Path(name_or_path), PRETRAINED / str(name_or_path)):
+        if (path / "config.json").is_file():
+            return path
+    raise CheckpointError(
+        f"no world model {str(name_or_path)!r}: not a directory with a config.json, and the models "
+        f"that ship are {', '.join(shipped_models()) or 'none'}"
+    )
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_json(cls: type, values: Mapping[str, Any]) -> Any:
+    """Rebuild a config dataclass.
+
+    Raises:
+        CheckpointError: an unknown or missing field.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {f.name for f in dataclasses.fields(cls)}
+    if unknown := set(values) - fields:
+        raise CheckpointError(f"{cls.__name__} has no field {', '.join(sorted(unknown))}")
+    try:
+        return cls(**{name: _convert(hints[name], value) for name, value in values.items()})
+    except TypeError as error:
+        raise CheckpointError(f"{cls.__name__}: {error}") from error
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        for option in typing.get_args(hint):
+            if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
+                kind = typing.get_type_hints(option).get("kind")
+                if typing.get_origin(kind) is Literal and value.get("kind") in typing.get_args(
+                    kind
+                ):
+                    return from_json(typing.cast(type, option), value)
+        return value
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return from_json(typing.cast(type, hint), value)
+    if typing.get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    return value
+
+
+def save(
+    model: WorldModel,
+    path: str | Path,
+    *,
+    contexts: Contexts | None = None,
+    half: bool = False,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint; an existing one is replaced in one move, or not at all.
+
+    Args:
+        model: what to save.
+        path: the directory.
+        contexts: real contexts to ship with it.
+        half: store weights as float16.
+        metadata: JSON values saved as metadata.json (how the model was trained).
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    weights = {
+        name: (t.half() if half and t.is_floating_point() else t).detach().cpu().contiguous()
+        for name, t in model.state_dict().items()
+    }
+    for i, shard in enumerate(_shards(weights)):
+        save_file(shard, partial / f"model-{i:02d}.safetensors")
+    (partial / "config.json").write_text(json.dumps(to_json(model.config), indent=2) + "\n")
+    if metadata is not None:
+        (partial / "metadata.json").write_text(json.dumps(dict(metadata), indent=2) + "\n")
+    if contexts is not None:
+        np.savez_compressed(
+            partial / "contexts.npz", frames=contexts.frames, actions=contexts.actions
+        )
+    replace_directory(partial, path)
+
+
+def replace_directory(source: Path, target: Path) -> None:
+    """Move a finished directory into place; a crash leaves the old or the new one."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(source, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _shards(weights: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, t in weights.items():
+        nbytes = t.numel() * t.element_size()
+        if size and size + nbytes > SHARD_BYTES:
+            shards.append({})
+            size = 0
+        shards[-1][name] = t
+        size += nbytes
+    return shards
+
+
+def load_config(name_or_path: str | Path) -> WorldModelConfig:
+    """The config of a checkpoint.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    path = resolve(name_or_path) / "config.json"
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    return from_json(WorldModelConfig, values)
+
+
+def load(
+    name_or_path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> WorldModel:
+    """Load a world model for inference.
+
+    Args:
+        name_or_path: a shipped model's name or a checkpoint directory.
+        device: where to put it.
+        dtype: compute dtype of the networks; None takes bfloat16 where the device has fast
+            bfloat16 products, float32 elsewhere.
+
+    Raises:
+        CheckpointError: no such model, or a damaged one.
+    """
+    path = resolve(name_or_path)
+    model = WorldModel(load_config(path))
+    weights: dict[str, Tensor] = {}
+    try:
+        for file in sorted(path.glob("*.safetensors")):
+            weights |= load_file(file)
+        model.load_state_dict({k: v.float() for k, v in weights.items()})
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise CheckpointError(
+            f"the weights in {path} are damaged or of another model: {error}"
+        ) from error
+    model.to(device).eval().requires_grad_(False)
+    model.compute_dtype = fast_dtype(device) if dtype is None else dtype
+    return model
+
+
+def fast_dtype(device: torch.device | str) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it fast, else float32."""
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    fast = torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get(
+        "amx_bf16"
+    )
+    return torch.bfloat16 if fast else torch.float32
+
+
+def load_contexts(name_or_path: str | Path) -> Contexts:
+    """The real contexts that came with a checkpoint.
+
+    Raises:
+        CheckpointError: it has none, or they are damaged.
+    """
+    path = resolve(name_or_path) / "contexts.npz"
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent} ships no contexts; pass some of your own episodes")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return Contexts(frames=file["frames"], actions=file["actions"].astype(np.int64))
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error

@@ -1,0 +1,148 @@
+"""Episodes as latent tokens in memory: frames are encoded once, training reads these."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from worldsim.episodes import EpisodeDataset
+from worldsim.tokenizer import Tokenizer
+
+
+class LatentBatch(NamedTuple):
+    """Segments of latents; fields as in `episodes.Segments`."""
+
+    latents: Tensor  # (b, t, n, c) float32
+    actions: Tensor  # (b, t) int64
+    rewards: Tensor  # (b, t) float32
+    terminated: Tensor  # (b, t) bool
+
+
+class LatentEpisodes:
+    """All frames of a dataset, encoded, one after the other.
+
+    Args:
+        latents: (frames, n, c) float16. actions, rewards, terminated: (frames,).
+        lengths: frames of each episode, in order.
+    """
+
+    def __init__(
+        self,
+        latents: Tensor,
+        actions: Tensor,
+        rewards: Tensor,
+        terminated: Tensor,
+        lengths: np.ndarray,
+    ) -> None:
+        self.latents, self.actions = latents, actions
+        self.rewards, self.terminated = rewards, terminated
+        self.lengths = np.asarray(lengths)
+        self.offsets = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.actions)
+
+    def sample(
+        self,
+        batch_size: int,
+        length: int,
+        rng: np.random.Generator,
+        start_probability: float = 0.1,
+    ) -> LatentBatch:
+        """Draw segments, uniformly over all frames where one of this length can begin.
+
+        Args:
+            batch_size, length: shape of the batch.
+            rng: source of randomness.
+            start_probability: share of segments that begin where an episode begins.
+
+        Raises:
+            ValueError: no episode has `length` frames.
+        """
+        num_starts = np.maximum(self.lengths - length + 1, 0)
+        last = np.cumsum(num_starts)
+        if last[-1] == 0:
+            raise ValueError(f"no episode has {length} frames; the longest {self.lengths.max()}")
+        draws = rng.integers(last[-1], size=batch_size)
+        episode = np.searchsorted(last, draws, side="right")
+        start = draws - (last[episode] - num_starts[episode])
+        start = np.where(rng.random(batch_size) < start_probability, 0, start)
+        first = torch.from_numpy(self.offsets[episode] + start)
+        index = first[:, None] + torch.arange(length)
+        return LatentBatch(
+            self.latents[index].float(),
+            self.actions[index],
+            self.rewards[index],
+            self.terminated[index],
+        )
+
+
+def fingerprint(tokenizer: Tokenizer, dataset: EpisodeDataset) -> str:
+    """Names a tokenizer's weights and a dataset's episodes, to tell whether a cache is theirs."""
+    digest = hashlib.sha256()
+    for t in tokenizer.state_dict().values():
+        digest.update(t.detach().cpu().float().numpy().tobytes())
+    digest.update(dataset.lengths.tobytes())
+    digest.update(dataset.returns.tobytes())
+    return digest.hexdigest()
+
+
+def encode_dataset(
+    tokenizer: Tokenizer,
+    dataset: EpisodeDataset,
+    cache: Path | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> LatentEpisodes:
+    """Encode every frame of a dataset.
+
+    Args:
+        tokenizer: trained tokenizer, on `device`.
+        dataset: episodes; damaged ones are warned of and left out.
+        cache: file to keep the latents in and to take them from if they are still these.
+        device, dtype: where and in what precision to encode.
+        progress: called with (frames done, frames in all).
+    """
+    key = fingerprint(tokenizer, dataset)
+    if cache is not None and cache.is_file():
+        try:
+            with safe_open(cache, framework="pt") as file:
+                if file.metadata().get("fingerprint") == key:
+                    names = ("latents", "actions", "rewards", "terminated")
+                    tensors = [file.get_tensor(name) for name in names]
+                    return LatentEpisodes(*tensors, lengths=file.get_tensor("lengths").numpy())
+        except (SafetensorError, OSError):
+            pass  # a damaged cache is made again
+    latents, actions, rewards, terminated, lengths = [], [], [], [], []
+    done = 0
+    for episode in dataset:
+        for frames in torch.from_numpy(episode.frames).split(256):
+            with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
+                latents.append(tokenizer.encode(frames.to(device)).half().cpu())
+            done += len(frames)
+            progress(done, dataset.num_frames)
+        actions.append(torch.from_numpy(episode.actions))
+        rewards.append(torch.from_numpy(episode.rewards))
+        terminated.append(torch.from_numpy(episode.terminated))
+        lengths.append(len(episode))
+    tensors = [torch.cat(t) for t in (latents, actions, rewards, terminated)]
+    result = LatentEpisodes(*tensors, lengths=np.array(lengths))
+    if cache is not None:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        partial = cache.with_name(f".{cache.name}.partial")
+        values = dict(zip(("latents", "actions", "rewards", "terminated"), tensors, strict=True))
+        values["lengths"] = torch.tensor(lengths)
+        save_file(values, partial, metadata={"fingerprint": key})
+        partial.replace(cache)
+    return result

@@ -1,0 +1,129 @@
+"""Open-loop quality: observe a real context, dream on under the true actions, compare by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from worldsim.episodes import EpisodeDataset
+from worldsim.metrics import psnr, ssim
+from worldsim.world_model import WorldModel
+
+
+@dataclass(frozen=True)
+class OpenLoopResult:
+    """Dreams of held-out stretches beside the truth. Arrays are (n, horizon, ...)."""
+
+    real: np.ndarray
+    """Frames (n, horizon, h, w, c) uint8."""
+    dreamed: np.ndarray
+    shuffled: np.ndarray
+    """The same dreams under shuffled actions: what the actions are worth."""
+    psnr: dict[str, np.ndarray]
+    """(n, horizon) dB of "dream", "autoencoder" (ceiling), "copy_last" and "shuffled" (floors)."""
+    ssim: dict[str, np.ndarray]
+    rewards: np.ndarray
+    """(n, horizon) real rewards."""
+    dreamed_rewards: np.ndarray
+
+
+def draw_stretches(
+    dataset: EpisodeDataset, num_stretches: int, length: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Stretches of as many different episodes as there are, each at a random start.
+
+    Returns:
+        Frames (n, t, h, w, c) uint8, actions (n, t) int64, rewards (n, t) float32.
+
+    Raises:
+        ValueError: no episode is that long.
+    """
+    rng = np.random.default_rng(seed)
+    long = np.flatnonzero(dataset.lengths >= length)
+    if not len(long):
+        raise ValueError(f"no episode has {length} frames; the longest {dataset.lengths.max()}")
+    order = np.resize(rng.permutation(long), num_stretches)
+    stretches = []
+    for i in order:
+        start = int(rng.integers(dataset.lengths[i] - length + 1))
+        stretches.append(dataset.episode(int(i), start, start + length))
+    return (
+        np.stack([s.frames for s in stretches]),
+        np.stack([s.actions for s in stretches]),
+        np.stack([s.rewards for s in stretches]),
+    )
+
+
+def evaluate_open_loop(
+    model: WorldModel,
+    frames: np.ndarray,
+    actions: np.ndarray,
+    rewards: np.ndarray,
+    *,
+    context: int,
+    seed: int = 0,
+    num_denoising_steps: int | None = None,
+    floors: bool = True,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> OpenLoopResult:
+    """Observe the first `context` frames of each stretch, dream the others.
+
+    Args:
+        model: the world model.
+        frames, actions, rewards: as from `draw_stretches`, (n, context + horizon, ...).
+        context: real frames observed first.
+        seed: of the dreams' noise and the shuffling.
+        num_denoising_steps: overrides the model's.
+        floors: also dream under shuffled actions.
+        progress: called with (steps done, steps in all).
+    """
+    device = model.device
+    x = torch.from_numpy(frames).to(device)
+    a = torch.from_numpy(actions).to(device)
+    generator = torch.Generator(device).manual_seed(seed)
+    state = model.observe(model.initial_state(len(x)), a[:, :context], x[:, :context])
+    real, future = x[:, context:], a[:, context:]
+    total = future.shape[1] * (1 + floors)
+
+    def dream(actions: torch.Tensor, done: int) -> tuple[torch.Tensor, torch.Tensor]:
+        current, dreamed, predicted = state, [], []
+        for t in range(actions.shape[1]):
+            out = model.imagine(
+                current,
+                actions[:, t],
+                generator=generator,
+                num_denoising_steps=num_denoising_steps,
+            )
+            current = out.state
+            dreamed.append(out.frame)
+            predicted.append(out.reward)
+            progress(done + t + 1, total)
+        return torch.stack(dreamed, 1), torch.stack(predicted, 1)
+
+    dreamed, predicted = dream(future, 0)
+    if floors:
+        order = np.random.default_rng(seed).permuted(
+            np.tile(np.arange(future.shape[1]), (len(x), 1)), axis=1
+        )
+        shuffled, _ = dream(future.gather(1, torch.from_numpy(order).to(device)), total // 2)
+    else:
+        shuffled = dreamed
+    candidates = {
+        "dream": dreamed,
+        "autoencoder": model.tokenizer.decode(model.tokenizer.encode(real)),
+        "copy_last": x[:, context - 1 : context].expand_as(real),
+    }
+    if floors:
+        candidates["shuffled"] = shuffled
+    return OpenLoopResult(
+        real=real.cpu().numpy(),
+        dreamed=dreamed.cpu().numpy(),
+        shuffled=shuffled.cpu().numpy(),
+        psnr={k: psnr(v, real).cpu().numpy() for k, v in candidates.items()},
+        ssim={k: ssim(v, real).cpu().numpy() for k, v in candidates.items()},
+        rewards=rewards[:, context:],
+        dreamed_rewards=predicted.cpu().numpy(),
+    )

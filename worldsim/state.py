@@ -1,0 +1,102 @@
+"""Everything a world model remembers, as one immutable value of constant size.
+
+A `WorldState` is a batch of memories: recurrent states, attention windows, the number of frames
+seen and the last read-out. It is never written in place, so forking it (for planning) is indexing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+class WorldState:
+    """A batch of memories.
+
+    Args:
+        memory: named tensors of the backbone, each batch first.
+        steps: frames observed or dreamed so far, (b,) int64.
+        features: memory read-out after the last committed frame, (b, d) float32.
+    """
+
+    __slots__ = ("features", "memory", "steps")
+
+    def __init__(self, memory: Mapping[str, Tensor], steps: Tensor, features: Tensor) -> None:
+        self.memory = dict(memory)
+        self.steps = steps
+        self.features = features
+
+    @property
+    def batch_size(self) -> int:
+        return self.steps.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.steps.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole batch; divide by `batch_size` for one env."""
+        return sum(t.numel() * t.element_size() for t in self._tensors())
+
+    def _tensors(self) -> list[Tensor]:
+        return [*self.memory.values(), self.steps, self.features]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> WorldState:
+        """Apply one function to every tensor."""
+        memory = {name: function(t) for name, t in self.memory.items()}
+        return WorldState(memory, function(self.steps), function(self.features))
+
+    def __getitem__(self, index: slice | int | list[int] | Tensor) -> WorldState:
+        """Select envs; an integer keeps the batch dimension."""
+        if isinstance(index, int):
+            if not -self.batch_size <= index < self.batch_size:
+                raise IndexError(f"index {index} is outside a batch of {self.batch_size} states")
+            index = [index]
+        return self.map(lambda t: t[index])
+
+    def __len__(self) -> int:
+        return self.batch_size
+
+    def repeat(self, n: int) -> WorldState:
+        """Fork every env n times: env i becomes rows i*n to (i+1)*n - 1."""
+        return self.map(lambda t: t.repeat_interleave(n, dim=0))
+
+    def where(self, mask: Tensor, other: WorldState) -> WorldState:
+        """This state where `mask` ((b,) bool) is true, `other` elsewhere."""
+
+        def choose(a: Tensor, b: Tensor) -> Tensor:
+            return torch.where(mask.view(-1, *[1] * (a.ndim - 1)), a, b)
+
+        memory = {name: choose(t, other.memory[name]) for name, t in self.memory.items()}
+        return WorldState(
+            memory, choose(self.steps, other.steps), choose(self.features, other.features)
+        )
+
+    def to(self, device: torch.device | str) -> WorldState:
+        return self.map(lambda t: t.to(device))
+
+    def clone(self) -> WorldState:
+        return self.map(torch.clone)
+
+    @staticmethod
+    def cat(states: Sequence[WorldState]) -> WorldState:
+        """Concatenate batches.
+
+        Raises:
+            ValueError: `states` is empty.
+        """
+        if not states:
+            raise ValueError("cannot concatenate an empty list of states")
+        memory = {k: torch.cat([s.memory[k] for s in states]) for k in states[0].memory}
+        return WorldState(
+            memory,
+            torch.cat([s.steps for s in states]),
+            torch.cat([s.features for s in states]),
+        )
+
+    def __repr__(self) -> str:
+        size = self.nbytes / max(self.batch_size, 1)
+        return f"WorldState(batch_size={self.batch_size}, bytes_per_env={size:.0f})"

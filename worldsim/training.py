@@ -1,0 +1,305 @@
+"""The training loop: optimisers, schedule, averaging of weights, checkpoints, several processes.
+
+Every random draw of a step depends on the seed and the step's number alone, so a run that was
+killed and resumed goes through the same losses, and N processes see the same global batch as one.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from worldsim.checkpoint import replace_directory
+from worldsim.diffusion import sample_signal_levels
+from worldsim.episodes import EpisodeDataset
+from worldsim.latents import LatentEpisodes
+from worldsim.tokenizer import Tokenizer
+from worldsim.world_model import WorldModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW, with Muon for the matrices of the backbone; constant rate, then linear decay."""
+
+    steps: int
+    learning_rate: float = 1e-3
+    muon_learning_rate: float = 2e-3
+    """Rate of Muon (Jordan et al. 2024) on the backbone's matrices, scaled to match AdamW's
+    update size; 0 uses AdamW for all."""
+    weight_decay: float = 0.02
+    warmup_steps: int = 100
+    decay_share: float = 0.3
+    """Share of the steps over which the rate falls linearly to zero at the end."""
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.998
+    """Decay of the running average of weights that is evaluated and shipped."""
+    seed: int = 0
+
+    def rate(self, step: int) -> float:
+        """Share of the learning rate at a step."""
+        rising = (step + 1) / max(self.warmup_steps, 1)
+        falling = (self.steps - step) / max(self.decay_share * self.steps, 1)
+        return max(min(1.0, rising, falling), 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerTraining:
+    """How the tokenizer is trained."""
+
+    optimizer: OptimizerConfig = OptimizerConfig(
+        steps=4000, muon_learning_rate=0, weight_decay=0.0, ema_decay=0.995
+    )
+    batch_size: int = 48
+    """Frames per step, over all processes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicsTraining:
+    """How the world model is trained on latents."""
+
+    optimizer: OptimizerConfig = OptimizerConfig(steps=4000)
+    frames_per_step: int = 512
+    """Frames per step, over all processes; shorter segments make larger batches."""
+    curriculum: tuple[tuple[int, float], ...] = ((64, 0.5), (128, 0.25), (256, 0.25))
+    """Segment length and the share of steps trained at it, in order."""
+    reward_weight: float = 1.0
+    termination_weight: float = 0.1
+    policy_weight: float = 0.1
+
+    def segment_length(self, step: int) -> int:
+        """Frames per segment at a step."""
+        total, reached = sum(share for _, share in self.curriculum), 0.0
+        for length, share in self.curriculum:
+            reached += share / total * self.optimizer.steps
+            if step < reached:
+                return length
+        return self.curriculum[-1][0]
+
+    def batch_size(self, step: int) -> int:
+        """Segments per step, over all processes."""
+        return max(self.frames_per_step // self.segment_length(step), 1)
+
+
+Losses = dict[str, Tensor]
+LossFunction = Callable[[nn.Module, int], tuple[Tensor, Losses]]
+"""Maps the (wrapped) model and the step to the loss and what to log."""
+
+
+def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the linear maps of the backbone, AdamW for all else."""
+    matrices = []
+    if config.muon_learning_rate:
+        matrices = [
+            module.weight
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and ".backbone." in f".{name}."
+        ]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
+    decayed = [p for p in others if p.ndim >= 2]
+    plain = [p for p in others if p.ndim < 2]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": config.weight_decay},
+                {"params": plain, "weight_decay": 0.0},
+            ],
+            lr=config.learning_rate,
+            betas=(0.9, 0.99),
+            fused=True,
+        )
+    ]
+    if matrices:
+        optimizers.append(
+            torch.optim.Muon(
+                matrices,
+                lr=config.muon_learning_rate,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return optimizers
+
+
+class Trainer:
+    """Trains one model with one loss; knows nothing of what they are.
+
+    Args:
+        model: the module whose parameters are trained; its forward pass is what is distributed.
+        loss: called with the wrapped model and the step.
+        config: optimiser settings.
+        accelerator: precision, devices and processes.
+        directory: where checkpoints go; None keeps none.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: LossFunction,
+        config: OptimizerConfig,
+        accelerator: Accelerator,
+        directory: Path | None = None,
+    ) -> None:
+        self.config = config
+        self.accelerator = accelerator
+        self.directory = directory
+        self.step = 0
+        self._loss = loss
+        self.model = model.to(accelerator.device).train()
+        average = get_ema_multi_avg_fn(config.ema_decay)
+        self.average = AveragedModel(self.model, multi_avg_fn=average)
+        optimizers = make_optimizers(self.model, config)
+        self._wrapped, *self._optimizers = accelerator.prepare(self.model, *optimizers)
+
+    def run(self, save_every: int = 0) -> Iterator[dict[str, float]]:
+        """Train to the last step, yielding what to log after each step.
+
+        Args:
+            save_every: steps between checkpoints; 0 saves only at the end.
+        """
+        while self.step < self.config.steps:
+            yield self._train_step()
+            finished = self.step == self.config.steps
+            if finished or (save_every and self.step % save_every == 0):
+                self.save()
+
+    def _train_step(self) -> dict[str, float]:
+        rate = self.config.rate(self.step)
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * rate
+        with self.accelerator.autocast():
+            loss, logged = self._loss(self._wrapped, self.step)
+        self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(
+            self._wrapped.parameters(), self.config.max_grad_norm
+        )
+        for optimizer in self._optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        self.average.update_parameters(self.model)
+        self.step += 1
+        values = {k: float(v.detach()) for k, v in logged.items()}
+        if not np.isfinite(float(loss.detach())):
+            raise FloatingPointError(
+                f"the loss is {float(loss.detach())} at step {self.step}; lower the learning rate "
+                f"(now {self.config.learning_rate}) and resume from the last checkpoint"
+            )
+        return values | {"loss": float(loss.detach()), "grad_norm": float(norm), "rate": rate}
+
+    def save(self) -> None:
+        """Write a checkpoint in one move and drop the one before."""
+        self.accelerator.wait_for_everyone()
+        if self.directory is None or not self.accelerator.is_main_process:
+            return
+        partial = self.directory / ".partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        state: dict[str, Any] = {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizers": [o.state_dict() for o in self._optimizers],
+        }
+        torch.save(state, partial / "training.pt")
+        replace_directory(partial, self.directory / "latest")
+
+    def resume(self) -> bool:
+        """Continue from the last checkpoint, if there is one."""
+        if self.directory is None:
+            return False
+        for name in ("latest", ".latest.old"):
+            file = self.directory / name / "training.pt"
+            if file.is_file():
+                state = torch.load(file, map_location=self.accelerator.device, weights_only=True)
+                self.model.load_state_dict(state["model"])
+                self.average.load_state_dict(state["average"])
+                for optimizer, values in zip(self._optimizers, state["optimizers"], strict=True):
+                    optimizer.load_state_dict(values)
+                self.step = state["step"]
+                return True
+        return False
+
+
+def step_rng(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
+    """Generators of one step, on the CPU, the same in every process."""
+    rng = np.random.default_rng((seed, step))
+    return rng, torch.Generator().manual_seed(int(rng.integers(2**62)))
+
+
+def own_share(accelerator: Accelerator, batch: Tensor) -> Tensor:
+    """This process's part of a global batch, on its device.
+
+    Raises:
+        ValueError: the batch does not divide by the number of processes.
+    """
+    n = accelerator.num_processes
+    if len(batch) % n:
+        raise ValueError(f"a batch of {len(batch)} does not divide among {n} processes")
+    size = len(batch) // n
+    start = accelerator.process_index * size
+    return batch[start : start + size].to(accelerator.device)
+
+
+class TokenizerLoss(nn.Module):
+    """The tokenizer's loss as a forward pass, so that it can be distributed."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def forward(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        return self.tokenizer.loss(frames, noise)
+
+
+def tokenizer_loss(
+    dataset: EpisodeDataset, config: TokenizerTraining, tokenizer: Tokenizer, accel: Accelerator
+) -> LossFunction:
+    """Loss function of a step of tokenizer training; its model is `TokenizerLoss`."""
+    h, w = tokenizer.config.grid
+
+    def loss(model: nn.Module, step: int) -> tuple[Tensor, Losses]:
+        rng, generator = step_rng(config.optimizer.seed, step)
+        frames = torch.from_numpy(dataset.sample_segments(config.batch_size, 1, rng).frames)[:, 0]
+        noise = torch.randn(
+            config.batch_size, tokenizer.config.latent_channels, h, w, generator=generator
+        )
+        value, squared = model(own_share(accel, frames), own_share(accel, noise))
+        return value, {"psnr": 10 * torch.log10(4 / squared)}
+
+    return loss
+
+
+def dynamics_loss(
+    episodes: LatentEpisodes, config: DynamicsTraining, model: WorldModel, accel: Accelerator
+) -> LossFunction:
+    """Loss function of a step of world-model training."""
+
+    def loss(wrapped: nn.Module, step: int) -> tuple[Tensor, Losses]:
+        rng, generator = step_rng(config.optimizer.seed, step)
+        b, t = config.batch_size(step), config.segment_length(step)
+        batch = episodes.sample(b, t, rng)
+        signal, mask = sample_signal_levels(b, t, model.config.diffusion, generator)
+        noise = torch.randn(batch.latents.shape, generator=generator)
+        losses = wrapped(*(own_share(accel, x) for x in (*batch, noise, signal, mask)))
+        total = (
+            losses["diffusion"]
+            + config.reward_weight * losses["reward"]
+            + config.termination_weight * losses["termination"]
+            + config.policy_weight * losses["policy"]
+        )
+        return total, losses
+
+    return loss

@@ -1,0 +1,386 @@
+"""The world model: loss on recorded segments, `observe` real frames, `imagine` the next one.
+
+A frame is a grid of latent tokens. The denoiser (token embedding, backbone, output) sees noised
+tokens, their signal level, the action that led to the frame and the memory of all earlier frames.
+To imagine, the frame is denoised against frozen memory in a few steps and then committed to memory
+once. A read-out pools the tokens of a committed frame; reward, termination and the behaviour policy
+are predicted from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from worldsim.backbone import BackboneConfig, BlockSSMConfig, Memory, make_backbone
+from worldsim.diffusion import (
+    DiffusionForcingConfig,
+    add_noise,
+    diffusion_loss,
+    sample,
+)
+from worldsim.state import WorldState
+from worldsim.tokenizer import Tokenizer, TokenizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldModelConfig:
+    """A world model; this and its weights are a checkpoint."""
+
+    num_actions: int
+    """Discrete actions of the environment; one more token stands for "no action"."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    backbone: BackboneConfig = field(default_factory=BlockSSMConfig)
+    diffusion: DiffusionForcingConfig = field(default_factory=DiffusionForcingConfig)
+    num_denoising_steps: int = 4
+    """Network evaluations per dreamed frame, before the one that commits it."""
+    dream_signal: float = 0.9
+    """Signal level at which a dreamed frame is committed: a little noise hides its flaws."""
+    reward_bins: int = 41
+    """Bins of the reward distribution, evenly spaced in symlog from -5 to 5."""
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        return self.tokenizer.frame_shape
+
+    @property
+    def num_features(self) -> int:
+        return self.backbone.d_model
+
+
+class Dream(NamedTuple):
+    """One imagined step of a batch."""
+
+    state: WorldState
+    frame: Tensor  # (b, h, w, c) uint8
+    reward: Tensor  # (b,) float32, expected reward
+    terminated: Tensor  # (b,) bool
+
+
+class ReadOut(nn.Module):
+    """Attention pooling of a frame's tokens by learned queries, one per head."""
+
+    def __init__(self, d_model: int, num_heads: int = 4) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.scores = nn.Linear(d_model, num_heads)
+        self.values = nn.Linear(d_model, d_model)
+        self.mix = nn.Linear(d_model, d_model)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(b, t, n, d) to (b, t, d)."""
+        weights = self.scores(tokens).softmax(dim=-2)
+        values = rearrange(self.values(tokens), "b t n (h e) -> b t n h e", h=self.num_heads)
+        pooled = (weights[..., None] * values).sum(2).flatten(-2)
+        return F.rms_norm(self.mix(F.silu(pooled)).float(), (pooled.shape[-1],), eps=1e-5)
+
+
+def make_head(d_model: int, num_outputs: int) -> nn.Sequential:
+    head = nn.Sequential(nn.Linear(d_model, d_model), nn.SiLU(), nn.Linear(d_model, num_outputs))
+    nn.init.zeros_(head[2].weight)
+    return head
+
+
+class Denoiser(nn.Module):
+    """Predicts clean latents from noised ones, given level, action and memory."""
+
+    def __init__(self, config: WorldModelConfig) -> None:
+        super().__init__()
+        d, c = config.backbone.d_model, config.tokenizer.latent_channels
+        grid = config.tokenizer.grid
+        self.latent_in = nn.Linear(c, d)
+        self.position = nn.Parameter(0.02 * torch.randn(grid[0] * grid[1], d))
+        self.action_in = nn.Embedding(config.num_actions + 1, d)
+        self.action_condition = nn.Embedding(config.num_actions + 1, d)
+        self.signal_condition = nn.Sequential(nn.Linear(64, d), nn.SiLU(), nn.Linear(d, d))
+        self.backbone = make_backbone(config.backbone, grid)
+        self.latent_out = nn.Linear(d, c)
+        for embedding in (self.action_in, self.action_condition):
+            nn.init.normal_(embedding.weight, std=0.5)
+        nn.init.zeros_(self.latent_out.weight)
+
+    def forward(
+        self, z: Tensor, signal: Tensor, actions: Tensor, memory: Memory, steps: Tensor
+    ) -> tuple[Tensor, Tensor, Memory]:
+        """Denoise frames in order.
+
+        Args:
+            z: (b, t, n, c) noised latents. signal: (b, t). actions: (b, t) int64.
+            memory, steps: what came before.
+
+        Returns:
+            Predicted clean latents (b, t, n, c), final tokens (b, t, n, d), memory afterwards.
+        """
+        x = self.latent_in(z) + self.position + self.action_in(actions)[:, :, None]
+        frequencies = torch.pi * torch.arange(1, 33, device=z.device)
+        angle = signal[..., None] * frequencies / 2
+        level = self.signal_condition(torch.cat([angle.sin(), angle.cos()], dim=-1))
+        condition = F.silu(level + self.action_condition(actions))
+        x, memory = self.backbone(x, condition, memory, steps)
+        x = F.rms_norm(x, (x.shape[-1],), eps=1e-5)
+        return self.latent_out(x).float(), x, memory
+
+
+class WorldModel(nn.Module):
+    """Tokenizer, denoiser and heads.
+
+    Attributes:
+        compute_dtype: autocast dtype of the networks in `observe` and `imagine`; float32 is off.
+    """
+
+    reward_values: Tensor
+
+    def __init__(self, config: WorldModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.compute_dtype = torch.float32
+        self.tokenizer = Tokenizer(config.tokenizer)
+        self.denoiser = Denoiser(config)
+        d = config.num_features
+        self.read_out = ReadOut(d)
+        self.reward_head = make_head(d, config.reward_bins)
+        self.termination_head = make_head(d, 1)
+        self.policy_head = make_head(d, config.num_actions)
+        bins = torch.linspace(-5, 5, config.reward_bins)
+        self.register_buffer("reward_values", bins.sign() * bins.abs().expm1(), persistent=False)
+
+    @property
+    def no_action(self) -> int:
+        """The token for "no action led here": the first frame of an episode."""
+        return self.config.num_actions
+
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """Per-env shape of the noise behind one dreamed frame: the sampler's and the commit's."""
+        h, w = self.config.tokenizer.grid
+        return 2, h * w, self.config.tokenizer.latent_channels
+
+    @property
+    def device(self) -> torch.device:
+        return self.reward_values.device
+
+    def initial_state(self, batch_size: int) -> WorldState:
+        """Memory of nothing, for `batch_size` envs."""
+        return WorldState(
+            self.denoiser.backbone.initial_state(batch_size),
+            torch.zeros(batch_size, dtype=torch.int64, device=self.device),
+            torch.zeros(batch_size, self.config.num_features, device=self.device),
+        )
+
+    def forward(
+        self,
+        latents: Tensor,
+        actions: Tensor,
+        rewards: Tensor,
+        terminated: Tensor,
+        noise: Tensor,
+        signal: Tensor,
+        mask: Tensor,
+    ) -> dict[str, Tensor]:
+        """Training losses of segments, each a mean over segments of a mean over frames.
+
+        Args:
+            latents: (b, t, n, c) float32 from `tokenizer.encode`.
+            actions: (b, t) int64. rewards: (b, t) float32. terminated: (b, t) bool.
+            noise: like latents, standard normal.
+            signal, mask: (b, t) from `sample_signal_levels`.
+
+        Returns:
+            Scalars "diffusion", "reward", "termination", "policy".
+        """
+        state = self.initial_state(latents.shape[0])
+        z = add_noise(latents, noise, signal)
+        prediction, tokens, _ = self.denoiser(z, signal, actions, state.memory, state.steps)
+        features = self.read_out(tokens)
+        weight = signal.square()
+
+        def mean(loss: Tensor, weight: Tensor) -> Tensor:
+            return ((loss * weight).sum(1) / weight.sum(1).clamp(min=1e-6)).mean()
+
+        reward_logits = self.reward_head(features).float()
+        target = self._two_hot(rewards)
+        reward_loss = -(target * reward_logits.log_softmax(-1)).sum(-1)
+        termination_loss = F.binary_cross_entropy_with_logits(
+            self.termination_head(features).float().squeeze(-1),
+            terminated.float(),
+            reduction="none",
+        )
+        # The policy head predicts the action taken after frame t; the last frame has none.
+        policy_loss = F.cross_entropy(
+            rearrange(self.policy_head(features[:, :-1]).float(), "b t a -> (b t) a"),
+            actions[:, 1:].clamp(max=self.no_action - 1).flatten(),
+            reduction="none",
+        ).unflatten(0, actions[:, 1:].shape)
+        known = actions[:, 1:] < self.no_action
+        return {
+            "diffusion": diffusion_loss(prediction, latents, signal, mask),
+            "reward": mean(reward_loss, weight),
+            "termination": mean(termination_loss, weight),
+            "policy": mean(policy_loss, weight[:, :-1] * known),
+        }
+
+    def _two_hot(self, value: Tensor) -> Tensor:
+        """Two-hot code over the reward bins (Hafner et al. 2023, arXiv 2301.04104): (..., bins)."""
+        values = self.reward_values
+        value = value.float().clamp(values[0], values[-1])[..., None]
+        above = (values < value).sum(-1, keepdim=True).clamp(1, len(values) - 1)
+        low, high = values[above - 1], values[above]
+        share = (value - low) / (high - low)
+        code = torch.zeros(*value.shape[:-1], len(values), device=value.device)
+        return code.scatter(-1, above - 1, 1 - share).scatter(-1, above, share)
+
+    def predict_reward(self, features: Tensor) -> Tensor:
+        """Expected reward of arriving at the frame that was read out: (..., d) to (...)."""
+        return self.reward_head(features).float().softmax(-1) @ self.reward_values
+
+    def predict_termination(self, features: Tensor) -> Tensor:
+        """Probability that the episode terminated on that frame: (..., d) to (...)."""
+        return self.termination_head(features).float().squeeze(-1).sigmoid()
+
+    def predict_policy(self, features: Tensor) -> Tensor:
+        """Logits of the recorded behaviour's next action: (..., d) to (..., num_actions)."""
+        return self.policy_head(features).float()
+
+    def _autocast(self) -> contextlib.AbstractContextManager[None]:
+        if self.compute_dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.compute_dtype)
+
+    def _check_actions(self, actions: Tensor, shape: tuple[int, ...]) -> None:
+        if tuple(actions.shape) != shape:
+            raise ValueError(f"actions have shape {tuple(actions.shape)}; expected {shape}")
+        if actions.is_floating_point() or actions.dtype == torch.bool:
+            raise ValueError(f"actions are {actions.dtype}; they must be integers")
+        if actions.numel() and (actions.min() < 0 or actions.max() > self.no_action):
+            raise ValueError(
+                f"actions range from {int(actions.min())} to {int(actions.max())}; valid are 0 to "
+                f"{self.no_action - 1}, and {self.no_action} for the first frame of an episode"
+            )
+
+    @torch.no_grad()
+    def observe(
+        self, state: WorldState, actions: Tensor, frames: Tensor, chunk: int = 64
+    ) -> WorldState:
+        """Commit real frames to memory; many at once equals one by one.
+
+        Args:
+            state: memory before the first frame.
+            actions: (b, t) int64, `actions[:, i]` led to `frames[:, i]`; `no_action` for the first
+                frame of an episode.
+            frames: (b, t, h, w, c) uint8.
+            chunk: frames processed in parallel; bounds the working memory, never the result.
+
+        Raises:
+            ValueError: actions or frames of a wrong shape, dtype or range.
+        """
+        if frames.ndim != 5:
+            raise ValueError(f"frames have {frames.ndim} dimensions; expected (b, t, h, w, c)")
+        self._check_actions(actions, tuple(frames.shape[:2]))
+        with self._autocast():
+            latents = self.tokenizer.encode(frames)
+        return self.observe_latents(state, actions, latents, chunk)[0]
+
+    @torch.no_grad()
+    def observe_latents(
+        self, state: WorldState, actions: Tensor, latents: Tensor, chunk: int = 64
+    ) -> tuple[WorldState, Tensor]:
+        """`observe` for encoded frames; also gives the features of every frame (b, t, d)."""
+        features = []
+        for a, x in zip(actions.split(chunk, 1), latents.split(chunk, 1), strict=True):
+            signal = torch.ones(a.shape, device=x.device)
+            state, f = self._commit(state, a, x, signal)
+            features.append(f)
+        return state, torch.cat(features, dim=1)
+
+    def _commit(
+        self, state: WorldState, actions: Tensor, z: Tensor, signal: Tensor
+    ) -> tuple[WorldState, Tensor]:
+        with self._autocast():
+            _, tokens, memory = self.denoiser(z, signal, actions, state.memory, state.steps)
+            features = self.read_out(tokens).float()
+        return WorldState(memory, state.steps + actions.shape[1], features[:, -1]), features
+
+    @torch.no_grad()
+    def imagine(
+        self,
+        state: WorldState,
+        actions: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        num_denoising_steps: int | None = None,
+        decode: bool = True,
+    ) -> Dream:
+        """Dream the next frame of every env.
+
+        Args:
+            state: memory of a batch of envs; left unchanged.
+            actions: (b,) int64.
+            generator: draws the noise where `noise` is not given.
+            noise: (b, *noise_shape) float32, fixes the dream of each env by itself.
+            num_denoising_steps: overrides the config's.
+            decode: False leaves the frame black and saves its decoding.
+
+        Returns:
+            New state, frames uint8 (b, h, w, c), expected rewards and terminations (b,).
+
+        Raises:
+            ValueError: actions or noise of a wrong shape, dtype or range.
+        """
+        b = state.batch_size
+        self._check_actions(actions, (b,))
+        if noise is None:
+            noise = torch.randn(b, *self.noise_shape, generator=generator, device=self.device)
+        elif tuple(noise.shape) != (b, *self.noise_shape):
+            raise ValueError(
+                f"noise has shape {tuple(noise.shape)}; expected {(b, *self.noise_shape)}"
+            )
+        a = actions[:, None]
+
+        def denoise(z: Tensor, level: float) -> Tensor:
+            signal = torch.full((b, 1), level, device=z.device)
+            with self._autocast():
+                return self.denoiser(z, signal, a, state.memory, state.steps)[0]
+
+        steps = num_denoising_steps or self.config.num_denoising_steps
+        latents = sample(denoise, noise[:, :1], steps)
+        signal = torch.full((b, 1), self.config.dream_signal, device=self.device)
+        z = add_noise(latents, noise[:, 1:], signal)
+        new_state, features = self._commit(state, a, z, signal)
+        if decode:
+            with self._autocast():
+                frames = self.tokenizer.decode(latents)[:, 0]
+        else:
+            frames = torch.zeros(b, *self.config.frame_shape, dtype=torch.uint8, device=self.device)
+        return Dream(
+            new_state,
+            frames,
+            self.predict_reward(features[:, 0]),
+            self.predict_termination(features[:, 0]) > 0.5,
+        )
+
+    @torch.no_grad()
+    def dream(
+        self,
+        state: WorldState,
+        actions: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        num_denoising_steps: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Open-loop rollout under given actions (b, t): frames (b, t, h, w, c), rewards (b, t)."""
+        frames, rewards = [], []
+        for a in actions.unbind(1):
+            dream = self.imagine(
+                state, a, generator=generator, num_denoising_steps=num_denoising_steps
+            )
+            state = dream.state
+            frames.append(dream.frame)
+            rewards.append(dream.reward)
+        return torch.stack(frames, 1), torch.stack(rewards, 1)
