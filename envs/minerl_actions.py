@@ -66,9 +66,10 @@ class ActionTable:
 
         The distance adds, over the keys, 1 for each that differs (attack 2, sneak 0.5, sprint
         0.25); 2 for a turn of one camera step that is missing or too much, in proportion, both
-        axes added, where turns beyond one step count as one step; 3 if an item is placed, crafted or equipped and the
-        entry does not do so, or the reverse. Among equals the first entry wins. An action counts
-        as mapped if nothing but sneak, sprint or less than half a camera step differs.
+        axes added, where turns beyond one step count as one step; 3 if an item is placed, crafted
+        or equipped and the entry does not do so, or the reverse. Among equals the first entry wins.
+        An action counts as mapped if nothing but sneak, sprint or less than half a camera step
+        differs.
 
         Args:
             actions: n native actions; what is missing in one is not pressed.
