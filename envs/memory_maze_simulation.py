@@ -95,6 +95,8 @@ def _import_memory_maze() -> types.SimpleNamespace:
         from dm_control._render import base as dm_render
         from dm_control.locomotion.arenas import labmaze_textures
         from memory_maze import maze
+    except ModuleNotFoundError:
+        raise
     except (ImportError, AttributeError, RuntimeError, OSError) as error:
         raise missing_gl(error) from error
     finally:
