@@ -130,10 +130,10 @@ def make_policy(config: CollectConfig, env: gymnasium.Env) -> Callable[[int], Po
     import torch
     from stable_baselines3.common.utils import set_random_seed
 
-    from agents.sb3 import SB3Policy
+    from agents.features import load_policy
 
     torch.set_num_threads(1)
-    policy = SB3Policy.load(config.policy, deterministic=config.deterministic)
+    policy = load_policy(config.policy, deterministic=config.deterministic)
 
     def reseed(seed: int) -> Policy:
         set_random_seed(seed)

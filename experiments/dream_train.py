@@ -1,0 +1,368 @@
+"""The main job: train a policy inside the dream of a real env, judge it on the real env.
+
+    python experiments/dream_train.py
+    python experiments/dream_train.py --algorithm recurrent_ppo --total-timesteps 200000 --seed 1
+    python experiments/dream_train.py --rounds 3
+
+The policy is trained by PPO in the dream only. It, a random policy and the policy that recorded the
+world model's data then play the same episodes of the real env, from seeds that nothing was trained
+on. With more rounds, the policy collects new real episodes, the world model learns from them, and
+the policy trains on in the new dream. Stopped at any moment, the same command continues.
+
+The run directory holds results.json, policy.zip, videos/ and tensorboard/.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from gymnasium.vector import AutoresetMode
+from sb3_contrib import RecurrentPPO
+from stable_baselines3 import PPO
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+
+from agents.explorers import RandomPolicy, ScriptedExplorer
+from agents.features import feature_policy_kwargs, load_policy, start_from_behaviour
+from agents.rollout import Policy
+from agents.sb3 import BatchedVecEnv, SB3Policy
+from experiments.dream_progress import DreamProgress
+from experiments.evaluate import FIRST_EVALUATION_SEED, make_real_envs, run_episodes
+from experiments.improve_world_model import improve_world_model
+from experiments.platform_settings import keep_memory
+from experiments.report import format_table, write_json
+from experiments.run_directory import RunDirectory
+from experiments.videos import add_video, save_video, tile
+from worldsim.checkpoint import CheckpointError, load
+from worldsim.contexts import ContextBank, open_contexts
+from worldsim.dream import DreamVectorEnv
+from worldsim.world_model import WorldModel
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PPOConfig:
+    """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347)."""
+
+    learning_rate: float = 3e-4
+    num_steps: int = 64
+    """Steps of every dream between two updates."""
+    batch_size: int = 256
+    num_epochs: int = 4
+    gamma: float = 0.98
+    gae_lambda: float = 0.95
+    clip_range: float = 0.2
+    ent_coef: float = 0.01
+    vf_coef: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DreamTrainConfig:
+    """Train a policy in the dream and judge it on the real env."""
+
+    env: str = "memory-maze-9x9"
+    """Real env that the policy is judged on."""
+    world_model: str | None = None
+    """Shipped name or checkpoint directory; by default the shipped model of the env's name."""
+    contexts: str | None = None
+    """Dataset whose stretches the dreams start from; by default those shipped with the model."""
+    num_contexts: int = 64
+    """Stretches drawn from a dataset to start from."""
+    context_length: int = 128
+    """Real frames in each of them."""
+    algorithm: Literal["ppo", "recurrent_ppo"] = "ppo"
+    obs: Literal["pixels", "features"] = "pixels"
+    """What the policy sees: frames, or the world model's memory read-out."""
+    total_timesteps: int | None = None
+    """Dream steps per round; by default as many as --minutes allow."""
+    minutes: float = 6.0
+    """Time for dream training per round, where --total-timesteps is not given."""
+    num_envs: int = 32
+    """Dreams in the batch."""
+    horizon: int = 64
+    """Steps of a dreamed episode."""
+    num_denoising_steps: int | None = None
+    """Sampler steps per dreamed frame; by default the model's own."""
+    ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
+    eval_episodes: int = 10
+    """Real episodes per policy."""
+    dream_eval_episodes: int = 32
+    """Dreamed episodes per policy."""
+    max_episode_steps: int | None = None
+    """Cut real episodes shorter than they are."""
+    num_workers: int = 2
+    """Real envs that run side by side, one process each."""
+    rounds: int = 1
+    """Times to train in the dream and judge; from the second on, collect and learn before it."""
+    collect_episodes: int = 20
+    """Real episodes that the policy collects before each later round."""
+    world_model_steps: int = 1000
+    """Training steps of the world model on them."""
+    dataset: str | None = None
+    """Dataset that the world model goes on learning from besides, in later rounds."""
+    seed: int = 0
+    output: Path | None = None
+    """Run directory; by default runs/dream_train/<env>-<algorithm>-<obs>-seed<seed>."""
+    device: str = "auto"
+    """Where the world model and the policy run."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_envs", "horizon", "eval_episodes", "dream_eval_episodes", "rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.total_timesteps is not None and self.total_timesteps < 1:
+            raise ValueError(f"total_timesteps must be at least 1, got {self.total_timesteps}")
+        if self.minutes <= 0:
+            raise ValueError(f"minutes must be positive, got {self.minutes}")
+
+    @property
+    def run_directory(self) -> Path:
+        name = f"{self.env}-{self.algorithm}-{self.obs}-seed{self.seed}"
+        return self.output or Path("runs/dream_train") / name
+
+    @property
+    def torch_device(self) -> str:
+        if self.device != "auto":
+            return self.device
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+# Apart from the seeds of the shipped model's training data (0 and up), of validation (1,000,000 and
+# up) and of evaluation (2,000,000 and up).
+FIRST_COLLECTION_SEED = 500_000
+
+# Changing these does not make another run of it, only a longer one, or the same one elsewhere.
+FREE_TO_CHANGE = ("total_timesteps", "minutes", "rounds", "output", "num_workers", "device")
+
+
+def make_agent(config: DreamTrainConfig, env: VecEnv, model: WorldModel) -> OnPolicyAlgorithm:
+    """Make the SB3 agent; on features it starts from the behaviour that the model predicts."""
+    ppo, recurrent = config.ppo, config.algorithm == "recurrent_ppo"
+    kind = "Cnn" if config.obs == "pixels" else "Mlp"
+    from_behaviour = config.obs == "features" and not recurrent
+    algorithm: type[OnPolicyAlgorithm] = RecurrentPPO if recurrent else PPO
+    agent = algorithm(
+        f"{kind}{'Lstm' if recurrent else ''}Policy",
+        env,
+        learning_rate=ppo.learning_rate,
+        n_steps=ppo.num_steps,
+        batch_size=min(ppo.batch_size, ppo.num_steps * env.num_envs),  # type: ignore[call-arg]
+        n_epochs=ppo.num_epochs,  # type: ignore[call-arg]
+        gamma=ppo.gamma,
+        gae_lambda=ppo.gae_lambda,
+        clip_range=ppo.clip_range,  # type: ignore[call-arg]
+        ent_coef=ppo.ent_coef,
+        vf_coef=ppo.vf_coef,
+        policy_kwargs=feature_policy_kwargs(model) if from_behaviour else None,
+        seed=config.seed,
+        device=config.torch_device,
+    )
+    if from_behaviour:
+        start_from_behaviour(agent, model)
+    return agent
+
+
+def train_in_dream(
+    run: RunDirectory, model: WorldModel, bank: ContextBank, round_index: int, world_model: str
+) -> None:
+    """Train the policy for one round, or the rest of one, and save it."""
+    config, path = run.config, run.path / "policy.zip"
+    dreams = DreamVectorEnv(
+        config.num_envs,
+        world_model=model,
+        contexts=bank,
+        horizon=config.horizon,
+        obs=config.obs,
+        autoreset_mode=AutoresetMode.SAME_STEP,
+        num_denoising_steps=config.num_denoising_steps,
+    )
+    env = VecMonitor(BatchedVecEnv(dreams))
+    env.seed(config.seed + 1000 * round_index + run.get("round_timesteps", 0))
+    agent = make_agent(config, env, model)
+    if path.is_file():
+        agent = type(agent).load(path, env=env, device=config.torch_device)
+    agent.set_logger(configure(str(run.path / "tensorboard"), ["tensorboard"]))
+    first_step = agent.num_timesteps - run.get("round_timesteps", 0)
+
+    def save(seconds: float) -> None:
+        temporary = path.with_suffix(".tmp.zip")
+        agent.save(temporary)
+        temporary.replace(path)
+        write_json(path.with_suffix(".json"), {"world_model": world_model, "obs": config.obs})
+        run.keep(round_seconds=seconds, round_timesteps=agent.num_timesteps - first_step)
+
+    limit = None if config.total_timesteps is None else first_step + config.total_timesteps
+    progress = DreamProgress(
+        save,
+        description=f"dream training, round {round_index}",
+        total_timesteps=limit,
+        time_limit=60 * config.minutes if limit is None else None,
+        seconds_before=run.get("round_seconds", 0.0),
+    )
+    steps = sys.maxsize // 2 if limit is None else limit - agent.num_timesteps
+    if steps <= 0:
+        return
+    try:
+        agent.learn(steps, callback=progress, reset_num_timesteps=False)
+    finally:
+        progress.close()
+        save(progress.seconds)
+
+
+def evaluate_in_dream(
+    run: RunDirectory,
+    model: WorldModel,
+    bank: ContextBank,
+    name: str,
+    policy: Policy,
+    label: str,
+    *,
+    obs: Literal["pixels", "features"],
+) -> None:
+    """Judge a policy on dreams that start from seeds of their own."""
+    config = run.config
+    if name in run.evaluations:
+        return
+    dreams = DreamVectorEnv(
+        min(config.num_envs, config.dream_eval_episodes),
+        world_model=model,
+        contexts=bank,
+        horizon=config.horizon,
+        obs=obs,
+        render_mode="rgb_array",
+        autoreset_mode=AutoresetMode.DISABLED,
+        num_denoising_steps=config.num_denoising_steps,
+    )
+    results = run_episodes(
+        policy,
+        dreams,
+        [FIRST_EVALUATION_SEED + i for i in range(config.dream_eval_episodes)],
+        episode_limit=config.horizon,
+        description=f"{label} in the dream",
+        num_recorded=4,
+    )
+    run.add_evaluation(name, label, "dream", results)
+    show_video(run, name, [r.frames for r in results[:4] if r.frames is not None])
+
+
+def evaluate_on_real(run: RunDirectory, policies: dict[str, tuple[Policy, str]]) -> None:
+    """Judge policies, by evaluation name, on the same episodes of the real env."""
+    config = run.config
+    todo = {name: p for name, p in policies.items() if name not in run.evaluations}
+    if not todo:
+        return
+    num_workers = min(config.num_workers, config.eval_episodes)
+    batch, limit = make_real_envs(config.env, num_workers, config.max_episode_steps)
+    try:
+        for name, (policy, label) in todo.items():
+            results = run_episodes(
+                policy,
+                batch,
+                [FIRST_EVALUATION_SEED + i for i in range(config.eval_episodes)],
+                episode_limit=limit,
+                description=f"{label} on {config.env}",
+                num_recorded=1,
+            )
+            run.add_evaluation(name, label, config.env, results)
+            if results[0].frames is not None:
+                show_video(run, name, [results[0].frames])
+    finally:
+        batch.close()
+
+
+def show_video(
+    run: RunDirectory, name: str, videos: list[np.ndarray], max_frames: int = 250
+) -> None:
+    """Save episodes side by side and show their beginning in TensorBoard."""
+    frames = tile(videos)
+    save_video(run.path / "videos" / f"{name.replace(' ', '-')}.mp4", frames)
+    add_video(run.writer, name, frames[:max_frames], run.get("finished_rounds", 0))
+
+
+def log_returns(run: RunDirectory, round_index: int) -> None:
+    """Write the mean returns of a round and of the baselines to TensorBoard."""
+    for name, evaluation in run.evaluations.items():
+        where = "dream" if evaluation["where"] == "dream" else "real"
+        if name.startswith(f"round {round_index}"):
+            run.writer.add_scalar(f"{where}/return", evaluation["mean_return"], round_index)
+        elif not name.startswith("round"):
+            tag = f"{where}/return_{name.split()[0]}"
+            run.writer.add_scalar(tag, evaluation["mean_return"], round_index)
+    run.writer.flush()
+
+
+def main(config: DreamTrainConfig) -> dict[str, Any]:
+    """Do, or finish, a run; print its table and return what results.json holds."""
+    start = time.monotonic()
+    keep_memory()
+    run = RunDirectory(config.run_directory, config, FREE_TO_CHANGE)
+    policy_path, device = run.path / "policy.zip", config.torch_device
+    world_model, contexts = config.world_model or config.env, config.contexts
+    for round_index in range(1, config.rounds + 1):
+        if round_index > 1:
+            world_model, contexts = improve_world_model(
+                env=config.env,
+                policy=policy_path,
+                world_model=world_model,
+                output=run.path / f"round-{round_index}",
+                episodes=config.collect_episodes,
+                steps=config.world_model_steps,
+                first_seed=FIRST_COLLECTION_SEED + 1000 * round_index,
+                num_workers=config.num_workers,
+                dataset=config.dataset,
+                device=device,
+            )
+        if round_index <= run.get("finished_rounds", 0):
+            continue
+        model = load(world_model, device=device)
+        bank = open_contexts(
+            model,
+            contexts,
+            world_model=world_model,
+            num_contexts=config.num_contexts,
+            context_length=config.context_length,
+            seed=config.seed,
+        )
+        random = RandomPolicy(model.config.num_actions, seed=config.seed)
+        baselines: dict[str, tuple[Policy, str]] = {"random": (random, "random")}
+        if config.env.startswith("memory-maze-"):
+            baselines["data"] = (ScriptedExplorer(seed=config.seed), "scripted, as in the data")
+        evaluate_on_real(run, baselines)
+        evaluate_in_dream(run, model, bank, "random in dream", random, "random", obs="pixels")
+
+        train_in_dream(run, model, bank, round_index, world_model)
+        name, label = f"round {round_index}", f"trained in the dream, round {round_index}"
+        inner = SB3Policy.load(policy_path, device=device)
+        evaluate_in_dream(run, model, bank, f"{name} in dream", inner, label, obs=config.obs)
+        evaluate_on_real(run, {name: (load_policy(policy_path, device=device), label)})
+        run.keep(finished_rounds=round_index, round_seconds=0.0, round_timesteps=0)
+        log_returns(run, round_index)
+        run.write_results()
+    results = run.write_results()
+    run.writer.close()
+    rows = [(e["policy"], e["where"], e) for e in results["evaluations"].values()]
+    print(f"\n{format_table(sorted(rows, key=lambda row: row[1]))}\n")
+    print(f"{(time.monotonic() - start) / 60:.1f} minutes; everything is in {run.path}")
+    return results
+
+
+def cli() -> None:
+    """Run from the command line, with errors as one message instead of a traceback."""
+    config = tyro.cli(DreamTrainConfig, description=__doc__)
+    try:
+        main(config)
+    except KeyboardInterrupt:
+        sys.exit(f"\nstopped; {config.run_directory} is usable, the same command continues")
+    except (ValueError, FileNotFoundError, CheckpointError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    cli()

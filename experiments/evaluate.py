@@ -1,0 +1,200 @@
+"""Judge any policy on any real env or in any dream: mean return with its interval.
+
+python experiments/evaluate.py --policy runs/dream_train/policy.zip --env memory-maze-9x9
+python experiments/evaluate.py --policy explorer --num-episodes 20 --video explorer.mp4
+python experiments/evaluate.py --policy policy.zip --world-model memory-maze-9x9 --horizon 64
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import tyro
+from gymnasium.vector import AutoresetMode, VectorEnv
+from tqdm import tqdm
+
+import envs
+from agents.explorers import RandomPolicy, ScriptedExplorer
+from agents.features import load_policy
+from agents.rollout import EpisodeResult, Policy, make_parallel, rollout
+from experiments.report import format_table, provenance, summarise, write_json
+from experiments.videos import save_video
+from worldsim.dream import DreamVectorEnv
+
+# Training data starts at seed 0 and validation data at 1,000,000.
+FIRST_EVALUATION_SEED = 2_000_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Judge a policy."""
+
+    policy: str = "random"
+    """"random", "explorer" (scripted, reads the maze's hidden state), or a zip saved by SB3."""
+    env: str = "memory-maze-9x9"
+    """Name of the real env; ignored with --world-model."""
+    world_model: str | None = None
+    """Judge in this model's dream instead: a shipped name or a checkpoint directory."""
+    contexts: str | None = None
+    """Dataset whose stretches the dreams start from; by default those shipped with the model."""
+    horizon: int = 64
+    """Steps of an episode in the dream."""
+    num_episodes: int = 10
+    first_seed: int = FIRST_EVALUATION_SEED
+    """Episode i starts from this seed plus i. The default is never used for training."""
+    num_workers: int = 2
+    """Real envs that run side by side, one process each."""
+    max_episode_steps: int | None = None
+    """Cut real episodes shorter than they are."""
+    deterministic: bool = False
+    """Take the policy's most likely action instead of drawing one."""
+    output: Path | None = None
+    """JSON file for the return of every episode, with config, versions and hardware."""
+    video: Path | None = None
+    """.mp4 or .gif of the first episode."""
+    device: str = "cpu"
+
+
+def check_policy(name: str) -> None:
+    """Raise FileNotFoundError for what is neither a policy's name nor a file."""
+    if name not in ("random", "explorer") and not Path(name).is_file():
+        raise FileNotFoundError(
+            f"unknown policy {name!r}: choose random, explorer, or a zip saved by SB3"
+        )
+
+
+def open_policy(
+    name: str, num_actions: int, *, seed: int = 0, deterministic: bool = False, device: str = "cpu"
+) -> Policy:
+    """Turn a policy's name into a policy.
+
+    Raises:
+        FileNotFoundError: neither a known name nor a file.
+        ValueError: a file that holds no SB3 model.
+    """
+    if name == "random":
+        return RandomPolicy(num_actions, seed=seed)
+    if name == "explorer":
+        return ScriptedExplorer(seed=seed)
+    check_policy(name)
+    return load_policy(name, deterministic=deterministic, device=device)
+
+
+def make_real_envs(
+    env: str, num_workers: int, max_episode_steps: int | None = None
+) -> tuple[VectorEnv, int | None]:
+    """Make real envs that show their hidden state to scripted policies.
+
+    Returns:
+        The envs, one process each, and the steps after which they truncate an episode.
+    """
+    options: dict[str, Any] = {}
+    if env.startswith("memory-maze-"):
+        options["privileged"] = True
+    if max_episode_steps is not None:
+        options["max_episode_steps"] = max_episode_steps
+
+    def make() -> gymnasium.Env:
+        # One rendering thread per process: with one process per core, more only get in the way.
+        os.environ.setdefault("LP_NUM_THREADS", "0")
+        return envs.make(env, **options)
+
+    batch = make_parallel(make, num_workers)
+    spec = batch.get_attr("spec")[0]  # type: ignore[attr-defined]
+    return batch, None if spec is None else spec.max_episode_steps
+
+
+def run_episodes(
+    policy: Policy,
+    batch: VectorEnv,
+    seeds: Sequence[int],
+    *,
+    episode_limit: int | None,
+    description: str,
+    num_recorded: int = 0,
+) -> list[EpisodeResult]:
+    """`rollout` with a progress bar: steps, steps per second, time left, return so far."""
+    returns: list[float] = []
+    total = None if episode_limit is None else episode_limit * len(seeds)
+    with tqdm(total=total, desc=description, unit="step", dynamic_ncols=True) as bar:
+
+        def on_step(num_steps: int) -> None:
+            bar.update(num_steps)
+
+        def on_episode(result: EpisodeResult) -> None:
+            returns.append(result.episodic_return)
+            mean = sum(returns) / len(returns)
+            bar.set_postfix_str(f"{len(returns)}/{len(seeds)} episodes, return {mean:.2f}")
+
+        return rollout(
+            policy,
+            batch,
+            seeds,
+            num_recorded=num_recorded,
+            on_step=on_step,
+            on_episode=on_episode,
+        )
+
+
+def main(config: EvaluateConfig) -> dict[str, Any]:
+    """Run the episodes; print a table and return what `output` is written from."""
+    if config.num_episodes < 1:
+        raise ValueError(f"num_episodes must be at least 1, got {config.num_episodes}")
+    if config.video is not None and config.video.suffix not in (".mp4", ".gif"):
+        raise ValueError(f"--video must end in .mp4 or .gif, got {config.video.name!r}")
+    check_policy(config.policy)
+    seeds = [config.first_seed + i for i in range(config.num_episodes)]
+    batch: VectorEnv
+    limit: int | None
+    if config.world_model is not None:
+        batch = DreamVectorEnv(
+            num_envs=min(32, config.num_episodes),
+            world_model=config.world_model,
+            contexts=config.contexts,
+            horizon=config.horizon,
+            autoreset_mode=AutoresetMode.DISABLED,
+            device=config.device,
+        )
+        where, limit = f"dream of {config.world_model}", config.horizon
+    else:
+        num_workers = min(config.num_workers, config.num_episodes)
+        batch, limit = make_real_envs(config.env, num_workers, config.max_episode_steps)
+        where = config.env
+    try:
+        policy = open_policy(
+            config.policy,
+            int(batch.single_action_space.n),  # type: ignore[attr-defined]
+            seed=config.first_seed,
+            deterministic=config.deterministic,
+            device=config.device,
+        )
+        results = run_episodes(
+            policy,
+            batch,
+            seeds,
+            episode_limit=limit,
+            description=f"{Path(config.policy).name} on {where}",
+            num_recorded=int(config.video is not None),
+        )
+    finally:
+        batch.close()
+    summary = summarise(results)
+    report = {"config": dataclasses.asdict(config), "results": summary, **provenance()}
+    print(format_table([(config.policy, where, summary)]))
+    if config.output is not None:
+        write_json(config.output, report)
+        print(f"results: {config.output}")
+    if config.video is not None:
+        assert results[0].frames is not None
+        save_video(config.video, results[0].frames)
+        print(f"video: {config.video}")
+    return report
+
+
+if __name__ == "__main__":
+    main(tyro.cli(EvaluateConfig, description=__doc__))

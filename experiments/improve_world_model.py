@@ -1,0 +1,80 @@
+"""One turn of the outer loop: collect with the current policy, go on training the world model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from experiments import collect, train_world_model
+from worldsim.episodes import EpisodeDataset
+from worldsim.training import DynamicsTraining, OptimizerConfig
+
+SEGMENT_LENGTH = 128
+
+
+def improve_world_model(
+    *,
+    env: str,
+    policy: Path,
+    world_model: str,
+    output: Path,
+    episodes: int,
+    steps: int,
+    first_seed: int,
+    num_workers: int = 2,
+    dataset: str | None = None,
+    device: str = "auto",
+) -> tuple[str, str]:
+    """Collect real episodes and let the world model learn from them. What is done is not repeated.
+
+    Args:
+        env: name of the real env.
+        policy: saved policy that collects.
+        world_model: name or directory of the model to go on from; left as it is.
+        output: directory for the episodes and the new model.
+        episodes: episodes to collect.
+        steps: training steps.
+        first_seed: seed of the first episode.
+        num_workers: envs that run side by side.
+        dataset: another dataset to go on learning from besides.
+        device: where the world model is trained.
+
+    Returns:
+        The new model's directory and the path of the new dataset.
+    """
+    collected = collect.main(
+        collect.CollectConfig(
+            env=env,
+            policy=str(policy),
+            episodes=episodes,
+            seed=first_seed,
+            dataset="collected-v0",
+            datasets_root=output / "datasets",
+            num_workers=num_workers,
+        )
+    )
+    output = output / "world_model"
+    checkpoint = output / "checkpoint"
+    if not _is_finished(checkpoint, steps):
+        datasets = (str(collected.path), *([dataset] if dataset is not None else []))
+        # Segments as long as the real episodes allow: memory is not to be unlearned.
+        length = min(SEGMENT_LENGTH, int(EpisodeDataset(datasets).lengths.max()))
+        train_world_model.main(
+            train_world_model.TrainConfig(
+                dataset=datasets,
+                init=world_model,
+                output=output,
+                dynamics=DynamicsTraining(
+                    optimizer=OptimizerConfig(steps=steps, learning_rate=3e-4),
+                    curriculum=((length, 1.0),),
+                ),
+                validation=train_world_model.ValidationConfig(every=0),
+                device=device,
+            )
+        )
+    return str(checkpoint), str(collected.path)
+
+
+def _is_finished(checkpoint: Path, steps: int) -> bool:
+    path = checkpoint / "metadata.json"
+    return path.is_file() and json.loads(path.read_text())["step"] >= steps

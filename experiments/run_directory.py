@@ -1,0 +1,77 @@
+"""A run that can be stopped: its directory knows what is done, so that the same command goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from agents.rollout import EpisodeResult
+from experiments.report import provenance, summarise, write_json
+
+
+class RunDirectory:
+    """The directory of one run.
+
+    Args:
+        path: made if it is not there.
+        config: a dataclass; what the run is.
+        free_to_change: fields of it that may differ when the run goes on.
+
+    Raises:
+        ValueError: the directory holds a run with another config.
+    """
+
+    def __init__(self, path: Path, config: Any, free_to_change: Collection[str] = ()) -> None:
+        self.path = path
+        self.config = config
+        path.mkdir(parents=True, exist_ok=True)
+        new = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+        if (path / "config.json").is_file():
+            old = json.loads((path / "config.json").read_text())
+            changed = [k for k in new if k not in free_to_change and old.get(k) != new[k]]
+            if changed:
+                changes = ", ".join(f"{k}: {old.get(k)} there, {new[k]} now" for k in changed)
+                raise ValueError(
+                    f"{path} holds a run with another config ({changes}); choose another --output"
+                )
+        write_json(path / "config.json", new)
+        self._progress: dict[str, Any] = {}
+        if (path / "progress.json").is_file():
+            self._progress = json.loads((path / "progress.json").read_text())
+        self.writer = SummaryWriter(str(path / "tensorboard"))
+
+    def get(self, key: str, default: Any) -> Any:
+        """Return a value that was kept, or the default."""
+        return self._progress.get(key, default)
+
+    def keep(self, **values: Any) -> None:
+        """Remember values (JSON) for when the run goes on."""
+        self._progress |= values
+        write_json(self.path / "progress.json", self._progress)
+
+    @property
+    def evaluations(self) -> dict[str, dict[str, Any]]:
+        """Summary of every evaluation that is done, by name."""
+        return self.get("evaluations", {})
+
+    def add_evaluation(
+        self, name: str, policy: str, where: str, results: Sequence[EpisodeResult]
+    ) -> None:
+        """Keep the results of an evaluation, so that it is not run again."""
+        summary = {"policy": policy, "where": where} | summarise(results)
+        self.keep(evaluations=self.evaluations | {name: summary})
+
+    def write_results(self) -> dict[str, Any]:
+        """Write results.json: config, evaluations, versions, hardware; and return it."""
+        results = {
+            "config": dataclasses.asdict(self.config),
+            "evaluations": self.evaluations,
+            **provenance(),
+        }
+        write_json(self.path / "results.json", results)
+        return results

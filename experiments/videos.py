@@ -1,0 +1,66 @@
+"""Frames to videos: files, and animations in TensorBoard."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard import SummaryWriter
+
+
+def enlarge(frames: np.ndarray, min_height: int = 128) -> np.ndarray:
+    """Repeat pixels until the frames (t, h, w, c) are at least `min_height` high."""
+    scale = -(-min_height // frames.shape[1])
+    return frames.repeat(scale, axis=1).repeat(scale, axis=2)
+
+
+def tile(videos: Sequence[np.ndarray]) -> np.ndarray:
+    """Put videos (t, h, w, c) side by side; shorter ones wait on their last frame."""
+    length = max(len(v) for v in videos)
+    padded = [np.concatenate([v, v[-1:].repeat(length - len(v), axis=0)]) for v in videos]
+    return np.concatenate(padded, axis=2)
+
+
+def save_video(path: str | Path, frames: np.ndarray, fps: float = 10) -> None:
+    """Write frames (t, h, w, c) uint8 to a .mp4 or .gif file.
+
+    Raises:
+        ValueError: the file name ends in something else.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".gif":
+        path.write_bytes(encode_gif(frames, fps))
+    elif path.suffix == ".mp4":
+        iio.imwrite(path, enlarge(frames), plugin="FFMPEG", fps=fps, macro_block_size=2)
+    else:
+        raise ValueError(f"a video must end in .mp4 or .gif, got {path.name!r}")
+
+
+def encode_gif(frames: np.ndarray, fps: float = 10) -> bytes:
+    """Encode frames (t, h, w, c) uint8 as an endless GIF."""
+    buffer = io.BytesIO()
+    iio.imwrite(buffer, enlarge(frames), extension=".gif", duration=1000 / fps, loop=0)
+    return buffer.getvalue()
+
+
+def add_video(
+    writer: SummaryWriter, tag: str, frames: np.ndarray, step: int, fps: float = 10
+) -> None:
+    """Show frames (t, h, w, c) uint8 under TensorBoard's images, where GIFs play.
+
+    `SummaryWriter.add_video` does the same but needs moviepy.
+    """
+    _, height, width, channels = frames.shape
+    image = Summary.Image(
+        height=height,
+        width=width,
+        colorspace=channels,
+        encoded_image_string=encode_gif(frames, fps),
+    )
+    file_writer = writer._get_file_writer()
+    file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)

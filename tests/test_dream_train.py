@@ -1,0 +1,181 @@
+"""The main job from end to end, on a tiny model and short episodes of a small real maze."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import tiny_contexts, tiny_model
+
+from experiments import dream_train, evaluate
+from experiments.dream_progress import DreamProgress
+from experiments.dream_train import DreamTrainConfig, PPOConfig
+from worldsim.checkpoint import load, save
+from worldsim.episodes import EpisodeDataset
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    save(tiny_model(), path, contexts=tiny_contexts())
+    return path
+
+
+def make_config(checkpoint: Path, output: Path, **changes: Any) -> DreamTrainConfig:
+    config = DreamTrainConfig(
+        env="memory-maze-5x5",
+        world_model=str(checkpoint),
+        total_timesteps=64,
+        num_envs=2,
+        horizon=8,
+        ppo=PPOConfig(num_steps=16, batch_size=16, num_epochs=1),
+        eval_episodes=2,
+        dream_eval_episodes=3,
+        max_episode_steps=6,
+        output=output,
+        device="cpu",
+    )
+    return dataclasses.replace(config, **changes)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "obs"), [("ppo", "pixels"), ("recurrent_ppo", "pixels"), ("ppo", "features")]
+)
+def test_a_policy_is_trained_judged_and_left_ready_to_use(
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    algorithm: Any,
+    obs: Any,
+) -> None:
+    config = make_config(checkpoint, tmp_path / "run", algorithm=algorithm, obs=obs)
+    results = dream_train.main(config)
+
+    table = capsys.readouterr().out
+    assert "trained in the dream, round 1" in table and "95 % interval" in table
+    assert json.loads((tmp_path / "run/results.json").read_text()).keys() == results.keys()
+    evaluations = results["evaluations"]
+    assert set(evaluations) == {"random", "data", "random in dream", "round 1 in dream", "round 1"}
+    for name, evaluation in evaluations.items():
+        in_dream = "dream" in name
+        assert evaluation["lengths"] == ([8] * 3 if in_dream else [6] * 2)
+        assert min(evaluation["seeds"]) == evaluate.FIRST_EVALUATION_SEED
+        low, high = evaluation["interval"]
+        assert low <= evaluation["mean_return"] <= high
+        video = tmp_path / "run/videos" / f"{name.replace(' ', '-')}.mp4"
+        assert video.stat().st_size > 0
+
+    events = EventAccumulator(str(tmp_path / "run/tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    assert {"dream/episodic_return", "real/return", "dream/return"} <= set(tags["scalars"])
+    assert {"round 1", "round 1 in dream"} <= set(tags["images"])
+
+    judged = evaluate.main(
+        evaluate.EvaluateConfig(
+            policy=str(tmp_path / "run/policy.zip"),
+            env="memory-maze-5x5",
+            num_episodes=2,
+            num_workers=0,
+            max_episode_steps=4,
+            output=tmp_path / "evaluation.json",
+            video=tmp_path / "episode.gif",
+        )
+    )
+    assert judged["results"]["lengths"] == [4, 4]
+    assert (tmp_path / "episode.gif").read_bytes()[:3] == b"GIF"
+    assert json.loads((tmp_path / "evaluation.json").read_text())["config"]["num_episodes"] == 2
+
+
+@pytest.mark.slow
+def test_rounds_collect_learn_and_go_on(checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(checkpoint, tmp_path / "run", obs="features", rounds=2, collect_episodes=2)
+    config = dataclasses.replace(config, world_model_steps=2, num_contexts=3, context_length=9)
+    results = dream_train.main(config)
+    assert {"round 1", "round 2", "round 2 in dream"} <= results["evaluations"].keys()
+    collected = EpisodeDataset(tmp_path / "run/round-2/datasets/collected-v0")
+    assert len(collected) == 2
+    seeds = [episode.metadata["seed"] for episode in collected]
+    assert seeds == [502_000, 502_001]
+    improved = load(tmp_path / "run/round-2/world_model/checkpoint")
+    before = load(checkpoint)
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(improved.parameters(), before.parameters(), strict=True)
+    )
+    note = json.loads((tmp_path / "run/policy.json").read_text())
+    assert "round-2" in note["world_model"]
+
+
+def test_an_interrupted_run_goes_on_where_it_was(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(checkpoint, tmp_path / "run")
+    original = DreamProgress._on_step
+
+    def interrupt(self: DreamProgress) -> bool:
+        if self.num_timesteps > 40:
+            raise KeyboardInterrupt
+        return original(self)
+
+    monkeypatch.setattr(DreamProgress, "_on_step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        dream_train.main(config)
+    monkeypatch.undo()
+    progress = json.loads((tmp_path / "run/progress.json").read_text())
+    assert progress["round_timesteps"] == 42 and "random" in progress["evaluations"]
+    assert (tmp_path / "run/policy.zip").is_file()
+
+    played: list[str] = []
+    run_episodes = dream_train.run_episodes
+
+    def count(*args: Any, description: str, **kwargs: Any) -> Any:
+        played.append(description)
+        return run_episodes(*args, description=description, **kwargs)
+
+    monkeypatch.setattr(dream_train, "run_episodes", count)
+    results = dream_train.main(config)
+    assert len(played) == 2 and all("trained" in p for p in played)
+    assert dream_train.main(config)["evaluations"] == results["evaluations"]
+    assert len(played) == 2, "a finished run is not repeated"
+
+
+def test_time_limits_training_where_steps_do_not(checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(checkpoint, tmp_path / "run", total_timesteps=None, minutes=0.02)
+    dream_train.main(config)
+    assert (tmp_path / "run/policy.zip").is_file()
+
+
+def test_another_config_is_not_mixed_into_a_run(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    config = make_config(checkpoint, tmp_path / "run")
+    dream_train.RunDirectory(config.run_directory, config)
+    with pytest.raises(ValueError, match=r"horizon: 8 there, 9 now\); choose another --output"):
+        dream_train.main(dataclasses.replace(config, horizon=9))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("rounds", 0), ("num_envs", 0), ("total_timesteps", 0), ("minutes", 0.0)]
+)
+def test_wrong_settings_are_named(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{field} must be"):
+        DreamTrainConfig(**{field: value})
+
+
+def test_a_policy_is_judged_in_the_dream(checkpoint: Path) -> None:
+    report = evaluate.main(
+        evaluate.EvaluateConfig(world_model=str(checkpoint), num_episodes=5, horizon=7)
+    )
+    assert report["results"]["lengths"] == [7] * 5
+
+
+def test_unknown_policies_and_video_formats_are_named() -> None:
+    with pytest.raises(FileNotFoundError, match="unknown policy 'clever'"):
+        evaluate.main(evaluate.EvaluateConfig(policy="clever"))
+    with pytest.raises(ValueError, match=r"'film\.avi'"):
+        evaluate.main(evaluate.EvaluateConfig(video=Path("film.avi")))
