@@ -1,0 +1,86 @@
+"""Walk through a dream, or the real env, with the keyboard.
+
+    pip install pygame
+    python experiments/play.py --world-model memory-maze-9x9
+    python experiments/play.py --env memory-maze-9x9
+
+Memory Maze: W forward, A left, D right, W+A and W+D both at once. Other envs: 1 is action 0, 2 is
+action 1, and so on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import gymnasium
+import tyro
+
+import envs
+import worldsim  # noqa: F401  (registers the dream)
+
+MEMORY_MAZE_KEYS = {"w": 1, "a": 2, "d": 3, "wa": 4, "wd": 5}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlayConfig:
+    """Walk through a dream, or the real env."""
+
+    world_model: str = "memory-maze-9x9"
+    """Shipped name or checkpoint directory."""
+    env: str | None = None
+    """Play this real env instead."""
+    contexts: str | None = None
+    """Dataset whose stretches the dreams start from; by default those shipped with the model."""
+    horizon: int = 500
+    """Steps of a dream."""
+    size: int = 512
+    """Height of the picture in pixels."""
+    fps: int = 8
+    seed: int = 0
+
+
+def make_env(config: PlayConfig) -> gymnasium.Env:
+    """Make the dream or the real env, to be rendered as pictures."""
+    if config.env is not None:
+        return envs.make(config.env, render_mode="rgb_array")
+    return gymnasium.make(
+        "worldsim/Dream-v0",
+        world_model=config.world_model,
+        contexts=config.contexts,
+        horizon=config.horizon,
+        render_mode="rgb_array",
+        render_fps=config.fps,
+    )
+
+
+def key_bindings(num_actions: int, name: str) -> dict[str, int]:
+    """Return the keys of each action."""
+    if "memory-maze" in name and num_actions == 6:
+        return MEMORY_MAZE_KEYS
+    return {str(i + 1): i for i in range(min(num_actions, 9))}
+
+
+def main(config: PlayConfig) -> None:
+    """Play until the window is closed."""
+    try:
+        from gymnasium.utils.play import play
+    except gymnasium.error.DependencyNotInstalled as error:
+        sys.exit(f"playing needs a window: pip install pygame ({error})")
+    env = make_env(config)
+    assert isinstance(env.action_space, gymnasium.spaces.Discrete)
+    env.reset(seed=config.seed)
+    frame = env.render()
+    keys = key_bindings(int(env.action_space.n), config.env or config.world_model)
+    play(
+        env,
+        keys_to_action=keys,  # type: ignore[arg-type]
+        fps=config.fps,
+        zoom=config.size / frame.shape[0],  # type: ignore[union-attr]
+        seed=config.seed,
+        noop=0,
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(PlayConfig, description=__doc__))
