@@ -12,6 +12,7 @@ import errno
 import fcntl
 import importlib.metadata
 import io
+import itertools
 import json
 import re
 import warnings
@@ -103,6 +104,11 @@ class DatasetWriter:
         return frozenset(self._steps)
 
     @property
+    def next_index(self) -> int:
+        """The lowest number that no saved episode has."""
+        return next(index for index in itertools.count() if index not in self._steps)
+
+    @property
     def num_steps(self) -> int:
         """Steps of all saved episodes."""
         return sum(self._steps.values())
@@ -130,9 +136,7 @@ class DatasetWriter:
         Raises:
             OSError: If they cannot be written; what was visible before stays.
         """
-        count = 0
-        while count in self._steps:
-            count += 1
+        count = self.next_index
         buffer = io.BytesIO()
         with h5py.File(buffer, "w", track_order=True) as file:
             for i in range(count):

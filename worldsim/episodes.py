@@ -131,6 +131,7 @@ class EpisodeDataset:
                     )
                 except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
                     _warn(name, error)
+        self._measure()
         if not self._records:
             raise ValueError(f"no readable episode in {', '.join(map(str, sources))}")
 
@@ -156,7 +157,7 @@ class EpisodeDataset:
     @property
     def lengths(self) -> np.ndarray:
         """(n,) int64: the number of frames of each episode."""
-        return np.array([len(record.actions) for record in self._records], dtype=np.int64)
+        return self._lengths.copy()
 
     @property
     def returns(self) -> np.ndarray:
@@ -259,6 +260,7 @@ class EpisodeDataset:
         selection._records = [self._records[index] for index in indices]
         selection._damaged = {new for new, old in enumerate(indices) if int(old) in self._damaged}
         selection._shape, selection._num_actions = self._shape, self._num_actions
+        selection._measure()
         return selection
 
     def split(
@@ -300,14 +302,17 @@ class EpisodeDataset:
             )
         return frames
 
+    def _measure(self) -> None:
+        self._lengths = np.array([len(record.actions) for record in self._records], np.int64)
+
     def _draw(self, length: int, rng: np.random.Generator) -> tuple[int, int]:
-        num_starts = np.maximum(self.lengths - length + 1, 0)
+        num_starts = np.maximum(self._lengths - length + 1, 0)
         num_starts[list(self._damaged)] = 0
         last = np.cumsum(num_starts)
         if length < 1 or last[-1] == 0:
             raise ValueError(
-                f"no episode has {length} frames: the longest of {len(self)} readable ones has "
-                f"{self.lengths.max()}"
+                f"no episode has {length} frames: there are {len(self)} of {self._lengths.min()} "
+                f"to {self._lengths.max()} frames, {len(self._damaged)} damaged ones among them"
             )
         draw = int(rng.integers(last[-1]))
         episode = int(np.searchsorted(last, draw, side="right"))

@@ -1,0 +1,224 @@
+"""Read trajectories in the format of the Memory Maze offline dataset into a Minari dataset.
+
+    python experiments/import_npz.py --source train/ --dataset memory-maze-9x9/offline-v0
+
+Each .npz file is one trajectory (github.com/jurgisp/memory-maze, "Offline Dataset"): `image`
+(t, h, w, 3) uint8, `action` (t, n) one-hot or (t,) index, `reward` (t,), and optionally `terminal`
+(t,), `maze_layout` and further entries with one row per frame. `action[i]` and `reward[i]` belong
+to the step that led to `image[i]`; those at 0 mean nothing. Files are read one at a time, and an
+import that was killed continues when it is started again.
+"""
+
+import dataclasses
+import sys
+import time
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import gymnasium
+import h5py
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from experiments.workers import PUBLISH_EVERY
+from worldsim.dataset_writer import DatasetWriter
+from worldsim.recording import PER_EPISODE_INFOS, RecordedEpisode
+
+REQUIRED = ("image", "action", "reward")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """Read trajectories in the format of the Memory Maze offline dataset into a Minari dataset."""
+
+    source: Path
+    """Folder with the .npz files, in subfolders or not."""
+    dataset: str = "memory-maze-9x9/offline-v0"
+    """Minari id of the dataset, `(namespace/)name-v0`. One that exists is continued."""
+    datasets_root: Path | None = None
+    """Folder of all datasets; by default Minari's (MINARI_DATASETS_PATH, or ~/.minari/datasets)."""
+    num_actions: int = 6
+    """Size of the action space."""
+    max_episodes: int | None = None
+    """Stop when the dataset has so many episodes; by default all files are read."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImportResult:
+    """What an import did."""
+
+    path: Path
+    episodes: int
+    """In the whole dataset."""
+    damaged: list[str]
+    """Files that were skipped."""
+
+
+def load_trajectory(path: Path, num_actions: int) -> RecordedEpisode:
+    """Read one trajectory.
+
+    Args:
+        path: The .npz file.
+        num_actions: Size of the action space.
+
+    Raises:
+        ValueError: If the file is not a whole trajectory; the message says why.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"unreadable: {error}") from error
+    missing = [key for key in REQUIRED if key not in arrays]
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}; it has {', '.join(sorted(arrays))}")
+    images, actions, rewards = (arrays.pop(key) for key in REQUIRED)
+    if images.dtype != np.uint8 or images.ndim != 4 or len(images) < 2:
+        raise ValueError(f"image is {images.dtype} {images.shape}, not uint8 (t, h, w, c)")
+    num_frames = len(images)
+    if actions.ndim == 2 and actions.shape[1] == num_actions:
+        if not (actions[1:].astype(np.float64).sum(axis=1) == 1).all():
+            raise ValueError("action is not one-hot")
+        actions = actions.argmax(axis=1)
+    if actions.shape != (num_frames,) or rewards.shape != (num_frames,):
+        raise ValueError(
+            f"{num_frames} images do not go with action {actions.shape} and reward {rewards.shape}"
+        )
+    actions = actions[1:].astype(np.int64)
+    if actions.min() < 0 or actions.max() >= num_actions:
+        raise ValueError(f"an action lies outside 0 to {num_actions - 1}")
+    if not np.isfinite(rewards[1:]).all():
+        raise ValueError("a reward is not finite")
+    terminations = np.zeros(num_frames - 1, bool)
+    if "terminal" in arrays:
+        terminations = np.asarray(arrays.pop("terminal"), bool)[1:]
+        if len(terminations) != num_frames - 1 or terminations[:-1].any():
+            raise ValueError("terminal does not fit, or is true before the end")
+    truncations = np.zeros(num_frames - 1, bool)
+    truncations[-1] = not terminations[-1]
+
+    metadata: dict[str, object] = {"return": float(rewards[1:].sum())}
+    for key in PER_EPISODE_INFOS:
+        if key in arrays:
+            array = arrays.pop(key)
+            metadata[key] = np.asarray(array[0] if array.ndim == 3 else array, np.uint8)
+    infos = {
+        key: array.astype(np.float32) if array.dtype == np.float64 else array
+        for key, array in arrays.items()
+        if array.ndim and len(array) == num_frames and array.dtype.kind in "biuf"
+    }
+    if "target_index" not in infos and {"targets_pos", "target_pos"} <= infos.keys():
+        offsets = infos["targets_pos"] - infos["target_pos"][:, None]  # (t, n, 2)
+        infos["target_index"] = np.square(offsets).sum(axis=2).argmin(axis=1)
+    return RecordedEpisode(
+        observations=images,
+        actions=actions,
+        rewards=rewards[1:].astype(np.float64),
+        terminations=terminations,
+        truncations=truncations,
+        infos=infos,
+        metadata=metadata,
+    )
+
+
+def main(config: ImportConfig) -> ImportResult:
+    """Import all trajectories of a folder, with a progress bar, and print a summary.
+
+    Returns:
+        The dataset's path, the number of its episodes, and the files that were skipped.
+
+    Raises:
+        FileNotFoundError: If the folder has no .npz files.
+        ValueError: If no file is a trajectory, or the dataset exists with other frames or actions.
+        OSError: If the dataset cannot be written.
+    """
+    source = config.source.expanduser()
+    files = sorted(source.rglob("*.npz"))
+    if not files:
+        raise FileNotFoundError(f"there are no .npz files in {source}")
+    shape = frame_shape(files, config.num_actions)
+    damaged: list[str] = []
+    published = time.monotonic()
+    with open_writer(config, shape) as writer:
+        imported = imported_files(writer)
+        bar = tqdm(files, unit=" files", smoothing=0.05, dynamic_ncols=True)
+        for path in bar:
+            index, name = writer.next_index, path.relative_to(source).as_posix()
+            if config.max_episodes is not None and index >= config.max_episodes:
+                break
+            if name in imported:
+                continue
+            try:
+                episode = load_trajectory(path, config.num_actions)
+                if episode.observations.shape[1:] != shape:
+                    raise ValueError(f"frames are {episode.observations.shape[1:]}, not {shape}")
+            except ValueError as error:
+                damaged.append(name)
+                bar.write(f"skipped {path}: {error}")
+                continue
+            metadata = {**episode.metadata, "source": name}
+            writer.save(index, dataclasses.replace(episode, metadata=metadata))
+            if time.monotonic() - published > PUBLISH_EVERY:
+                writer.publish()
+                published = time.monotonic()
+        bar.close()
+    result = ImportResult(path=writer.path, episodes=len(writer.finished), damaged=damaged)
+    print(
+        f"{result.episodes} episodes, {len(damaged)} damaged files skipped\n{result.path}\n"
+        f"next: python experiments/train_world_model.py --dataset {result.path}"
+    )
+    return result
+
+
+def frame_shape(files: Sequence[Path], num_actions: int) -> tuple[int, ...]:
+    """Return the frame shape of the first file that is a trajectory.
+
+    Raises:
+        ValueError: If none is.
+    """
+    reasons = []
+    for path in files:
+        try:
+            return load_trajectory(path, num_actions).observations.shape[1:]
+        except ValueError as error:
+            reasons.append(f"{path.name}: {error}")
+    raise ValueError(f"none of {len(files)} files is a trajectory, for example {reasons[0]}")
+
+
+def open_writer(config: ImportConfig, shape: tuple[int, ...]) -> DatasetWriter:
+    """Open the dataset for frames of this shape."""
+    return DatasetWriter(
+        config.dataset,
+        gymnasium.spaces.Box(0, 255, shape, np.uint8),
+        gymnasium.spaces.Discrete(config.num_actions),
+        settings={"source": "npz"},
+        root=config.datasets_root,
+        metadata={"description": "Imported trajectories of the Memory Maze offline dataset"},
+    )
+
+
+def imported_files(writer: DatasetWriter) -> set[str]:
+    """Return the files that the dataset's episodes came from, relative to the source folder."""
+    names = set()
+    for index in writer.finished:
+        with h5py.File(writer.path_of(index), "r") as file:
+            names.add(str(file["episode"].attrs["source"]))
+    return names
+
+
+def cli(arguments: Sequence[str] | None = None) -> None:
+    """Run from the command line, with errors as one message instead of a traceback."""
+    config = tyro.cli(ImportConfig, args=arguments)
+    try:
+        main(config)
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; what was imported is saved, running again continues")
+    except (OSError, RuntimeError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    cli()

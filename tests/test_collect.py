@@ -1,0 +1,356 @@
+"""Collection ends with the same dataset however often it was killed; imports shift nothing."""
+
+import dataclasses
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+from experiments import import_npz
+from experiments.collect import CollectConfig, CollectResult, cli, main
+from experiments.workers import CollectionError
+from worldsim.episodes import DamagedEpisodeWarning, EpisodeDataset
+
+NUM_STEPS = 30
+
+
+class CounterEnv(gymnasium.Env[np.ndarray, np.int64]):
+    """Shows its seed, the step and the last action; pays for action 1.
+
+    Args:
+        delay: Seconds that a step takes.
+        trouble: What happens at step 10 of the episode with seed 2.
+    """
+
+    def __init__(self, delay: float = 0.0, trouble: str = "") -> None:
+        self.observation_space = gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(3)
+        self.delay = delay
+        self.trouble = trouble
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.seed, self.steps = seed or 0, 0
+        return self.draw(0), {"step": 0}
+
+    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        time.sleep(self.delay)
+        self.steps += 1
+        if self.seed == 2 and self.steps == 10:
+            if self.trouble == "raise":
+                raise RuntimeError("the maze caught fire")
+            if self.trouble == "full disk":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            if self.trouble == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.trouble == "die once" and not Path(os.environ["DIED"]).exists():
+                Path(os.environ["DIED"]).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        truncated = self.steps == NUM_STEPS
+        return self.draw(int(action)), float(action == 1), False, truncated, {"step": self.steps}
+
+    def draw(self, action: int) -> np.ndarray:
+        frame = self.np_random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        frame[0, 0] = [self.seed, self.steps, action]
+        return frame
+
+
+def make_counter(config: CollectConfig) -> gymnasium.Env:
+    return CounterEnv()
+
+
+def make_slow_counter(config: CollectConfig) -> gymnasium.Env:
+    return CounterEnv(delay=0.01)
+
+
+def make_trouble(config: CollectConfig) -> gymnasium.Env:
+    return CounterEnv(trouble=os.environ["TROUBLE"])
+
+
+def counter_config(root: Path, **options: Any) -> CollectConfig:
+    defaults: dict[str, Any] = {
+        "env": "counter",
+        "policy": "random",
+        "dataset": "counter/random-v0",
+        "datasets_root": root,
+        "episodes": 5,
+        "num_workers": 1,
+    }
+    return CollectConfig(**{**defaults, **options})
+
+
+def files_of(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in (path / "data" / "episodes").glob("*.hdf5")}
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory: pytest.TempPathFactory) -> CollectResult:
+    """Five episodes collected without disturbance."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    return main(counter_config(root, num_workers=2), make=make_counter)
+
+
+def test_episode_i_is_played_with_seed_plus_i(collected: CollectResult) -> None:
+    dataset = EpisodeDataset(collected.path)
+    assert (collected.episodes, collected.frames) == (5, 5 * (NUM_STEPS + 1))
+    for index, episode in enumerate(dataset):
+        assert (episode.frames[:, 0, 0, 0] == index).all()
+        assert episode.metadata["seed"] == index
+        assert episode.metadata["policy"] == "random"
+        np.testing.assert_array_equal(episode.frames[:, 0, 0, 1], np.arange(NUM_STEPS + 1))
+        np.testing.assert_array_equal(episode.infos["step"], np.arange(NUM_STEPS + 1))
+        # The frame shows the action that led to it, and the reward goes with both.
+        np.testing.assert_array_equal(episode.frames[1:, 0, 0, 2], episode.actions[1:])
+        np.testing.assert_array_equal(episode.rewards, episode.actions == 1)
+        assert not episode.terminated.any()
+        assert collected.returns[index] == episode.rewards.sum() == episode.metadata["return"]
+    actions = [dataset.episode(i).actions.tolist() for i in range(5)]
+    assert len({tuple(a) for a in actions}) == 5
+
+
+def test_number_of_workers_changes_nothing(collected: CollectResult, tmp_path: Path) -> None:
+    alone = main(counter_config(tmp_path), make=make_counter)
+    assert files_of(alone.path) == files_of(collected.path)
+
+
+def test_running_again_makes_what_is_missing(collected: CollectResult, tmp_path: Path) -> None:
+    few = main(counter_config(tmp_path, episodes=3), make=make_counter)
+    folder = few.path / "data" / "episodes"
+    times = {name: (folder / name).stat().st_mtime_ns for name in files_of(few.path)}
+    lost = folder / "episode_000001.hdf5"
+    lost.unlink()
+    with pytest.warns(DamagedEpisodeWarning, match="episode 1 of"):
+        assert len(EpisodeDataset(few.path)) == 2
+    more = main(counter_config(tmp_path), make=make_counter)
+    assert files_of(more.path) == files_of(collected.path)
+    for name, modified in times.items():
+        assert ((folder / name).stat().st_mtime_ns == modified) == (name != lost.name)
+
+
+def test_killed_collection_continues_to_the_same_dataset(
+    collected: CollectResult, tmp_path: Path
+) -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path\n"
+        "import test_collect as t\n"
+        "if __name__ == '__main__':\n"
+        "    config = t.counter_config(Path(sys.argv[1]), num_workers=2)\n"
+        "    t.main(config, make=t.make_slow_counter)\n"
+    )
+    script = tmp_path / "run.py"
+    script.write_text(code)
+    arguments = [sys.executable, str(script), str(tmp_path), str(Path(__file__).parent)]
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = tmp_path / "counter" / "random-v0" / "data" / "episodes"
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("episode_*.hdf5"))) < 2:
+        assert process.poll() is None, "collection ended too soon"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    workers = children_of(process.pid)
+    process.kill()
+    process.wait()
+    assert len(workers) >= 2
+    saved = set(files_of(tmp_path / "counter" / "random-v0"))
+    assert 2 <= len(saved) < 5
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline, "workers outlive their parent"
+        time.sleep(0.05)
+
+    resumed = main(counter_config(tmp_path), make=make_counter)
+    assert files_of(resumed.path) == files_of(collected.path)
+    assert [p.name for p in folder.iterdir() if p.name.endswith(".tmp")] == []
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the spawned workers of a process."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and b"spawn_main" in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        ("raise", r"(?s)the maze caught fire.*episode 2 \(seed 2\) of counter failed.*2 episodes"),
+        ("full disk", "no space left on the disk of .*: free some. 2 episodes are safe"),
+        ("die", r"episode 2 \(seed 2\) of counter died twice, last with exit code -9"),
+    ],
+)
+def test_trouble_stops_with_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str, message: str
+) -> None:
+    monkeypatch.setenv("TROUBLE", trouble)
+    with pytest.raises(CollectionError, match=message):
+        main(counter_config(tmp_path), make=make_trouble)
+    assert len(EpisodeDataset(tmp_path / "counter/random-v0")) == 2
+    monkeypatch.setenv("TROUBLE", "")
+    assert main(counter_config(tmp_path), make=make_trouble).episodes == 5
+
+
+def test_worker_that_dies_once_is_replaced(
+    collected: CollectResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TROUBLE", "die once")
+    monkeypatch.setenv("DIED", str(tmp_path / "died"))
+    result = main(counter_config(tmp_path), make=make_trouble)
+    assert (tmp_path / "died").exists()
+    assert files_of(result.path) == files_of(collected.path)
+
+
+def test_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from worldsim import recording
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(recording.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        recording.replace_file(tmp_path / "file", b"content")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_settings_do_not_mix(collected: CollectResult) -> None:
+    root = collected.path.parent.parent
+    with pytest.raises(ValueError, match="differs in collection"):
+        main(counter_config(root, seed=7), make=make_counter)
+
+
+def test_bad_requests_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="explorer only knows its way in Memory Mazes"):
+        CollectConfig(env="corridor", policy="explorer")
+    with pytest.raises(ValueError, match=r"no policy 'nowhere.zip'"):
+        CollectConfig(policy="nowhere.zip")
+    with pytest.raises(ValueError, match="at least 1"):
+        CollectConfig(episodes=0)
+    (tmp_path / "bad.zip").write_bytes(b"no zip")
+    config = counter_config(tmp_path, policy=str(tmp_path / "bad.zip"))
+    with pytest.raises(ValueError, match="not a model saved by Stable-Baselines3"):
+        main(config, make=make_counter)
+    arguments = ["--env", "no-such-maze", "--policy", "random", "--datasets-root", str(tmp_path)]
+    with pytest.raises(SystemExit, match="unknown environment 'no-such-maze'"):
+        cli(arguments)
+
+
+class NoPictures(gymnasium.Env[np.ndarray, np.int64]):
+    observation_space = gymnasium.spaces.Box(-1, 1, (3,), np.float32)
+    action_space = gymnasium.spaces.Discrete(3)
+
+
+class NoChoices(CounterEnv):
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)  # type: ignore[assignment]
+
+
+def test_untrainable_envs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"counter has observations Box.*needed are images"):
+        main(counter_config(tmp_path), make=lambda _: NoPictures())
+    with pytest.raises(ValueError, match=r"counter has actions Box.*needed is a Discrete"):
+        main(counter_config(tmp_path), make=lambda _: NoChoices())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_saved_policies_play(tmp_path: Path) -> None:
+    from stable_baselines3 import PPO
+
+    settings = {"n_steps": 8, "batch_size": 8, "policy_kwargs": {"normalize_images": True}}
+    model = PPO("MlpPolicy", CounterEnv(), **settings)  # type: ignore[arg-type]
+    model.save(tmp_path / "ppo.zip")
+    config = counter_config(tmp_path, policy=str(tmp_path / "ppo.zip"), episodes=3)
+    result = main(config, make=make_counter)
+    again = dataclasses.replace(config, datasets_root=tmp_path / "again", num_workers=2)
+    assert files_of(main(again, make=make_counter).path) == files_of(result.path)
+    assert EpisodeDataset(result.path).episode(0).metadata["policy"] == "ppo.zip"
+
+
+@pytest.mark.slow
+def test_explorer_plays_the_real_maze(tmp_path: Path) -> None:
+    arguments = "--env memory-maze-5x5 --episodes 2 --dataset maze-v0 --datasets-root".split()
+    cli([*arguments, str(tmp_path)])
+    episode = EpisodeDataset("maze-v0", root=tmp_path).episode(1)
+    assert episode.frames.shape == (251, 64, 64, 3)
+    assert episode.metadata["maze_layout"].shape == (5, 5)
+    assert {"agent_pos", "agent_dir", "targets_pos", "target_index"} <= episode.infos.keys()
+
+
+def make_trajectory(seed: int, num_frames: int = 21) -> dict[str, np.ndarray]:
+    """A trajectory as the Memory Maze offline dataset has it."""
+    rng = np.random.default_rng(seed)
+    actions = rng.integers(0, 6, num_frames)
+    one_hot = np.eye(6, dtype=bool)[actions]
+    one_hot[0] = False
+    return {
+        "image": rng.integers(0, 256, (num_frames, 16, 16, 3), dtype=np.uint8),
+        "action": one_hot,
+        "reward": (np.arange(num_frames) % 7 == 3).astype(np.float64),
+        "maze_layout": np.repeat(rng.integers(0, 2, (1, 9, 9)), num_frames, axis=0),
+        "agent_pos": rng.random((num_frames, 2)),
+        "targets_pos": np.tile(np.arange(6.0).reshape(1, 3, 2), (num_frames, 1, 1)),
+        "target_pos": np.tile([2.0, 3.0], (num_frames, 1)),
+    }
+
+
+def test_import_keeps_actions_with_the_frames_they_led_to(tmp_path: Path) -> None:
+    (tmp_path / "npz" / "b").mkdir(parents=True)
+    first, second = make_trajectory(0), make_trajectory(1)
+    np.savez_compressed(tmp_path / "npz" / "a.npz", **first)  # type: ignore[arg-type]
+    second["action"] = second["action"].argmax(axis=1)
+    np.savez(tmp_path / "npz" / "b" / "a.npz", **second)  # type: ignore[arg-type]
+    np.savez(tmp_path / "npz" / "lacking.npz", image=first["image"])
+    short = {**first, "reward": first["reward"][:-1]}
+    np.savez(tmp_path / "npz" / "short.npz", **short)  # type: ignore[arg-type]
+    (tmp_path / "npz" / "torn.npz").write_bytes((tmp_path / "npz" / "a.npz").read_bytes()[:9000])
+    config = import_npz.ImportConfig(
+        source=tmp_path / "npz", dataset="offline-v0", datasets_root=tmp_path
+    )
+    result = import_npz.main(config)
+    assert result.episodes == 2
+    assert result.damaged == ["lacking.npz", "short.npz", "torn.npz"]
+    dataset = EpisodeDataset(result.path)
+    assert dataset.num_actions == 6
+    for trajectory, episode in zip([first, second], dataset, strict=True):
+        np.testing.assert_array_equal(episode.frames, trajectory["image"])
+        actions = trajectory["action"]
+        indices = actions.argmax(axis=1) if actions.ndim == 2 else actions
+        np.testing.assert_array_equal(episode.actions, [6, *indices[1:]])
+        np.testing.assert_array_equal(episode.rewards, [0, *trajectory["reward"][1:]])
+        np.testing.assert_allclose(episode.infos["agent_pos"], trajectory["agent_pos"], rtol=1e-6)
+        np.testing.assert_array_equal(episode.infos["target_index"], np.ones(21))
+        np.testing.assert_array_equal(episode.metadata["maze_layout"], trajectory["maze_layout"][0])
+        assert not episode.terminated.any()
+
+    np.savez(tmp_path / "npz" / "c.npz", **make_trajectory(2))  # type: ignore[arg-type]
+    assert import_npz.main(config).episodes == 3  # only the new file is read in
+    assert [str(e.metadata["source"]) for e in EpisodeDataset(result.path)] == [
+        "a.npz",
+        "b/a.npz",
+        "c.npz",
+    ]
+
+
+def test_import_of_nothing_is_an_error(tmp_path: Path) -> None:
+    config = import_npz.ImportConfig(source=tmp_path, datasets_root=tmp_path / "datasets")
+    with pytest.raises(FileNotFoundError, match=r"no .npz files"):
+        import_npz.main(config)
+    np.savez(tmp_path / "x.npz", y=np.zeros(3))
+    with pytest.raises(ValueError, match=r"none of 1 files.*x.npz: it lacks image, action, reward"):
+        import_npz.main(config)
