@@ -41,6 +41,7 @@ from worldsim.training import (
     TokenizerTraining,
     Trainer,
     dynamics_loss,
+    spaced_frames,
     step_rng,
     tokenizer_loss,
 )
@@ -237,9 +238,10 @@ def train_tokenizer(
 ) -> None:
     """Train the tokenizer in place; ends with the averaged weights and calibrated latents."""
     training = config.tokenizer_training
+    frames = spaced_frames(dataset, training.max_frames)
     trainer = Trainer(
         TokenizerLoss(tokenizer),
-        tokenizer_loss(dataset, training, tokenizer, accelerator),
+        tokenizer_loss(frames, training, tokenizer, accelerator),
         training.optimizer,
         accelerator,
         config.output / "tokenizer",
@@ -254,8 +256,8 @@ def train_tokenizer(
     assert isinstance(average, TokenizerLoss)
     tokenizer.load_state_dict(average.tokenizer.state_dict())
     rng, _ = step_rng(training.optimizer.seed, training.optimizer.steps)
-    frames = torch.from_numpy(dataset.sample_segments(512, 1, rng).frames)[:, 0]
-    tokenizer.calibrate(frames.to(accelerator.device))
+    sample = frames[torch.from_numpy(rng.integers(len(frames), size=512))]
+    tokenizer.calibrate(sample.to(accelerator.device))
     tokenizer.eval().requires_grad_(False)
 
 

@@ -60,6 +60,8 @@ class TokenizerTraining:
     )
     batch_size: int = 48
     """Frames per step, over all processes."""
+    max_frames: int = 100_000
+    """Frames kept in memory to train on, evenly spaced over the dataset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,19 +266,34 @@ class TokenizerLoss(nn.Module):
         return self.tokenizer.loss(frames, noise)
 
 
+def spaced_frames(dataset: EpisodeDataset, max_frames: int) -> Tensor:
+    """Every k-th frame of a dataset, so that at most about `max_frames` are kept in memory.
+
+    Returns:
+        (frames, h, w, c) uint8.
+    """
+    stride = -(-dataset.num_frames // max_frames)
+    return torch.from_numpy(np.concatenate([e.frames[::stride] for e in dataset]))
+
+
 def tokenizer_loss(
-    dataset: EpisodeDataset, config: TokenizerTraining, tokenizer: Tokenizer, accel: Accelerator
+    frames: Tensor, config: TokenizerTraining, tokenizer: Tokenizer, accel: Accelerator
 ) -> LossFunction:
-    """Loss function of a step of tokenizer training; its model is `TokenizerLoss`."""
+    """Loss function of a step of tokenizer training; its model is `TokenizerLoss`.
+
+    Args:
+        frames: (n, h, w, c) uint8, the frames to learn from.
+        config, tokenizer, accel: settings, the module, the processes.
+    """
     h, w = tokenizer.config.grid
 
     def loss(model: nn.Module, step: int) -> tuple[Tensor, Losses]:
         rng, generator = step_rng(config.optimizer.seed, step)
-        frames = torch.from_numpy(dataset.sample_segments(config.batch_size, 1, rng).frames)[:, 0]
+        batch = frames[torch.from_numpy(rng.integers(len(frames), size=config.batch_size))]
         noise = torch.randn(
             config.batch_size, tokenizer.config.latent_channels, h, w, generator=generator
         )
-        value, squared = model(own_share(accel, frames), own_share(accel, noise))
+        value, squared = model(own_share(accel, batch), own_share(accel, noise))
         return value, {"psnr": 10 * torch.log10(4 / squared)}
 
     return loss
