@@ -1,0 +1,268 @@
+"""Judge a world model on episodes it was never trained on.
+
+    python experiments/evaluate_world_model.py --world-model memory-maze-9x9 \
+        --dataset memory-maze-9x9/validation-v0
+
+Observes a real context of each held-out episode, dreams on under the true actions and compares with
+what really happened, by step: beside the autoencoder (the ceiling), the last context frame copied
+and the same dream under shuffled actions (the floors). Also how well rewards are told on real
+frames and in dreams. Leaves results.json, plots, real/dream strips and a video in the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import matplotlib
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+import worldsim
+from agents.statistics import bootstrap_interval
+from experiments.platform_settings import keep_memory
+from experiments.report import provenance, write_json
+from worldsim.episodes import EpisodeDataset
+from worldsim.metrics import average_precision
+from worldsim.open_loop import OpenLoopResult, draw_stretches, evaluate_open_loop
+from worldsim.world_model import WorldModel
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+LABELS = {
+    "autoencoder": "autoencoder (ceiling)",
+    "dream": "dream, true actions",
+    "shuffled": "dream, shuffled actions",
+    "copy_last": "last context frame copied",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Judge a world model on held-out episodes."""
+
+    world_model: str = "memory-maze-9x9"
+    """Shipped name or checkpoint directory."""
+    dataset: tuple[str, ...] = ("memory-maze-9x9/validation-v0",)
+    """Episodes never trained on."""
+    datasets_root: Path | None = None
+    """Folder of all datasets; by default Minari's own."""
+    num_contexts: int = 24
+    """Held-out stretches, from different episodes as far as there are."""
+    context: int = 256
+    """Real frames observed first."""
+    horizon: int = 64
+    """Frames dreamed."""
+    num_denoising_steps: tuple[int, ...] = ()
+    """Also score these numbers of denoising steps, without floors."""
+    reward_episodes: int = 8
+    """Whole held-out episodes on which rewards are told from real frames."""
+    batch_size: int = 8
+    """Dreams at a time; smaller saves memory."""
+    device: str = "cpu"
+    seed: int = 0
+    output: Path = Path("runs/evaluate_world_model")
+
+
+def main(config: EvaluateConfig) -> dict[str, Any]:
+    """Evaluate, write and print everything.
+
+    Returns:
+        What results.json holds.
+    """
+    keep_memory()
+    model = worldsim.load(config.world_model, config.device)
+    dataset = EpisodeDataset(config.dataset, config.datasets_root)
+    length = config.context + config.horizon
+    stretches = draw_stretches(dataset, config.num_contexts, length, config.seed)
+    result = dream_in_batches(model, stretches, config, None, "dream")
+    values: dict[str, Any] = {
+        "open_loop": summarise_by_step(result.psnr, result.ssim),
+        "rewards": {
+            "dreamed_average_precision": average_precision(
+                result.dreamed_rewards, result.rewards > 0.5
+            ),
+            "dreamed_events": int((result.rewards > 0.5).sum()),
+            **rewards_on_real_frames(model, dataset, config.reward_episodes),
+        },
+        "state_bytes_per_env": model.initial_state(1).nbytes,
+        "denoising_steps": {},
+    }
+    for steps in config.num_denoising_steps:
+        other = dream_in_batches(model, stretches, config, steps, f"{steps} steps")
+        values["denoising_steps"][steps] = {
+            key: value
+            for key, value in summarise_by_step(other.psnr, other.ssim)["dream"].items()
+            if key.startswith("first_")
+        }
+    values |= {"config": config, "provenance": provenance()}
+    write_json(config.output / "results.json", values)
+    plot_by_step(values["open_loop"], config.output / "quality_by_step.png")
+    draw_strips(result, config.output / "strips.png")
+    write_video(result, config.output / "dreams.gif")
+    print_tables(values)
+    print(f"everything is in {config.output}")
+    return values
+
+
+def dream_in_batches(
+    model: WorldModel,
+    stretches: tuple[np.ndarray, np.ndarray, np.ndarray],
+    config: EvaluateConfig,
+    num_denoising_steps: int | None,
+    name: str,
+) -> OpenLoopResult:
+    """`evaluate_open_loop` over parts of the stretches, under a progress bar."""
+    parts = []
+    floors = num_denoising_steps is None
+    starts = range(0, len(stretches[0]), config.batch_size)
+    total = len(starts) * config.horizon * (1 + floors)
+    with tqdm(total=total, desc=name, unit="step", mininterval=2) as bar:
+        for start in starts:
+            before = bar.n
+            part = slice(start, start + config.batch_size)
+            parts.append(
+                evaluate_open_loop(
+                    model,
+                    *(x[part] for x in stretches),
+                    context=config.context,
+                    seed=config.seed + start,
+                    num_denoising_steps=num_denoising_steps,
+                    floors=floors,
+                    progress=lambda done, _, before=before: bar.update(before + done - bar.n),
+                )
+            )
+
+    def join(field: str) -> Any:
+        values = [getattr(p, field) for p in parts]
+        if isinstance(values[0], dict):
+            return {k: np.concatenate([v[k] for v in values]) for k in values[0]}
+        return np.concatenate(values)
+
+    return OpenLoopResult(**{field: join(field) for field in OpenLoopResult.__dataclass_fields__})
+
+
+def summarise_by_step(
+    psnr: Mapping[str, np.ndarray], ssim: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, Any]]:
+    """Means over stretches by dreamed step, and over the first 8, 16, 32, ... with intervals."""
+    summary: dict[str, dict[str, Any]] = {}
+    for name in psnr:
+        summary[name] = {
+            "psnr_by_step": psnr[name].mean(0).round(3).tolist(),
+            "ssim_by_step": ssim[name].mean(0).round(4).tolist(),
+        }
+        horizon = psnr[name].shape[1]
+        for first in sorted({n for n in (1, 8, 16, 32, 64) if n <= horizon} | {horizon}):
+            means = psnr[name][:, :first].mean(1)
+            summary[name][f"first_{first}"] = {
+                "psnr": float(means.mean()),
+                "psnr_interval": list(bootstrap_interval(means.tolist())),
+                "ssim": float(ssim[name][:, :first].mean()),
+            }
+    return summary
+
+
+@torch.no_grad()
+def rewards_on_real_frames(
+    model: WorldModel, dataset: EpisodeDataset, num_episodes: int
+) -> dict[str, float]:
+    """How well the reward head tells rewarded frames when it observes whole real episodes."""
+    scores, rewards = [], []
+    for i in tqdm(range(min(num_episodes, len(dataset))), desc="rewards", unit="episode"):
+        episode = dataset.episode(i)
+        latents = torch.cat(
+            [
+                model.tokenizer.encode(part.to(model.device))
+                for part in torch.from_numpy(episode.frames).split(128)
+            ]
+        )[None]
+        actions = torch.from_numpy(episode.actions)[None].to(model.device)
+        _, features = model.observe_latents(model.initial_state(1), actions, latents)
+        scores.append(model.predict_reward(features)[0].cpu().numpy())
+        rewards.append(episode.rewards)
+    score, real = np.concatenate(scores), np.concatenate(rewards) > 0.5
+    flagged = score > 0.5
+    hits = float((flagged & real).sum())
+    return {
+        "real_average_precision": average_precision(score, real),
+        "real_precision": hits / max(float(flagged.sum()), 1.0),
+        "real_recall": hits / max(float(real.sum()), 1.0),
+        "real_events": int(real.sum()),
+        "real_frames": len(score),
+        "mean_predicted_where_rewarded": float(score[real].mean()) if real.any() else float("nan"),
+        "mean_predicted_elsewhere": float(score[~real].mean()),
+    }
+
+
+def plot_by_step(summary: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """PSNR and SSIM against dreamed step."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
+    for axis, metric in zip(axes, ("psnr", "ssim"), strict=True):
+        for name, label in LABELS.items():
+            values = summary[name][f"{metric}_by_step"]
+            axis.plot(range(1, len(values) + 1), values, label=label)
+        axis.set(xlabel="dreamed step", ylabel="PSNR (dB)" if metric == "psnr" else "SSIM")
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_strips(result: OpenLoopResult, path: Path, num_strips: int = 6) -> None:
+    """Real frames above dreamed ones, at a few steps; best, median and others by their order."""
+    horizon = result.real.shape[1]
+    steps = [s for s in (0, 1, 3, 5, 7, 11, 15, 23, 31, 47, 63) if s < horizon]
+    n = min(num_strips, len(result.real))
+    figure, axes = plt.subplots(
+        2 * n, len(steps), figsize=(1.0 * len(steps), 2.1 * n), squeeze=False
+    )
+    for i in range(n):
+        for j, step in enumerate(steps):
+            for row, frames in enumerate((result.real, result.dreamed)):
+                axis = axes[2 * i + row, j]
+                axis.imshow(frames[i, step])
+                axis.set(xticks=[], yticks=[])
+                if j == 0:
+                    axis.set_ylabel("dream" if row else "real", fontsize=8)
+                if i == 0 and row == 0:
+                    axis.set_title(f"step {step + 1}", fontsize=8)
+    figure.tight_layout(pad=0.3, h_pad=0.15, w_pad=0.1)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def write_video(result: OpenLoopResult, path: Path, num_dreams: int = 6, scale: int = 2) -> None:
+    """An animation: real above dreamed, several dreams side by side."""
+    pairs = np.concatenate([result.real, result.dreamed], axis=2)[:num_dreams]
+    pairs = np.pad(pairs, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+    video = np.concatenate(list(pairs), axis=2)
+    video = video.repeat(scale, axis=1).repeat(scale, axis=2)
+    iio.imwrite(path, video, duration=160, loop=0)
+
+
+def print_tables(values: Mapping[str, Any]) -> None:
+    """The quality table on the terminal."""
+    summary = values["open_loop"]
+    horizons = [key for key in summary["dream"] if key.startswith("first_")]
+    print(f"{'PSNR dB / SSIM':28s}" + "".join(f"{h.replace('_', ' '):>16s}" for h in horizons))
+    for name, label in LABELS.items():
+        cells = (
+            f"{summary[name][h]['psnr']:.2f} / {summary[name][h]['ssim']:.3f}" for h in horizons
+        )
+        print(f"{label:28s}" + "".join(f"{c:>16s}" for c in cells))
+    for steps, scores in values["denoising_steps"].items():
+        cells = (f"{scores[h]['psnr']:.2f} / {scores[h]['ssim']:.3f}" for h in horizons)
+        print(f"{f'{steps} denoising steps':28s}" + "".join(f"{c:>16s}" for c in cells))
+    for key, value in values["rewards"].items():
+        print(f"{key:32s} {value:.4g}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(EvaluateConfig))
