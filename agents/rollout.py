@@ -106,9 +106,10 @@ def rollout(
 ) -> list[EpisodeResult]:
     """Run one episode from every seed.
 
-    An env that ends an episode takes the next seed at once. Each episode starts from
-    `reset(seed=seed)`, so what the env does never depends on how many run side by side; a policy
-    that draws at random does.
+    An env that ends an episode takes the next seed at once, and one that reports a `fault` in its
+    info, as real envs do when their simulator died, the same seed once more. Each episode starts
+    from `reset(seed=seed)`, so what the env does never depends on how many run side by side; a
+    policy that draws at random does.
 
     Args:
         policy: acts in all envs.
@@ -156,6 +157,11 @@ def rollout(
             continue
         for i in np.flatnonzero(episode_start & active):
             episode = int(running[i])
+            if "fault" in infos[i]:  # the real env broke down, so the episode is played again
+                waiting.append(episode)
+                if episode in recordings:
+                    recordings[episode] = []
+                continue
             frames = recordings.pop(episode, None)
             results[episode] = EpisodeResult(
                 seed=int(seeds[episode]),

@@ -36,6 +36,12 @@ _IDS = {
     "minerl-basalt-make-waterfall": "worldsim/MineRLBasaltMakeWaterfall-v0",
     "minerl-basalt-create-village-animal-pen": "worldsim/MineRLBasaltCreateVillageAnimalPen-v0",
     "minerl-basalt-build-village-house": "worldsim/MineRLBasaltBuildVillageHouse-v0",
+    # Not Minecraft but the stand-in for it, in a name of their own so that nobody mixes them up.
+    "minerl-navigate-stand-in": "worldsim/MineRLNavigateStandIn-v0",
+    "minerl-navigate-dense-stand-in": "worldsim/MineRLNavigateDenseStandIn-v0",
+    "minerl-navigate-extreme-stand-in": "worldsim/MineRLNavigateExtremeStandIn-v0",
+    "minerl-navigate-extreme-dense-stand-in": "worldsim/MineRLNavigateExtremeDenseStandIn-v0",
+    "minerl-treechop-stand-in": "worldsim/MineRLTreechopStandIn-v0",
 }
 
 ENV_NAMES = tuple(_IDS)
@@ -85,9 +91,10 @@ for _size in (5, 7, 9, 11, 13, 15):
 
 for _name, _id in _IDS.items():
     if _name.startswith("minerl-"):
+        _task = _name.removesuffix("-stand-in")
         gymnasium.register(
             id=_id,
             entry_point="envs.minerl:MineRLEnv",
-            kwargs={"name": _name},
+            kwargs={"name": _task} if _task == _name else {"name": _task, "minecraft": "stand-in"},
             disable_env_checker=True,
         )

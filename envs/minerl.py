@@ -3,7 +3,9 @@
 `envs.make("minerl-navigate-dense", minecraft=...)` talks to Minecraft through the `minerl` client.
 Install the client with `python -m envs.minerl_setup`, which also says what the game itself needs.
 `minecraft` is "launch" (the real game), "HOST:PORT" (one that runs already) or "stand-in" (a small
-simulation for tests and demonstrations that is not Minecraft; label what comes from it).
+simulation for tests and demonstrations that is not Minecraft). In scripts, the names that end in
+"-stand-in", such as "minerl-navigate-dense-stand-in", choose the latter and label all results, and
+the environment variable WORLDSIM_MINECRAFT gives the default for the others.
 
 An instance that dies, hangs or sends garbage never becomes data: the step that met the fault ends
 the episode as truncated, repeats the last valid observation, and names the reason in
@@ -14,6 +16,7 @@ row.
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from typing import Any, Literal
@@ -68,7 +71,8 @@ class MineRLEnv(gymnasium.Env[Any, Any]):
 
     Args:
         name: One of `MINERL_IDS`.
-        minecraft: "launch", "stand-in", "PORT" or "HOST:PORT".
+        minecraft: "launch", "stand-in", "PORT" or "HOST:PORT"; None is what WORLDSIM_MINECRAFT
+            says, or "launch".
         obs: "pixels" or "dict".
         actions: Name of an action table, or "native".
         frame_skip: Game ticks (1/20 s) per step; rewards are added up.
@@ -100,7 +104,7 @@ class MineRLEnv(gymnasium.Env[Any, Any]):
         self,
         name: str = "minerl-navigate-dense",
         *,
-        minecraft: str = "launch",
+        minecraft: str | None = None,
         obs: Literal["pixels", "dict"] = "pixels",
         actions: str = "dreamerv3",
         frame_skip: int = 4,
@@ -143,7 +147,10 @@ class MineRLEnv(gymnasium.Env[Any, Any]):
         self._fault: type[Exception] = minerl_client.MinecraftFault
         self._client = minerl_client.Client(minerl_client.find_spec(MINERL_IDS[name]))
         self._minecraft = minerl_instance.Minecraft(
-            minecraft, minecraft_dir, launch_timeout, standin_faults
+            minecraft or os.environ.get("WORLDSIM_MINECRAFT", "launch"),
+            minecraft_dir,
+            launch_timeout,
+            standin_faults,
         )
         self._obs = obs
         self._size = size
@@ -217,6 +224,11 @@ class MineRLEnv(gymnasium.Env[Any, Any]):
     def action_names(self) -> tuple[str, ...]:
         """Names of the discrete actions; empty for native ones."""
         return () if self._table is None else self._table.action_names
+
+    @property
+    def minecraft(self) -> str:
+        """Which Minecraft this env plays in: "launch", "stand-in", or an address."""
+        return self._minecraft.kind
 
     @property
     def pids(self) -> list[int]:

@@ -22,8 +22,9 @@ import tyro
 from tqdm import tqdm
 
 import envs
-from agents.explorers import ExplorerConfig, RandomPolicy, ScriptedExplorer
+from agents.explorers import ExplorerConfig, RandomPolicy
 from agents.rollout import Policy
+from agents.scripted import has_scripted_player, scripted_player
 from experiments.workers import CollectionError, Task, collect
 from worldsim.dataset_writer import DatasetWriter
 from worldsim.episodes import EpisodeDataset
@@ -40,7 +41,8 @@ class CollectConfig:
     env: str = "memory-maze-9x9"
     """Environment to play."""
     policy: str = "explorer"
-    """random, explorer (Memory Maze only), or the path of a policy saved by Stable-Baselines3."""
+    """random, explorer (the scripted player of Memory Mazes and of MineRL's Navigate), or the path
+    of a policy saved by Stable-Baselines3."""
     episodes: int = 260
     """Number of episodes that the dataset shall have."""
     seed: int = 0
@@ -62,10 +64,10 @@ class CollectConfig:
                 "episodes and num_workers must be at least 1 and seed at least 0, "
                 f"got {self.episodes}, {self.num_workers} and {self.seed}"
             )
-        if self.policy == "explorer" and not self.env.startswith("memory-maze-"):
+        if self.policy == "explorer" and not has_scripted_player(self.env):
             raise ValueError(
-                f"the explorer only knows its way in Memory Mazes, not in {self.env!r}: "
-                "use --policy random or a saved policy"
+                f"the explorer only knows its way in Memory Mazes and MineRL's Navigate, not in "
+                f"{self.env!r}: use --policy random or a saved policy"
             )
         if self.policy not in SCRIPTED_POLICIES and not Path(self.policy).is_file():
             raise ValueError(
@@ -76,9 +78,9 @@ class CollectConfig:
     def settings(self) -> dict[str, Any]:
         """What decides the episodes' content, kept with the dataset."""
         settings: dict[str, Any] = {"env": self.env, "policy": self.policy, "seed": self.seed}
-        if self.policy == "explorer":
+        if self.policy == "explorer" and self.env.startswith("memory-maze-"):
             settings["explorer"] = dataclasses.asdict(self.explorer)
-        elif self.policy != "random":
+        elif self.policy not in SCRIPTED_POLICIES:
             digest = hashlib.sha256(Path(self.policy).read_bytes()).hexdigest()
             settings |= {
                 "policy": Path(self.policy).name,
@@ -125,7 +127,7 @@ def make_policy(config: CollectConfig, env: gymnasium.Env) -> Callable[[int], Po
         num_actions = int(check_discrete(env.action_space, config.env).n)
         return lambda seed: RandomPolicy(num_actions, seed=seed)
     if config.policy == "explorer":
-        return lambda seed: ScriptedExplorer(config.explorer, seed=seed)
+        return lambda seed: scripted_player(config.env, seed, config.explorer)
     # Imported late, so that workers with a scripted policy start fast.
     import torch
     from stable_baselines3.common.utils import set_random_seed

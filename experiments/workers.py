@@ -51,7 +51,11 @@ class CollectionError(RuntimeError):
 def play_episode(
     env: gymnasium.Env, policy: Policy, seed: int, metadata: Mapping[str, Any]
 ) -> Iterator[int | RecordedEpisode]:
-    """Play one episode; yield the step count now and then, and the episode at the end."""
+    """Play one episode; yield the step count now and then, and the episode at the end.
+
+    A step that reports a `fault` in its info did not happen, its simulator having died or hung: the
+    episode is kept up to there, or played anew if nothing has happened yet.
+    """
     offset = int(check_discrete(env.action_space, str(env)).start)
     observation, info = env.reset(seed=seed)
     recorder = EpisodeRecorder(observation, info, seed=seed)
@@ -65,6 +69,13 @@ def play_episode(
         actions, state = policy.act(batch, state, np.array([len(recorder) == 0]), [info])
         action = int(actions[0]) + offset
         observation, reward, terminated, truncated, info = env.step(action)
+        if "fault" in info:
+            if len(recorder) > 0:
+                recorder.truncate()
+                break
+            observation, info = env.reset(seed=seed)
+            recorder = EpisodeRecorder(observation, info, seed=seed)
+            continue
         recorder.step(action, observation, float(reward), terminated, truncated, info)
         finished = terminated or truncated
         if len(recorder) % REPORT_EVERY == 0:

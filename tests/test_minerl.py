@@ -24,6 +24,10 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
+import envs
+from agents.compass_follower import CompassFollower
+from agents.explorers import RandomPolicy
+from agents.rollout import rollout
 from envs.minecraft_standin import Faults, StandInMinecraft
 
 with warnings.catch_warnings():
@@ -31,6 +35,7 @@ with warnings.catch_warnings():
     pytest.importorskip("minerl", reason="no minerl client: python -m envs.minerl_setup")
 
 from envs.minerl import MinecraftError, MineRLEnv
+from experiments.workers import play_episode
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 QUICK = {"step_timeout": 1.0, "reset_timeout": 5.0, "launch_timeout": 30.0, "restart_backoff": 0.01}
@@ -399,3 +404,79 @@ def test_nothing_survives_the_death_of_the_parent(minecraft: str, tmp_path: Path
     while any(is_running(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not [pid for pid in pids if is_running(pid)]
+
+
+def test_default_minecraft_comes_from_the_environment(
+    server: StandInMinecraft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLDSIM_MINECRAFT", str(server.port))
+    env = envs.make("minerl-navigate")
+    env.reset()
+    env.close()
+    assert server.sent
+
+
+def test_stand_in_has_names_of_its_own() -> None:
+    names = [name for name in envs.ENV_NAMES if name.endswith("-stand-in")]
+    assert len(names) == 5
+    env = envs.make("minerl-treechop-stand-in")
+    assert env.unwrapped.minecraft == "stand-in"  # type: ignore[attr-defined]
+    assert env.unwrapped.name == "minerl-treechop"  # type: ignore[attr-defined]
+    assert "StandIn" in env.spec.id  # type: ignore[union-attr]
+    env.reset(seed=0)
+    env.close()
+
+
+def test_faulty_step_never_gets_into_a_dataset(server: StandInMinecraft, make: type) -> None:
+    server.faults = Faults(short_frame_at=10)  # in the third step
+    policy = RandomPolicy(12, seed=0)
+    (episode,) = [e for e in play_episode(make(), policy, 5, {}) if not isinstance(e, int)]
+    np.testing.assert_array_equal(episode.observations, frames_of(server)[[0, 4, 8]])
+    assert episode.truncations.tolist() == [False, True] and not episode.terminations.any()
+    assert episode.rewards.sum() == pytest.approx(sum(sent.reward for sent in server.sent[:9]))
+
+
+def test_episode_that_broke_down_at_once_is_played_anew(
+    server: StandInMinecraft, make: type
+) -> None:
+    server.faults = Faults(short_frame_at=2)
+    env = make(max_ticks=12)
+    policy = RandomPolicy(12, seed=0)
+    (episode,) = [e for e in play_episode(env, policy, 5, {}) if not isinstance(e, int)]
+    np.testing.assert_array_equal(episode.observations, frames_of(server)[4::4])
+    assert len(episode.rewards) == 3
+
+
+def test_evaluation_repeats_an_episode_that_broke_down(
+    server: StandInMinecraft, make: type
+) -> None:
+    server.faults = Faults(short_frame_at=10)
+    batch = gymnasium.vector.SyncVectorEnv(
+        [lambda: make(max_ticks=20)], autoreset_mode=gymnasium.vector.AutoresetMode.DISABLED
+    )
+    results = rollout(RandomPolicy(12, seed=0), batch, [3, 4], num_recorded=1)
+    assert [(result.seed, result.length) for result in results] == [(3, 5), (4, 5)]
+    assert len(results[0].frames) == 6
+    batch.close()
+
+
+def test_compass_follower_gets_closer(server: StandInMinecraft, make: type) -> None:
+    env = make(max_ticks=240)
+    observation, info = env.reset(seed=4)
+    player, state, total, first, over = CompassFollower(seed=0), None, 0.0, True, False
+    while not over:
+        action, state = player.act(observation[None], state, np.array([first]), [info])
+        observation, reward, terminated, truncated, info = env.step(action[0])
+        total, first, over = total + reward, False, terminated or truncated
+    assert total > 25  # metres
+
+
+def test_ppo_trains_on_the_env(make: type) -> None:
+    from stable_baselines3 import PPO
+
+    env = make("minerl-treechop", max_ticks=40)
+    agent = PPO("CnnPolicy", env, n_steps=16, batch_size=16, n_epochs=1, device="cpu")
+    before = [parameter.clone() for parameter in agent.policy.parameters()]
+    agent.learn(32)
+    after = agent.policy.parameters()
+    assert any((a != b).any() for a, b in zip(after, before, strict=True))

@@ -96,6 +96,14 @@ class EpisodeRecorder:
             else:
                 values.append(array)
 
+    def truncate(self) -> None:
+        """Let the episode end with the last step added.
+
+        Raises:
+            IndexError: If there is no step.
+        """
+        self._truncations[-1] = not self._terminations[-1]
+
     def finish(self, metadata: Mapping[str, Any] | None = None) -> RecordedEpisode:
         """Return the episode, with additional metadata."""
         return RecordedEpisode(
