@@ -30,12 +30,18 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
-from agents.explorers import RandomPolicy, ScriptedExplorer
+from agents.explorers import RandomPolicy
 from agents.features import feature_policy_kwargs, load_policy, start_from_behaviour
 from agents.rollout import Policy
 from agents.sb3 import BatchedVecEnv, SB3Policy
+from agents.scripted import has_scripted_player, scripted_player
 from experiments.dream_progress import DreamProgress
-from experiments.evaluate import FIRST_EVALUATION_SEED, make_real_envs, run_episodes
+from experiments.evaluate import (
+    FIRST_EVALUATION_SEED,
+    make_real_envs,
+    run_episodes,
+    torch_threads,
+)
 from experiments.improve_world_model import improve_world_model
 from experiments.platform_settings import keep_memory
 from experiments.report import format_table, write_json
@@ -262,14 +268,15 @@ def evaluate_on_real(run: RunDirectory, policies: dict[str, tuple[Policy, str]])
     batch, limit = make_real_envs(config.env, num_workers, config.max_episode_steps)
     try:
         for name, (policy, label) in todo.items():
-            results = run_episodes(
-                policy,
-                batch,
-                [FIRST_EVALUATION_SEED + i for i in range(config.eval_episodes)],
-                episode_limit=limit,
-                description=f"{label} on {config.env}",
-                num_recorded=1,
-            )
+            with torch_threads(1):
+                results = run_episodes(
+                    policy,
+                    batch,
+                    [FIRST_EVALUATION_SEED + i for i in range(config.eval_episodes)],
+                    episode_limit=limit,
+                    description=f"{label} on {config.env}",
+                    num_recorded=1,
+                )
             run.add_evaluation(name, label, config.env, results)
             if results[0].frames is not None:
                 show_video(run, name, [results[0].frames])
@@ -332,8 +339,9 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
         )
         random = RandomPolicy(model.config.num_actions, seed=config.seed)
         baselines: dict[str, tuple[Policy, str]] = {"random": (random, "random")}
-        if config.env.startswith("memory-maze-"):
-            baselines["data"] = (ScriptedExplorer(seed=config.seed), "scripted, as in the data")
+        if has_scripted_player(config.env):
+            player = scripted_player(config.env, config.seed)
+            baselines["data"] = (player, "scripted, as in the data")
         evaluate_on_real(run, baselines)
         evaluate_in_dream(run, model, bank, "random in dream", random, "random", obs="pixels")
 

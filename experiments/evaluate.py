@@ -7,23 +7,29 @@ python experiments/evaluate.py --policy policy.zip --world-model memory-maze-9x9
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium
+import torch
 import tyro
 from gymnasium.vector import AutoresetMode, VectorEnv
 from tqdm import tqdm
 
 import envs
-from agents.explorers import RandomPolicy, ScriptedExplorer
-from agents.features import load_policy
+from agents.explorers import RandomPolicy
+from agents.features import FeaturePolicy, load_policy
 from agents.rollout import EpisodeResult, Policy, make_parallel, rollout
+from agents.scripted import scripted_player
 from experiments.report import format_table, provenance, summarise, write_json
 from experiments.videos import save_video
+from worldsim.checkpoint import CheckpointError, load
+from worldsim.contexts import open_contexts
 from worldsim.dream import DreamVectorEnv
 
 # Training data starts at seed 0 and validation data at 1,000,000.
@@ -69,18 +75,24 @@ def check_policy(name: str) -> None:
 
 
 def open_policy(
-    name: str, num_actions: int, *, seed: int = 0, deterministic: bool = False, device: str = "cpu"
+    name: str,
+    num_actions: int,
+    *,
+    env: str = "memory-maze-9x9",
+    seed: int = 0,
+    deterministic: bool = False,
+    device: str = "cpu",
 ) -> Policy:
     """Turn a policy's name into a policy.
 
     Raises:
         FileNotFoundError: neither a known name nor a file.
-        ValueError: a file that holds no SB3 model.
+        ValueError: a file that holds no SB3 model, or no scripted player for this env.
     """
     if name == "random":
         return RandomPolicy(num_actions, seed=seed)
     if name == "explorer":
-        return ScriptedExplorer(seed=seed)
+        return scripted_player(env, seed)
     check_policy(name)
     return load_policy(name, deterministic=deterministic, device=device)
 
@@ -107,6 +119,17 @@ def make_real_envs(
     batch = make_parallel(make, num_workers)
     spec = batch.get_attr("spec")[0]  # type: ignore[attr-defined]
     return batch, None if spec is None else spec.max_episode_steps
+
+
+@contextlib.contextmanager
+def torch_threads(num_threads: int) -> Iterator[None]:
+    """Limit torch's threads for a while: beside env processes, more of them only get in the way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def run_episodes(
@@ -149,38 +172,44 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         raise ValueError(f"--video must end in .mp4 or .gif, got {config.video.name!r}")
     check_policy(config.policy)
     seeds = [config.first_seed + i for i in range(config.num_episodes)]
+    options: dict[str, Any] = {"seed": config.first_seed, "deterministic": config.deterministic}
     batch: VectorEnv
     limit: int | None
     if config.world_model is not None:
+        model = load(config.world_model, device=config.device)
+        policy = open_policy(
+            config.policy, model.config.num_actions, device=config.device, **options
+        )
+        in_features = isinstance(policy, FeaturePolicy)
+        if isinstance(policy, FeaturePolicy):
+            # The dream shows the features itself, with all that the context has put into them.
+            policy = policy.policy
         batch = DreamVectorEnv(
             num_envs=min(32, config.num_episodes),
-            world_model=config.world_model,
-            contexts=config.contexts,
+            world_model=model,
+            contexts=open_contexts(model, config.contexts, world_model=config.world_model),
             horizon=config.horizon,
+            obs="features" if in_features else "pixels",
+            render_mode="rgb_array",
             autoreset_mode=AutoresetMode.DISABLED,
-            device=config.device,
         )
-        where, limit = f"dream of {config.world_model}", config.horizon
+        where, limit, threads = "the dream", config.horizon, torch.get_num_threads()
     else:
         num_workers = min(config.num_workers, config.num_episodes)
         batch, limit = make_real_envs(config.env, num_workers, config.max_episode_steps)
-        where = config.env
+        num_actions = int(batch.single_action_space.n)  # type: ignore[attr-defined]
+        policy = open_policy(config.policy, num_actions, device=config.device, **options)
+        where, threads = config.env, 1
     try:
-        policy = open_policy(
-            config.policy,
-            int(batch.single_action_space.n),  # type: ignore[attr-defined]
-            seed=config.first_seed,
-            deterministic=config.deterministic,
-            device=config.device,
-        )
-        results = run_episodes(
-            policy,
-            batch,
-            seeds,
-            episode_limit=limit,
-            description=f"{Path(config.policy).name} on {where}",
-            num_recorded=int(config.video is not None),
-        )
+        with torch_threads(threads):
+            results = run_episodes(
+                policy,
+                batch,
+                seeds,
+                episode_limit=limit,
+                description=f"{Path(config.policy).name} on {where}",
+                num_recorded=int(config.video is not None),
+            )
     finally:
         batch.close()
     summary = summarise(results)
@@ -196,5 +225,14 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     return report
 
 
+def cli() -> None:
+    """Run from the command line, with errors as one message instead of a traceback."""
+    config = tyro.cli(EvaluateConfig, description=__doc__)
+    try:
+        main(config)
+    except (ValueError, FileNotFoundError, CheckpointError) as error:
+        sys.exit(f"error: {error}")
+
+
 if __name__ == "__main__":
-    main(tyro.cli(EvaluateConfig, description=__doc__))
+    cli()

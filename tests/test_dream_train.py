@@ -12,7 +12,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import tiny_contexts, tiny_model
 
-from experiments import dream_train, evaluate
+from experiments import benchmark_dream, dream_train, evaluate
 from experiments.dream_progress import DreamProgress
 from experiments.dream_train import DreamTrainConfig, PPOConfig
 from worldsim.checkpoint import load, save
@@ -88,6 +88,16 @@ def test_a_policy_is_trained_judged_and_left_ready_to_use(
         )
     )
     assert judged["results"]["lengths"] == [4, 4]
+    dreamed = evaluate.main(
+        evaluate.EvaluateConfig(
+            policy=str(tmp_path / "run/policy.zip"),
+            world_model=str(checkpoint),
+            num_episodes=3,
+            horizon=8,
+        )
+    )
+    # The same policy in the same dreams as after training: only what it draws may differ.
+    assert dreamed["results"]["seeds"] == evaluations["round 1 in dream"]["seeds"]
     assert (tmp_path / "episode.gif").read_bytes()[:3] == b"GIF"
     assert json.loads((tmp_path / "evaluation.json").read_text())["config"]["num_episodes"] == 2
 
@@ -179,3 +189,11 @@ def test_unknown_policies_and_video_formats_are_named() -> None:
         evaluate.main(evaluate.EvaluateConfig(policy="clever"))
     with pytest.raises(ValueError, match=r"'film\.avi'"):
         evaluate.main(evaluate.EvaluateConfig(video=Path("film.avi")))
+
+
+def test_benchmark_measures_a_state_that_does_not_grow(tmp_path: Path) -> None:
+    config = benchmark_dream.BenchmarkConfig(steps=(2, 5, 40), output=tmp_path / "cost.json")
+    report = benchmark_dream.main(config, tiny_model(), tiny_contexts())
+    assert [row["step"] for row in report["results"]] == [2, 5, 40]
+    assert len({row["state_bytes_per_env"] for row in report["results"]}) == 1
+    assert (tmp_path / "cost.json").is_file()
