@@ -16,6 +16,7 @@ _MEMORY_MAZE = re.compile(r"memory-maze-(\d+)x(\d+)")
 
 # Name to Gymnasium id, of every environment that can be made.
 _IDS = {
+    "corridor": "worldsim/Corridor-v0",
     "memory-maze-5x5": "worldsim/MemoryMaze-5x5-v0",
     "memory-maze-7x7": "worldsim/MemoryMaze-7x7-v0",
     "memory-maze-9x9": "worldsim/MemoryMaze-9x9-v0",
@@ -85,6 +86,13 @@ def make(name: str, **options: Any) -> gymnasium.Env:
         )
     return gymnasium.make(_IDS[name], **options)
 
+
+gymnasium.register(
+    id=_IDS["corridor"],
+    entry_point="envs.corridor:Corridor",
+    max_episode_steps=256,
+    disable_env_checker=True,
+)
 
 for _size in (5, 7, 9, 11, 13, 15):
     _register_memory_maze(_size)
