@@ -162,8 +162,9 @@ class DreamVectorEnv(VectorEnv):
             )
         if self.state is None and not mask.all():
             raise ResetNeeded("the first reset must be of all envs, without a reset_mask")
-        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
-        if seeds is not None:
+        if seed is not None:
+            one = isinstance(seed, int | np.integer)
+            seeds = [seed + i for i in range(self.num_envs)] if one else list(seed)  # type: ignore
             if len(seeds) != self.num_envs:
                 raise ValueError(f"{len(seeds)} seeds do not match {self.num_envs} envs")
             for i, (one_seed, chosen) in enumerate(zip(seeds, mask, strict=True)):
