@@ -25,7 +25,7 @@ import envs
 from agents.explorers import ExplorerConfig, RandomPolicy
 from agents.rollout import Policy
 from agents.scripted import has_scripted_player, scripted_player
-from experiments.workers import CollectionError, Task, collect
+from experiments.workers import Task, collect
 from worldsim.dataset_writer import DatasetWriter
 from worldsim.episodes import EpisodeDataset
 from worldsim.storage import check_discrete, find_image
@@ -233,7 +233,7 @@ def cli(arguments: Sequence[str] | None = None) -> None:
         main(config)
     except KeyboardInterrupt:
         sys.exit("\nstopped; the finished episodes are saved, running again continues")
-    except (CollectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -1,5 +1,6 @@
 """Episodes survive the way to the disk and back, and what is damaged is never trained on."""
 
+import errno
 import os
 import pickle
 import warnings
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from minari.data_collector import EpisodeBuffer
 
+from worldsim import dataset_writer
 from worldsim.dataset_writer import DatasetWriter
 from worldsim.episodes import (
     DamagedEpisodeError,
@@ -404,6 +406,22 @@ def test_writer_refuses_other_settings_and_company(tmp_path: Path) -> None:
         DatasetWriter("test/episodes-v0", IMAGES, space, {"test": 1}, root=tmp_path)
     with pytest.raises(ValueError, match="Malformed dataset ID"):
         DatasetWriter("no version", IMAGES, ACTIONS, {}, root=tmp_path)
+
+
+def test_full_disk_at_the_end_does_not_hide_the_first_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ValueError, match="first"):
+        with DatasetWriter("full-v0", IMAGES, ACTIONS, {}, root=tmp_path) as writer:
+            writer.save(0, make_episode(5, seed=0))
+            monkeypatch.setattr(dataset_writer, "replace_file", full)
+            raise ValueError("first")
+    monkeypatch.undo()
+    with DatasetWriter("full-v0", IMAGES, ACTIONS, {}, root=tmp_path) as writer:
+        assert writer.finished == {0}
 
 
 def test_recorder_keeps_numeric_infos_of_every_step() -> None:

@@ -170,7 +170,13 @@ class DatasetWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except OSError:
+            # On a full disk, the error that says so must not be hidden by this one; the episodes
+            # are saved, and the next to open the dataset publishes them.
+            if error is None:
+                raise
 
     def _check_ours(self) -> None:
         path = self._data / "metadata.json"

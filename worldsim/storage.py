@@ -150,7 +150,11 @@ class MinariReader:
         """See `EpisodeReader`."""
         num_frames = len(self._images(index))
         infos = _flatten(self._episode(index).get("infos") or {})
-        return {k: v[start:stop] for k, v in infos.items() if v.ndim and len(v) == num_frames}
+        return {
+            key: value[start:stop]
+            for key, value in infos.items()
+            if value.ndim and len(value) == num_frames and value.dtype != object
+        }
 
     def metadata(self, index: int) -> dict[str, Any]:
         """See `EpisodeReader`."""
