@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,12 +50,12 @@ class WorldState:
         memory = {name: function(t) for name, t in self.memory.items()}
         return WorldState(memory, function(self.steps), function(self.features))
 
-    def __getitem__(self, index: slice | int | list[int] | Tensor) -> WorldState:
+    def __getitem__(self, index: slice | int | np.integer | list[int] | Tensor) -> WorldState:
         """Select envs; an integer keeps the batch dimension."""
-        if isinstance(index, int):
+        if isinstance(index, int | np.integer):
             if not -self.batch_size <= index < self.batch_size:
                 raise IndexError(f"index {index} is outside a batch of {self.batch_size} states")
-            index = [index]
+            index = [int(index)]
         return self.map(lambda t: t[index])
 
     def __len__(self) -> int:
