@@ -48,8 +48,9 @@ def sample_signal_levels(
         return torch.rand(*shape, generator=generator, device=generator.device)
 
     signal = uniform(batch_size, length)
-    half = length // 2
-    prefix_length = half + (uniform(batch_size, 1) * (length - half)).long()
+    shortest = length // 2 + 1
+    prefix_length = shortest + (uniform(batch_size, 1) * (length - shortest)).long()
+    prefix_length = prefix_length.clamp(max=length - 1)  # one frame at least is learned from
     has_prefix = uniform(batch_size, 1) < config.clean_prefix_probability
     index = torch.arange(length, device=generator.device)
     in_prefix = has_prefix & (index < prefix_length)
