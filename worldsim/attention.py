@@ -60,7 +60,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     if q.is_cuda:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    bias = torch.zeros(mask.shape, dtype=scores.dtype).masked_fill_(~mask, -torch.inf)
+    bias = torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, -torch.inf)
     return (scores + bias).softmax(-1) @ v
 
 
@@ -78,8 +78,8 @@ class FrameLocalAttention(nn.Module):
     def initial_state(self, batch_size: int, num_tokens: int) -> AttentionState:
         c = self.config
         shape = (batch_size, c.num_heads, c.window - 1, num_tokens, c.head_dim)
-        device = self.qkv.weight.device
-        return AttentionState(torch.zeros(shape, device=device), torch.zeros(shape, device=device))
+        empty = self.qkv.weight.new_zeros(shape)
+        return AttentionState(empty, empty.clone())
 
     def forward(
         self, x: Tensor, state: AttentionState, steps: Tensor
@@ -104,8 +104,10 @@ class FrameLocalAttention(nn.Module):
         k = torch.cat([state.keys.to(k.dtype), k], dim=2)
         v = torch.cat([state.values.to(v.dtype), v], dim=2)
         past = window - 1
+        # Copies: views would keep every frame of x in memory for as long as the state lives.
         new_state = AttentionState(
-            k[:, :, t:].to(state.keys.dtype), v[:, :, t:].to(state.values.dtype)
+            k[:, :, t:].to(state.keys.dtype, copy=True),
+            v[:, :, t:].to(state.values.dtype, copy=True),
         )
         if t <= window:
             y = self._attend(q, k, v, steps)

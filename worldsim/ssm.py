@@ -187,7 +187,7 @@ class Mamba2Mixer(nn.Module):
     def initial_state(self, batch_size: int) -> SSMState:
         c, device = self.config, self.A_log.device
         scan = torch.zeros(batch_size, c.num_heads, c.head_dim, c.d_state, device=device)
-        conv = torch.zeros(batch_size, c.d_conv - 1, c.d_xbc, device=device)
+        conv = self.in_proj.weight.new_zeros(batch_size, c.d_conv - 1, c.d_xbc)
         return SSMState(scan, conv)
 
     def forward(self, u: Tensor, state: SSMState) -> tuple[Tensor, SSMState]:
@@ -219,7 +219,8 @@ class Mamba2Mixer(nn.Module):
         out = self.conv_bias.to(xbc.dtype)
         for tap in range(self.config.d_conv):
             out = out + extended[:, tap : tap + length] * weight[tap]
-        return F.silu(out), extended[:, length:].to(past.dtype)
+        # A copy: a view would keep the whole sequence in memory for as long as the state lives.
+        return F.silu(out), extended[:, length:].to(past.dtype, copy=True)
 
     def _scan(
         self, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor
