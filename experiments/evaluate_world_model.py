@@ -179,7 +179,7 @@ def rewards_on_real_frames(
         episode = dataset.episode(i)
         latents = torch.cat(
             [
-                model.tokenizer.encode(part.to(model.device))
+                model.encode(part.to(model.device))
                 for part in torch.from_numpy(episode.frames).split(128)
             ]
         )[None]

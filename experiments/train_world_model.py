@@ -371,7 +371,7 @@ def reward_quality(
         episode = held_out.episode(i, 0, min(length, int(held_out.lengths[i])))
         actions = torch.from_numpy(episode.actions)[None].to(model.device)
         frames = torch.from_numpy(episode.frames)[None].to(model.device)
-        latents = model.tokenizer.encode(frames)
+        latents = model.encode(frames)
         _, features = model.observe_latents(model.initial_state(1), actions, latents)
         predicted.append(model.predict_reward(features)[0].cpu().numpy())
         real.append(episode.rewards)

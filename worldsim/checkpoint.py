@@ -12,6 +12,8 @@ import os
 import shutil
 import types
 import typing
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -53,9 +55,12 @@ def resolve(name_or_path: str | Path) -> Path:
     Raises:
         CheckpointError: neither a shipped name nor a directory with a config.json.
     """
-    for path in (Path(name_or_path), PRETRAINED / str(name_or_path)):
-        if (path / "config.json").is_file():
-            return path
+    path = Path(name_or_path)
+    # Where a save was cut off between its two moves, the old checkpoint is still beside its place.
+    candidates = (path, _old(path), PRETRAINED / str(name_or_path))
+    for candidate in candidates:
+        if (candidate / "config.json").is_file():
+            return candidate
     raise CheckpointError(
         f"no world model {str(name_or_path)!r}: not a directory with a config.json, and the models "
         f"that ship are {', '.join(shipped_models()) or 'none'}"
@@ -73,6 +78,8 @@ def from_json(cls: type, values: Mapping[str, Any]) -> Any:
     Raises:
         CheckpointError: an unknown or missing field.
     """
+    if not isinstance(values, Mapping):
+        raise CheckpointError(f"{cls.__name__} is {values!r}; expected its fields")
     hints = typing.get_type_hints(cls)
     fields = {f.name for f in dataclasses.fields(cls)}
     if unknown := set(values) - fields:
@@ -84,19 +91,24 @@ def from_json(cls: type, values: Mapping[str, Any]) -> Any:
 
 
 def _convert(hint: Any, value: Any) -> Any:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        for option in typing.get_args(hint):
-            if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
-                kind = typing.get_type_hints(option).get("kind")
-                if typing.get_origin(kind) is Literal and value.get("kind") in typing.get_args(
-                    kind
-                ):
-                    return from_json(typing.cast(type, option), value)
-        return value
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+    """A JSON value as its type hint says; unions of dataclasses are told apart by `kind`."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        classes = [option for option in options if dataclasses.is_dataclass(option)]
+        if not classes or not isinstance(value, Mapping):
+            return value
+        if len(classes) == 1:
+            return from_json(typing.cast(type, classes[0]), value)
+        kinds = {k: c for c in classes for k in typing.get_args(typing.get_type_hints(c)["kind"])}
+        if value.get("kind") not in kinds:
+            raise CheckpointError(f"kind is {value.get('kind')!r}; known are {', '.join(kinds)}")
+        return from_json(typing.cast(type, kinds[value["kind"]]), value)
+    if dataclasses.is_dataclass(hint):
         return from_json(typing.cast(type, hint), value)
-    if typing.get_origin(hint) is tuple and isinstance(value, list):
-        return tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    if origin is Literal and value not in options:
+        raise CheckpointError(f"{value!r} is not one of {', '.join(map(repr, options))}")
+    if isinstance(value, list):
+        return tuple(_convert(None, v) for v in value)
     return value
 
 
@@ -139,12 +151,16 @@ def save(
 
 def replace_directory(source: Path, target: Path) -> None:
     """Move a finished directory into place; a crash leaves the old or the new one."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    old = _old(target)
     if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
         os.replace(target, old)
     os.replace(source, target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(path: Path) -> Path:
+    return path.parent / f".{path.name}.old"
 
 
 def _shards(weights: dict[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -191,7 +207,11 @@ def load(
         CheckpointError: no such model, or a damaged one.
     """
     path = resolve(name_or_path)
-    model = WorldModel(load_config(path))
+    config = load_config(path)
+    try:
+        model = WorldModel(config)
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        raise CheckpointError(f"{path / 'config.json'} describes no model: {error}") from error
     weights: dict[str, Tensor] = {}
     try:
         for file in sorted(path.glob("*.safetensors")):
@@ -203,6 +223,10 @@ def load(
         ) from error
     model.to(device).eval().requires_grad_(False)
     model.compute_dtype = fast_dtype(device) if dtype is None else dtype
+    if model.compute_dtype != torch.float32:
+        for module in model.denoiser.modules():
+            if isinstance(module, torch.nn.Linear):  # else autocast would do so at every call
+                module.to(model.compute_dtype)
     return model
 
 
@@ -228,5 +252,5 @@ def load_contexts(name_or_path: str | Path) -> Contexts:
     try:
         with np.load(path, allow_pickle=False) as file:
             return Contexts(frames=file["frames"], actions=file["actions"].astype(np.int64))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error

@@ -113,7 +113,7 @@ def evaluate_open_loop(
         shuffled = dreamed
     candidates = {
         "dream": dreamed,
-        "autoencoder": model.tokenizer.decode(model.tokenizer.encode(real)),
+        "autoencoder": model.decode(model.encode(real)),
         "copy_last": x[:, context - 1 : context].expand_as(real),
     }
     if floors:

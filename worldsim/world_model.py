@@ -117,6 +117,7 @@ class Denoiser(nn.Module):
         Returns:
             Predicted clean latents (b, t, n, c), final tokens (b, t, n, d), memory afterwards.
         """
+        actions = actions.long()
         x = self.latent_in(z) + self.position + self.action_in(actions)[:, :, None]
         frequencies = torch.pi * torch.arange(1, 33, device=z.device)
         angle = signal[..., None] * frequencies / 2
@@ -281,10 +282,40 @@ class WorldModel(nn.Module):
         """
         if frames.ndim != 5:
             raise ValueError(f"frames have {frames.ndim} dimensions; expected (b, t, h, w, c)")
+        if frames.shape[0] != state.batch_size or not frames.shape[1]:
+            raise ValueError(
+                f"frames are of {frames.shape[0]} envs, {frames.shape[1]} each; expected are "
+                f"{state.batch_size} envs, as many as the state has, and 1 frame or more"
+            )
         self._check_actions(actions, tuple(frames.shape[:2]))
+        return self.observe_latents(state, actions, self.encode(frames), chunk)[0]
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Frames (..., h, w, c) uint8 to latent tokens (..., n, latent_channels) float32."""
         with self._autocast():
-            latents = self.tokenizer.encode(frames)
-        return self.observe_latents(state, actions, latents, chunk)[0]
+            return self.tokenizer.encode(frames)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latent tokens (..., n, latent_channels) to frames (..., h, w, c) uint8."""
+        with self._autocast():
+            return self.tokenizer.decode(latents)
+
+    @torch.no_grad()
+    def denoise(self, state: WorldState, actions: Tensor, z: Tensor, level: float) -> Tensor:
+        """Predict clean latents of the next frame from noised ones, against frozen memory.
+
+        Args:
+            state: memory of a batch of envs. actions: (b, 1) int64.
+            z: (b, 1, n, c) latents noised to signal level `level`.
+        """
+        signal = torch.full(actions.shape, level, device=z.device)
+        with self._autocast():
+            return self.denoiser(z, signal, actions, state.memory, state.steps)[0]
+
+    def compile_network(self) -> None:
+        """Compile the denoiser (torch.compile); what cannot be compiled runs as before."""
+        torch._dynamo.config.suppress_errors = True
+        self.denoiser.compile(dynamic=False)
 
     @torch.no_grad()
     def observe_latents(
@@ -304,7 +335,7 @@ class WorldModel(nn.Module):
         with self._autocast():
             _, tokens, memory = self.denoiser(z, signal, actions, state.memory, state.steps)
             features = self.read_out(tokens).float()
-        return WorldState(memory, state.steps + actions.shape[1], features[:, -1]), features
+        return WorldState(memory, state.steps + actions.shape[1], features[:, -1].clone()), features
 
     @torch.no_grad()
     def imagine(
@@ -341,6 +372,8 @@ class WorldModel(nn.Module):
             raise ValueError(
                 f"noise has shape {tuple(noise.shape)}; expected {(b, *self.noise_shape)}"
             )
+        elif noise.dtype != torch.float32:
+            raise ValueError(f"noise is {noise.dtype}; it must be torch.float32")
         a = actions[:, None]
 
         def denoise(z: Tensor, level: float) -> Tensor:
@@ -348,14 +381,14 @@ class WorldModel(nn.Module):
             with self._autocast():
                 return self.denoiser(z, signal, a, state.memory, state.steps)[0]
 
-        steps = num_denoising_steps or self.config.num_denoising_steps
-        latents = sample(denoise, noise[:, :1], steps)
+        if num_denoising_steps is None:
+            num_denoising_steps = self.config.num_denoising_steps
+        latents = sample(denoise, noise[:, :1], num_denoising_steps)
         signal = torch.full((b, 1), self.config.dream_signal, device=self.device)
         z = add_noise(latents, noise[:, 1:], signal)
         new_state, features = self._commit(state, a, z, signal)
         if decode:
-            with self._autocast():
-                frames = self.tokenizer.decode(latents)[:, 0]
+            frames = self.decode(latents)[:, 0]
         else:
             frames = torch.zeros(b, *self.config.frame_shape, dtype=torch.uint8, device=self.device)
         return Dream(
