@@ -83,6 +83,8 @@ class DreamTrainConfig:
     """Stretches drawn from a dataset to start from."""
     context_length: int = 128
     """Real frames in each of them."""
+    frames_to_reward: int | None = None
+    """Draw only stretches that a reward followed within so many frames."""
     algorithm: Literal["ppo", "recurrent_ppo"] = "ppo"
     obs: Literal["pixels", "features"] = "pixels"
     """What the policy sees: frames, or the world model's memory read-out."""
@@ -335,6 +337,7 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
             world_model=world_model,
             num_contexts=config.num_contexts,
             context_length=config.context_length,
+            frames_to_reward=config.frames_to_reward,
             seed=config.seed,
         )
         random = RandomPolicy(model.config.num_actions, seed=config.seed)

@@ -17,7 +17,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from tiny import NUM_ACTIONS, tiny_contexts, tiny_model
 
 from worldsim.checkpoint import CheckpointError, save
-from worldsim.contexts import ContextBank, open_contexts
+from worldsim.contexts import ContextBank, open_contexts, sample_contexts
 from worldsim.dataset_writer import DatasetWriter
 from worldsim.dream import DreamEnv, DreamVectorEnv
 from worldsim.recording import EpisodeRecorder, save_episode
@@ -406,3 +406,25 @@ def test_a_dataset_gives_contexts(model: WorldModel, tmp_path: Path) -> None:
     assert len(bank) == 7
     last = np.concatenate([frames[4:] for frames in played])
     assert all((last == frame).all(axis=(1, 2, 3)).any() for frame in bank.frames)
+
+
+def test_contexts_can_be_drawn_from_before_a_reward(tmp_path: Path) -> None:
+    rewards = {0: [], 1: [9], 2: [4, 15]}  # steps that pay, by episode of 20
+    space = gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8)
+    actions = gymnasium.spaces.Discrete(2)
+    with DatasetWriter("pays-v0", space, actions, {}, root=tmp_path) as writer:
+        for episode, paying in rewards.items():
+            frame = np.full((8, 8, 3), episode, np.uint8)
+            recorder = EpisodeRecorder(frame, {})
+            for t in range(1, 21):
+                frame = np.full((8, 8, 3), 100 * episode + t, np.uint8)
+                recorder.step(0, frame, float(t in paying), False, t == 20, {})
+            save_episode(writer.path_of(episode), recorder.finish(), episode)
+            writer.add(episode, 20)
+        writer.publish()
+    contexts = sample_contexts(tmp_path / "pays-v0", 60, 6, frames_to_reward=2)
+    # The last frame seen lies one or two frames before the reward, and at least six were seen.
+    assert set(contexts.frames[:, -1, 0, 0, 0]) == {107, 108, 213, 214}
+    np.testing.assert_array_equal(np.diff(contexts.frames[:, :, 0, 0, 0].astype(int)), 1)
+    with pytest.raises(ValueError, match="followed by a reward within 1 frames"):
+        sample_contexts(tmp_path / "pays-v0", 4, 18, frames_to_reward=1)

@@ -77,7 +77,12 @@ class ContextBank:
 
 
 def sample_contexts(
-    dataset: str | Path | EpisodeDataset, num_contexts: int, context_length: int, *, seed: int = 0
+    dataset: str | Path | EpisodeDataset,
+    num_contexts: int,
+    context_length: int,
+    *,
+    seed: int = 0,
+    frames_to_reward: int | None = None,
 ) -> Contexts:
     """Draw stretches of recorded episodes, uniformly over all that are long enough.
 
@@ -86,16 +91,40 @@ def sample_contexts(
         num_contexts: stretches drawn.
         context_length: frames in each of them.
         seed: decides which.
+        frames_to_reward: draw only stretches after which the recorded policy was rewarded within so
+            many frames: where rewards are rare, short dreams rarely reach one from anywhere else.
 
     Raises:
         FileNotFoundError: there is no such dataset.
-        ValueError: no episode is that long.
+        ValueError: no episode is that long, or no such reward.
     """
     if not isinstance(dataset, EpisodeDataset):
         dataset = EpisodeDataset(dataset)
     rng = np.random.default_rng(seed)
-    segments = dataset.sample_segments(num_contexts, context_length, rng)
-    return Contexts(segments.frames, segments.actions)
+    if frames_to_reward is None:
+        segments = dataset.sample_segments(num_contexts, context_length, rng)
+        return Contexts(segments.frames, segments.actions)
+    ends = [
+        (episode, end)
+        for episode in range(len(dataset))
+        for end in _ends_before_reward(dataset.rewards(episode), context_length, frames_to_reward)
+    ]
+    if not ends:
+        raise ValueError(
+            f"no stretch of {context_length} frames is followed by a reward within "
+            f"{frames_to_reward} frames"
+        )
+    drawn = [ends[i] for i in rng.integers(len(ends), size=num_contexts)]
+    episodes = [dataset.episode(e, end - context_length, end) for e, end in drawn]
+    return Contexts(np.stack([e.frames for e in episodes]), np.stack([e.actions for e in episodes]))
+
+
+def _ends_before_reward(rewards: np.ndarray, length: int, within: int) -> list[int]:
+    """Ends of stretches (exclusive) with a reward in the `within` frames that follow."""
+    rewarded = np.concatenate([[0], np.cumsum(rewards > 0)])  # rewarded[i]: in the first i frames
+    ends = np.arange(length, len(rewards))
+    follows = rewarded[np.minimum(ends + within, len(rewards))] > rewarded[ends]
+    return ends[follows].tolist()
 
 
 ContextSource: TypeAlias = ContextBank | Contexts | tuple[np.ndarray, np.ndarray] | str | Path
@@ -108,6 +137,7 @@ def open_contexts(
     world_model: str | Path | None = None,
     num_contexts: int = 64,
     context_length: int = 128,
+    frames_to_reward: int | None = None,
     seed: int = 0,
 ) -> ContextBank:
     """Turn whatever names contexts into a bank.
@@ -120,6 +150,7 @@ def open_contexts(
         world_model: name or directory of the checkpoint that the model came from.
         num_contexts: stretches drawn from a dataset.
         context_length: frames in each of them.
+        frames_to_reward: draw them from shortly before rewards, see `sample_contexts`.
         seed: decides which stretches are drawn.
 
     Raises:
@@ -135,7 +166,9 @@ def open_contexts(
             )
         contexts = load_contexts(world_model)
     elif isinstance(contexts, str | Path):
-        contexts = sample_contexts(contexts, num_contexts, context_length, seed=seed)
+        contexts = sample_contexts(
+            contexts, num_contexts, context_length, seed=seed, frames_to_reward=frames_to_reward
+        )
     if isinstance(contexts, Contexts):
         contexts = contexts.frames, contexts.actions
     frames, actions = contexts
