@@ -3,9 +3,9 @@
     python experiments/benchmark_speed.py --output results/speed
 
 Compares the real Memory Maze as its package ships it, the same env of this project and the dream
-by batch size and number of denoising steps; shows that a step's time and the state's size stay the
-same however long the dream; times resets, snapshots and forks; and relates the model's useful
-floating-point operations to the matrix-product peak measured here. Medians over repetitions.
+by batch size and number of denoising steps; times resets, snapshots and forks; and relates the
+model's useful floating-point operations to the matrix-product peak measured here. Medians over
+repetitions. That cost stays constant over a long dream is shown by benchmark_dream.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ import envs
 import worldsim
 from experiments.platform_settings import keep_memory
 from experiments.report import provenance, write_json
-from worldsim.contexts import ContextBank
 from worldsim.dream import DreamVectorEnv
 from worldsim.world_model import WorldModel
 
@@ -50,8 +49,6 @@ class SpeedConfig:
     """Timed dream steps per setting."""
     real_steps: int = 300
     """Timed steps of the real envs; 0 leaves them out."""
-    long_dream: int = 10_000
-    """Length of the dream whose step time and state size are followed; 0 leaves it out."""
     compile: bool = False
     """Compile the network (torch.compile); the first steps of each batch size take minutes."""
     device: str = "cpu"
@@ -87,8 +84,6 @@ def main(config: SpeedConfig) -> dict[str, Any]:
                 flops = row["steps_per_second"] * (steps + 1) * results["model_gflop_per_pass"]
                 results["dream"].append(row | {"share_of_peak": flops / peak})
     results["parts"] = time_parts(model, max(config.num_envs[:3]))
-    if config.long_dream:
-        results["long_dream"] = follow_long_dream(model, config.world_model, config.long_dream)
     results |= {"config": config, "provenance": provenance()}
     write_json(config.output / "results.json", results)
     plot(results, config.output / "dream_speed.png")
@@ -220,34 +215,6 @@ def time_parts(model: WorldModel, num_envs: int, repetitions: int = 10) -> dict[
     return {"num_envs": num_envs, **times}
 
 
-def follow_long_dream(model: WorldModel, name: str, length: int) -> dict[str, Any]:
-    """Step time and state size around step 100 and at the end of one long dream."""
-    contexts = worldsim.load_contexts(name)
-    bank = ContextBank.observe(model, contexts.frames[:1], contexts.actions[:1])
-    state, _ = bank.gather(np.zeros(1, np.int64))
-    rng = np.random.default_rng(0)
-    generator = torch.Generator(model.device).manual_seed(0)
-    milliseconds, sizes, frames = [], [], []
-    for _ in tqdm(range(length), desc="long dream", unit="step", mininterval=2):
-        action = torch.tensor([int(rng.integers(model.config.num_actions))], device=model.device)
-        started = time.perf_counter()
-        dream = model.imagine(state, action, generator=generator)
-        state = dream.state
-        frames.append(float(dream.frame.float().mean()))
-        milliseconds.append(1000 * (time.perf_counter() - started))
-        sizes.append(state.nbytes)
-    early, late = milliseconds[50:150], milliseconds[-100:]
-    return {
-        "steps": length,
-        "state_bytes_after_10": sizes[min(9, length - 1)],
-        "state_bytes_at_end": sizes[-1],
-        "median_milliseconds_around_100": float(np.median(early)),
-        "median_milliseconds_at_end": float(np.median(late)),
-        "ratio": float(np.median(late) / np.median(early)),
-        "mean_brightness_by_tenth": [float(np.mean(p)) for p in np.array_split(frames, 10)],
-    }
-
-
 def plot(results: dict[str, Any], path: Path) -> None:
     """Dream steps/s against batch size, beside the real envs."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -287,8 +254,6 @@ def print_table(results: dict[str, Any]) -> None:
             f"{100 * row['share_of_peak']:.0f} % of peak, reset {row['reset_milliseconds']:.1f} ms"
         )
     print("parts, ms:", {k: round(v, 2) for k, v in results["parts"].items()})
-    if "long_dream" in results:
-        print("long dream:", results["long_dream"])
 
 
 if __name__ == "__main__":

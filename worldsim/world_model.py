@@ -10,8 +10,9 @@ are predicted from it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -311,6 +312,13 @@ class WorldModel(nn.Module):
         signal = torch.full(actions.shape, level, device=z.device)
         with self._autocast():
             return self.denoiser(z, signal, actions, state.memory, state.steps)[0]
+
+    def reconfigured(self, **changes: Any) -> WorldModel:
+        """The same weights under a config with other values, such as num_denoising_steps."""
+        model = WorldModel(dataclasses.replace(self.config, **changes)).to(self.device)
+        model.load_state_dict(self.state_dict())
+        model.compute_dtype = self.compute_dtype
+        return model.train(self.training)
 
     def compile_network(self) -> None:
         """Compile the denoiser (torch.compile); what cannot be compiled runs as before."""

@@ -1,0 +1,150 @@
+"""Make a checkpoint into a model that ships: half precision, real contexts, a model card.
+
+    python experiments/ship_model.py --checkpoint runs/world_model/checkpoint \
+        --name memory-maze-9x9 --dataset memory-maze-9x9/validation-v0 \
+        --evaluation results/world_model/results.json
+
+Run once without --evaluation, judge the shipped model, then once more with it for the card.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+
+import worldsim
+from worldsim.backbone import count_parameters
+from worldsim.checkpoint import PRETRAINED, Contexts
+from worldsim.episodes import EpisodeDataset
+from worldsim.world_model import WorldModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShipConfig:
+    """Make a checkpoint into a model that ships."""
+
+    checkpoint: Path
+    """Directory that train_world_model wrote."""
+    name: str
+    """Name of the shipped model, usually the env's."""
+    dataset: tuple[str, ...]
+    """Episodes never trained on, to take contexts from."""
+    datasets_root: Path | None = None
+    """Folder of all datasets; by default Minari's own."""
+    num_contexts: int = 8
+    context_length: int = 128
+    num_denoising_steps: int | None = None
+    """Default number of sampler steps; by default as trained."""
+    dream_signal: float | None = None
+    """Signal level of committed dream frames; by default as trained."""
+    evaluation: Path | None = None
+    """results.json of evaluate_world_model, for the card."""
+    notes: str = ""
+    """A paragraph for the card: data, seeds, training command."""
+    seed: int = 0
+    output: Path = PRETRAINED
+
+
+def main(config: ShipConfig) -> Path:
+    """Write the shipped model.
+
+    Returns:
+        Its directory.
+    """
+    trained = worldsim.load(config.checkpoint, dtype=torch.float32)
+    changes = {
+        key: getattr(config, key)
+        for key in ("num_denoising_steps", "dream_signal")
+        if getattr(config, key) is not None
+    }
+    model = trained.reconfigured(**changes)
+    metadata = json.loads((config.checkpoint / "metadata.json").read_text())
+    contexts = choose_contexts(config)
+    path = config.output / config.name
+    worldsim.save(model, path, contexts=contexts, half=True, metadata=metadata)
+    evaluation = json.loads(config.evaluation.read_text()) if config.evaluation else None
+    (path / "README.md").write_text(model_card(config, model, contexts, metadata, evaluation))
+    size = sum(file.stat().st_size for file in path.iterdir()) / 2**20
+    print(f"{path}: {size:.1f} MiB, {len(contexts.frames)} contexts")
+    return path
+
+
+def choose_contexts(config: ShipConfig) -> Contexts:
+    """Stretches of different episodes, evenly spread over the dataset."""
+    dataset = EpisodeDataset(config.dataset, config.datasets_root)
+    rng = np.random.default_rng(config.seed)
+    picked = np.linspace(0, len(dataset) - 1, config.num_contexts).round().astype(int)
+    frames, actions = [], []
+    for i in picked:
+        start = int(rng.integers(dataset.lengths[i] - config.context_length + 1))
+        episode = dataset.episode(int(i), start, start + config.context_length)
+        frames.append(episode.frames)
+        actions.append(episode.actions)
+    return Contexts(frames=np.stack(frames), actions=np.stack(actions))
+
+
+def model_card(
+    config: ShipConfig,
+    model: WorldModel,
+    contexts: Contexts,
+    metadata: dict[str, Any],
+    evaluation: dict[str, Any] | None,
+) -> str:
+    """The card in Markdown."""
+    c = model.config
+    lines = [
+        f"# {config.name}",
+        "",
+        f"World model of {config.name}: frames {c.frame_shape}, {c.num_actions} actions.",
+        "",
+        f"- {count_parameters(model.denoiser) / 1e6:.1f} M parameters in the denoiser, "
+        f"{count_parameters(model.tokenizer) / 1e6:.1f} M in the tokenizer; "
+        f"{model.initial_state(1).nbytes / 2**20:.1f} MiB of state per env in float32.",
+        f"- Trained on {metadata['training_frames']:,} frames of {metadata['training_episodes']} "
+        f"episodes for {metadata['step']:,} steps, {metadata['frames_seen']:,} frames seen.",
+        f"- Hardware: {metadata['hardware']}, {metadata['device']}.",
+        f"- {c.num_denoising_steps} denoising steps, dreamed frames committed at signal level "
+        f"{c.dream_signal}.",
+        f"- Ships {contexts.frames.shape[0]} contexts of {contexts.frames.shape[1]} real frames, "
+        "from episodes never trained on.",
+    ]
+    if config.notes:
+        lines += ["", config.notes]
+    if evaluation is not None:
+        summary = evaluation["open_loop"]
+        horizons = [key for key in summary["dream"] if key.startswith("first_")]
+        lines += [
+            "",
+            f"Open loop on {evaluation['config']['num_contexts']} stretches of episodes never "
+            f"trained on, {evaluation['config']['context']} real frames of context, PSNR in dB / "
+            "SSIM over the first dreamed frames:",
+            "",
+            "| | " + " | ".join(h.removeprefix("first_") for h in horizons) + " |",
+            "|---|" + "---|" * len(horizons),
+        ]
+        for name, row in summary.items():
+            cells = (f"{row[h]['psnr']:.2f} / {row[h]['ssim']:.3f}" for h in horizons)
+            lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + " |")
+        rewards = evaluation["rewards"]
+        lines += [
+            "",
+            f"Rewards told from {rewards['real_frames']:,} real frames with "
+            f"{rewards['real_events']} events: average precision "
+            f"{rewards['real_average_precision']:.3f}, precision {rewards['real_precision']:.3f} "
+            f"and recall {rewards['real_recall']:.3f} at one half. In the dreams above, "
+            f"{rewards['dreamed_events']} events: average precision "
+            f"{rewards['dreamed_average_precision']:.3f}.",
+            "",
+            f"Made by `{evaluation['provenance']['command']}`.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main(tyro.cli(ShipConfig))
