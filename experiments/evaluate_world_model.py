@@ -125,8 +125,11 @@ def dream_in_batches(
     total = len(starts) * config.horizon * (1 + floors)
     with tqdm(total=total, desc=name, unit="step", mininterval=2) as bar:
         for start in starts:
-            before = bar.n
             part = slice(start, start + config.batch_size)
+
+            def report(done: int, _: int, before: int = bar.n) -> None:
+                bar.update(before + done - bar.n)
+
             parts.append(
                 evaluate_open_loop(
                     model,
@@ -135,7 +138,7 @@ def dream_in_batches(
                     seed=config.seed + start,
                     num_denoising_steps=num_denoising_steps,
                     floors=floors,
-                    progress=lambda done, _, before=before: bar.update(before + done - bar.n),
+                    progress=report,
                 )
             )
 

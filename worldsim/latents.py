@@ -120,8 +120,8 @@ def encode_dataset(
             with safe_open(cache, framework="pt") as file:
                 if file.metadata().get("fingerprint") == key:
                     names = ("latents", "actions", "rewards", "terminated")
-                    tensors = [file.get_tensor(name) for name in names]
-                    return LatentEpisodes(*tensors, lengths=file.get_tensor("lengths").numpy())
+                    cached = [file.get_tensor(name) for name in (*names, "lengths")]
+                    return LatentEpisodes(*cached[:4], cached[4].numpy())
         except (SafetensorError, OSError):
             pass  # a damaged cache is made again
     latents, actions, rewards, terminated, lengths = [], [], [], [], []
@@ -137,7 +137,7 @@ def encode_dataset(
         terminated.append(torch.from_numpy(episode.terminated))
         lengths.append(len(episode))
     tensors = [torch.cat(t) for t in (latents, actions, rewards, terminated)]
-    result = LatentEpisodes(*tensors, lengths=np.array(lengths))
+    result = LatentEpisodes(*tensors, np.array(lengths))
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
         partial = cache.with_name(f".{cache.name}.partial")

@@ -83,9 +83,9 @@ class ReadOut(nn.Module):
 
 
 def make_head(d_model: int, num_outputs: int) -> nn.Sequential:
-    head = nn.Sequential(nn.Linear(d_model, d_model), nn.SiLU(), nn.Linear(d_model, num_outputs))
-    nn.init.zeros_(head[2].weight)
-    return head
+    last = nn.Linear(d_model, num_outputs)
+    nn.init.zeros_(last.weight)
+    return nn.Sequential(nn.Linear(d_model, d_model), nn.SiLU(), last)
 
 
 class Denoiser(nn.Module):
