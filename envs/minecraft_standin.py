@@ -42,6 +42,8 @@ class Faults:
     """A frame of no bytes, which the client alone would turn into a black one."""
     garbage_info_at: int | None = None
     """Bytes that are not JSON where the observations should be."""
+    nan_info_at: int | None = None
+    """A compass angle that is not a number, which Python's JSON accepts."""
     bad_reward_at: int | None = None
     """A reward that is not a number."""
     endless_message_at: int | None = None
@@ -218,6 +220,8 @@ class StandInMinecraft:
             frame = b""
         if step == faults.garbage_info_at:
             info = b"\xff\x00 not json"
+        if step == faults.nan_info_at:
+            info = b'{"compassAngle": NaN, "inventory": []}'
         if step == faults.bad_reward_at:
             reward = float("nan")
         if step == faults.endless_message_at:

@@ -281,6 +281,7 @@ class MineRLEnv(gymnasium.Env[Any, Any]):
             raise gymnasium.error.ResetNeeded("the episode is over: call reset() before step()")
         if not self.action_space.contains(action):
             raise ValueError(f"action {action!r} is not in {self.action_space}")
+        self._over = True  # until all replies are in: an interrupted step can not be taken up again
         reward, terminated, truncated, fault = 0.0, False, False, None
         for native in self._player.ticks(self._native(action), self._frame_skip):
             try:

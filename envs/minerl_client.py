@@ -158,7 +158,7 @@ class Instance(MinecraftInstance):
                 if not math.isfinite(reward) or done not in (0, 1):
                     raise ValueError(f"reward {reward}, done {done}")
             elif kind == "info":
-                json.loads(message.decode("utf-8"))
+                json.loads(message.decode("utf-8"), parse_constant=_refuse_constant)
             elif kind == "done" and message not in (b"\0", b"\1"):
                 raise ValueError(f"done {message!r}")
         except (ValueError, struct.error) as error:
@@ -179,6 +179,10 @@ class Instance(MinecraftInstance):
                 raise MinecraftFault("connection closed by Minecraft")
             data += part
         return bytes(data)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not an observation")
 
 
 class Client(_SingleAgentEnv):

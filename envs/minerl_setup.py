@@ -47,7 +47,7 @@ PATCHED_WHEEL = (
     "https://github.com/danijar/minerl/releases/download/v0.4.4-patched/"
     "minerl_mirror-0.4.4-cp311-cp311-linux_x86_64.whl"
 )
-MOD = "Malmo/Minecraft/build/libs/MalmoMod-0.37.0-fat.jar"
+MODS = ("Malmo/Minecraft/build/libs/*.jar", "MCP-Reborn/build/libs/*.jar")  # minerl 0.4 and 1.0
 
 
 def is_installed() -> bool:
@@ -96,7 +96,7 @@ def has_mod() -> bool:
     """Whether the installed client carries the compiled mod of the game."""
     spec = importlib.util.find_spec("minerl")
     places = list(spec.submodule_search_locations or []) if spec is not None else []
-    return any((pathlib.Path(place) / MOD).is_file() for place in places)
+    return any(any(pathlib.Path(place).glob(mod)) for place in places for mod in MODS)
 
 
 def missing_for_minecraft() -> list[str]:
@@ -106,7 +106,7 @@ def missing_for_minecraft() -> list[str]:
     if java is None:
         problems.append("There is no Java: install JDK 8 (Ubuntu: apt install openjdk-8-jdk).")
     elif java != 8:
-        problems.append(f"Java is version {java}: Minecraft 1.11.2 needs 8, first on the PATH.")
+        problems.append(f"Java is version {java}: MineRL's Minecraft needs 8, first on the PATH.")
     if not has_display():
         problems.append(
             "There is no display: set DISPLAY, or install xvfb and set MINERL_HEADLESS=1."

@@ -37,6 +37,7 @@ FAULTS = {
     "short_frame_at": "garbage: a frame of 12281 bytes instead of 12288",
     "empty_frame_at": "garbage: a frame of 0 bytes",
     "garbage_info_at": "garbage: info",
+    "nan_info_at": "garbage: info.*NaN",
     "bad_reward_at": "garbage: reward",
     "endless_message_at": "garbage: a frame of 4294967295 bytes",
 }
