@@ -145,13 +145,15 @@ class Tokenizer(nn.Module):
                 f"frames are {frames.dtype} of shape {tuple(frames.shape[-3:])}; this model takes "
                 f"uint8 of shape {self.config.frame_shape}"
             )
-        x = to_model(frames.flatten(0, -4))
+        x = to_model(frames.reshape(-1, *self.config.frame_shape))
         z = rearrange(torch.tanh(self.encoder(x).float()), "b c h w -> b (h w) c")
-        return ((z - self.latent_mean) / self.latent_std).unflatten(0, frames.shape[:-3])
+        z = (z - self.latent_mean) / self.latent_std
+        return z.reshape(*frames.shape[:-3], *z.shape[1:])
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latent tokens (..., n, latent_channels) to frames (..., h, w, c) uint8."""
-        z = (latents.flatten(0, -3) * self.latent_std + self.latent_mean).clamp(-1, 1)
+        z = latents.reshape(-1, *latents.shape[-2:])
+        z = (z * self.latent_std + self.latent_mean).clamp(-1, 1)
         z = rearrange(z, "b (h w) c -> b c h w", h=self.config.grid[0])
-        return to_uint8(self.decoder(z)).unflatten(0, latents.shape[:-2])
+        return to_uint8(self.decoder(z)).reshape(*latents.shape[:-2], *self.config.frame_shape)
