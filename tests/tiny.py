@@ -1,12 +1,17 @@
-"""A world model small enough to dream hundreds of steps in a second, with random weights."""
+"""A world model small enough to dream hundreds of steps in a second, and episodes to train it."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import gymnasium
 import numpy as np
 import torch
 
 from worldsim.backbone import BlockSSMConfig
 from worldsim.checkpoint import Contexts
+from worldsim.dataset_writer import DatasetWriter
+from worldsim.recording import RecordedEpisode
 from worldsim.tokenizer import TokenizerConfig
 from worldsim.world_model import WorldModel, WorldModelConfig
 
@@ -56,3 +61,30 @@ def tiny_contexts(
     actions = rng.integers(num_actions, size=(n, length))
     actions[:, 0] = num_actions
     return Contexts(frames, actions)
+
+
+def write_dataset(root: Path, num_episodes: int = 6, num_steps: int = 19, seed: int = 0) -> Path:
+    """Record episodes of frames (16, 16, 3) that show the action that led to them.
+
+    Action 0 is rewarded; every second episode terminates, the others are truncated.
+    """
+    rng = np.random.default_rng(seed)
+    colours = np.random.default_rng(0).integers(0, 256, (NUM_ACTIONS + 1, 2, 2, 3), dtype=np.uint8)
+    spaces = (gymnasium.spaces.Box(0, 255, (16, 16, 3), np.uint8), gymnasium.spaces.Discrete(6))
+    with DatasetWriter("tiny/episodes-v0", *spaces, {"seed": seed}, root=root) as writer:
+        for index in range(num_episodes):
+            actions = rng.integers(NUM_ACTIONS, size=num_steps)
+            frames = colours[np.concatenate([[NUM_ACTIONS], actions])]
+            ends = np.arange(num_steps) == num_steps - 1
+            episode = RecordedEpisode(
+                observations=frames.repeat(8, axis=1).repeat(8, axis=2),
+                actions=actions,
+                rewards=(actions == 0).astype(np.float64),
+                terminations=ends & (index % 2 == 0),
+                truncations=ends & (index % 2 == 1),
+                infos={},
+                seed=index,
+                metadata={},
+            )
+            writer.save(index, episode)
+        return writer.path

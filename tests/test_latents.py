@@ -1,0 +1,103 @@
+"""Segments of latents stay inside their episodes, and cached latents are those of the frames."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import write_dataset
+
+from worldsim.episodes import EpisodeDataset
+from worldsim.latents import LatentEpisodes, encode_dataset
+from worldsim.tokenizer import Tokenizer, TokenizerConfig
+
+
+def numbered(*lengths: int) -> LatentEpisodes:
+    """Frame t of episode i has the latent (i, t); so do action and reward."""
+    i = torch.cat([torch.full((n,), float(k)) for k, n in enumerate(lengths)])
+    t = torch.cat([torch.arange(n).float() for n in lengths])
+    latents = torch.stack([i, t], -1)[:, None].half()
+    return LatentEpisodes(latents, t.long(), i, t == 3, lengths=np.array(lengths))
+
+
+def test_segments_stay_inside_one_episode_and_fields_stay_together() -> None:
+    episodes = numbered(3, 12, 5, 30, 4)
+    batch = episodes.sample(500, 5, np.random.default_rng(0))
+    assert batch.latents.shape == (500, 5, 1, 2) and batch.latents.dtype == torch.float32
+    episode, time = batch.latents[..., 0, 0], batch.latents[..., 0, 1]
+    assert (episode == episode[:, :1]).all()
+    assert (time.diff(dim=1) == 1).all()
+    assert set(episode[:, 0].tolist()) == {1, 2, 3}  # those long enough
+    assert torch.equal(batch.actions, time.long())
+    assert torch.equal(batch.rewards, episode)
+    assert torch.equal(batch.terminated, time == 3)
+
+
+def test_every_start_is_as_likely_but_the_first() -> None:
+    episodes = numbered(2, 8, 24)
+    starts = {}
+    for probability in (0.0, 0.25, 1.0):
+        batch = episodes.sample(4000, 5, np.random.default_rng(0), probability)
+        starts[probability] = batch.latents[:, 0, 0]
+    counts = np.unique(starts[0.0].numpy(), axis=0, return_counts=True)[1]
+    assert len(counts) == 4 + 20
+    assert counts.min() > 4000 / 24 * 0.7 and counts.max() < 4000 / 24 * 1.3
+    share = (starts[0.25][:, 1] == 0).float().mean()
+    assert share == pytest.approx(0.25 + 0.75 * 2 / 24, abs=0.03)
+    assert (starts[1.0][:, 1] == 0).all()
+
+
+def test_too_long_segments_are_named() -> None:
+    with pytest.raises(ValueError, match="no episode has 13 frames; the longest 12"):
+        numbered(3, 12).sample(1, 13, np.random.default_rng(0))
+
+
+def make_tokenizer(seed: int = 0) -> Tokenizer:
+    torch.manual_seed(seed)
+    config = TokenizerConfig(
+        frame_shape=(16, 16, 3), patch_size=8, channels=(16,), latent_channels=4
+    )
+    return Tokenizer(config).eval().requires_grad_(False)
+
+
+def test_cached_latents_are_those_of_the_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = EpisodeDataset(write_dataset(tmp_path, num_episodes=3))
+    tokenizer, cache = make_tokenizer(), tmp_path / "run" / "latents.safetensors"
+    calls: list[int] = []
+    encode = Tokenizer.encode
+
+    def counted(self: Tokenizer, frames: torch.Tensor) -> torch.Tensor:
+        calls.append(len(frames))
+        return encode(self, frames)
+
+    monkeypatch.setattr(Tokenizer, "encode", counted)
+    done: list[tuple[int, int]] = []
+    first = encode_dataset(tokenizer, dataset, cache, progress=lambda *x: done.append(x))
+    assert sum(calls) == dataset.num_frames == first.num_frames and done[-1] == (60, 60)
+    assert first.lengths.tolist() == dataset.lengths.tolist()
+    expected = torch.cat([tokenizer.encode(torch.from_numpy(e.frames)) for e in dataset])
+    torch.testing.assert_close(first.latents.float(), expected, rtol=1e-2, atol=1e-2)
+    assert first.actions.tolist() == [int(a) for e in dataset for a in e.actions]
+    assert first.terminated.sum() == 2
+
+    def again(tokenizer: Tokenizer, dataset: EpisodeDataset) -> tuple[bool, LatentEpisodes]:
+        calls.clear()
+        result = encode_dataset(tokenizer, dataset, cache)
+        return not calls, result
+
+    from_cache, second = again(tokenizer, dataset)
+    assert from_cache
+    for name in ("latents", "actions", "rewards", "terminated"):
+        assert torch.equal(getattr(first, name), getattr(second, name))
+    assert first.lengths.tolist() == second.lengths.tolist()
+    assert not again(make_tokenizer(seed=1), dataset)[0]  # another tokenizer
+    assert again(make_tokenizer(seed=1), dataset)[0]
+    assert not again(make_tokenizer(seed=1), dataset.select([0, 1]))[0]  # other episodes
+    os.truncate(cache, 100)
+    assert not again(tokenizer, dataset)[0]  # damaged
+    assert [p.name for p in cache.parent.iterdir()] == [cache.name]
