@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 import worldsim.checkpoint as checkpoint
 from experiments.platform_settings import keep_memory
+from experiments.videos import add_video
 from worldsim.backbone import BackboneConfig, BlockSSMConfig, count_parameters
 from worldsim.diffusion import DiffusionForcingConfig
 from worldsim.episodes import EpisodeDataset
@@ -357,8 +358,8 @@ def validate(
     for key, value in values.items():
         writer.add_scalar(f"validation/{key}", value, step)
     pair = np.concatenate([result.real, result.dreamed], axis=2)[:4]  # real above dreamed
-    video = np.concatenate(list(pair), axis=2)[None]  # (1, t, 2h, 4w, c)
-    writer.add_video("validation/real_above_dream", video.transpose(0, 1, 4, 2, 3), step, fps=8)
+    video = np.concatenate(list(pair), axis=2)  # (t, 2h, 4w, c)
+    add_video(writer, "validation/real_above_dream", video, step)
     return values
 
 
