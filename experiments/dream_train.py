@@ -86,11 +86,12 @@ class DreamTrainConfig:
     frames_to_reward: int | None = None
     """Draw only stretches that a reward followed within so many frames."""
     algorithm: Literal["ppo", "recurrent_ppo"] = "ppo"
-    obs: Literal["pixels", "features"] = "pixels"
-    """What the policy sees: frames, or the world model's memory read-out."""
+    obs: Literal["pixels", "features"] = "features"
+    """What the policy sees: frames, or the world model's memory read-out. On features, PPO starts
+    from the recorded behaviour that the world model has learned to predict."""
     total_timesteps: int | None = None
     """Dream steps per round; by default as many as --minutes allow."""
-    minutes: float = 6.0
+    minutes: float = 5.0
     """Time for dream training per round, where --total-timesteps is not given."""
     num_envs: int = 32
     """Dreams in the batch."""
@@ -101,12 +102,13 @@ class DreamTrainConfig:
     ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
     eval_episodes: int = 10
     """Real episodes per policy."""
-    dream_eval_episodes: int = 32
+    dream_eval_episodes: int = 16
     """Dreamed episodes per policy."""
     max_episode_steps: int | None = None
     """Cut real episodes shorter than they are."""
-    num_workers: int = 2
-    """Real envs that run side by side, one process each."""
+    num_workers: int = 5
+    """Real envs that run side by side, one process each. The policy acts on all of them at once, so
+    some more than there are cores is best."""
     rounds: int = 1
     """Times to train in the dream and judge; from the second on, collect and learn before it."""
     collect_episodes: int = 20
@@ -203,7 +205,8 @@ def train_in_dream(
         temporary = path.with_suffix(".tmp.zip")
         agent.save(temporary)
         temporary.replace(path)
-        write_json(path.with_suffix(".json"), {"world_model": world_model, "obs": config.obs})
+        name = str(Path(world_model).resolve()) if Path(world_model).is_dir() else world_model
+        write_json(path.with_suffix(".json"), {"world_model": name, "obs": config.obs})
         run.keep(round_seconds=seconds, round_timesteps=agent.num_timesteps - first_step)
 
     limit = None if config.total_timesteps is None else first_step + config.total_timesteps
