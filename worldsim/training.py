@@ -194,10 +194,12 @@ class Trainer:
         self.average.update_parameters(self.model)
         self.step += 1
         values = {k: float(v.detach()) for k, v in logged.items()}
-        if not np.isfinite(float(loss.detach())):
+        # Gradients are shared: where one process has an infinite loss, all of them stop here.
+        if not (np.isfinite(float(loss.detach())) and np.isfinite(float(norm))):
             raise FloatingPointError(
-                f"the loss is {float(loss.detach())} at step {self.step}; lower the learning rate "
-                f"(now {self.config.learning_rate}) and resume from the last checkpoint"
+                f"the loss is {float(loss.detach())} and the gradient norm {float(norm)} at step "
+                f"{self.step}; lower the learning rate (now {self.config.learning_rate}) and "
+                "resume from the last checkpoint"
             )
         return values | {"loss": float(loss.detach()), "grad_norm": float(norm), "rate": rate}
 
@@ -247,12 +249,18 @@ def own_share(accelerator: Accelerator, batch: Tensor) -> Tensor:
     Raises:
         ValueError: the batch does not divide by the number of processes.
     """
-    n = accelerator.num_processes
-    if len(batch) % n:
-        raise ValueError(f"a batch of {len(batch)} does not divide among {n} processes")
-    size = len(batch) // n
+    check_divides(accelerator, len(batch))
+    size = len(batch) // accelerator.num_processes
     start = accelerator.process_index * size
     return batch[start : start + size].to(accelerator.device)
+
+
+def check_divides(accelerator: Accelerator, batch_size: int) -> None:
+    """Raise a ValueError where a batch does not divide by the number of processes."""
+    if batch_size % accelerator.num_processes:
+        raise ValueError(
+            f"a batch of {batch_size} does not divide among {accelerator.num_processes} processes"
+        )
 
 
 class TokenizerLoss(nn.Module):
@@ -302,7 +310,19 @@ def tokenizer_loss(
 def dynamics_loss(
     episodes: LatentEpisodes, config: DynamicsTraining, model: WorldModel, accel: Accelerator
 ) -> LossFunction:
-    """Loss function of a step of world-model training."""
+    """Loss function of a step of world-model training.
+
+    Raises:
+        ValueError: no episode is as long as the curriculum's segments, or a batch of them does not
+            divide by the number of processes.
+    """
+    for length, _ in config.curriculum:
+        if length > episodes.lengths.max():
+            raise ValueError(
+                f"the curriculum has segments of {length} frames; the longest episode has "
+                f"{episodes.lengths.max()}"
+            )
+        check_divides(accel, max(config.frames_per_step // length, 1))
 
     def loss(wrapped: nn.Module, step: int) -> tuple[Tensor, Losses]:
         rng, generator = step_rng(config.optimizer.seed, step)
