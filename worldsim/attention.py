@@ -82,7 +82,7 @@ class FrameLocalAttention(nn.Module):
         return AttentionState(empty, empty.clone())
 
     def forward(
-        self, x: Tensor, state: AttentionState, steps: Tensor
+        self, x: Tensor, state: AttentionState, steps: Tensor, update: bool = True
     ) -> tuple[Tensor, AttentionState]:
         """Attend.
 
@@ -90,6 +90,7 @@ class FrameLocalAttention(nn.Module):
             x: (b, t, n, d_model), any t >= 1.
             state: the frames before the first one of x.
             steps: (b,) how many frames came before; older slots of the state are ignored.
+            update: False spares computing the state; the one given is then returned.
 
         Returns:
             (b, t, n, d_model) and the state after the last frame.
@@ -103,19 +104,18 @@ class FrameLocalAttention(nn.Module):
         k = rotate(self.key_norm(k.float()).to(v.dtype), index)
         k = torch.cat([state.keys.to(k.dtype), k], dim=2)
         v = torch.cat([state.values.to(v.dtype), v], dim=2)
-        past = window - 1
-        # Copies: views would keep every frame of x in memory for as long as the state lives.
-        new_state = AttentionState(
-            k[:, :, t:].to(state.keys.dtype, copy=True),
-            v[:, :, t:].to(state.values.dtype, copy=True),
-        )
+        if update:
+            # Copies: views would keep every frame of x in memory for as long as the state lives.
+            state = AttentionState(
+                k[:, :, t:].to(state.keys.dtype, copy=True),
+                v[:, :, t:].to(state.values.dtype, copy=True),
+            )
         if t <= window:
             y = self._attend(q, k, v, steps)
         else:
             y = self._attend_chunks(q, k, v, steps)
         y = rearrange(y, "b h t n e -> b t n (h e)")
-        assert new_state.keys.shape[2] == past
-        return self.out_proj(y), new_state
+        return self.out_proj(y), state
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, steps: Tensor) -> Tensor:
         """q (b, h, t, n, e) against k, v (b, h, window - 1 + t, n, e)."""

@@ -90,7 +90,14 @@ def scan_recurrent(
 
 
 def scan_chunked(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, chunk_size: int
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    state: Tensor,
+    chunk_size: int,
+    update: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """The same scan as matrix products within chunks and one recurrence between them.
 
@@ -98,6 +105,7 @@ def scan_chunked(
         x: (b, l, h, p). dt: (b, l, h) float32, positive. A: (h,) float32, negative.
         B: (b, l, n). C: (b, l, n). state: (b, h, p, n) float32.
         chunk_size: tokens per chunk; any l is allowed.
+        update: False spares computing the final state; the one returned is then stale.
 
     Returns:
         y (b, l, h, p) in x's dtype and the final state (b, h, p, n) float32.
@@ -119,14 +127,20 @@ def scan_chunked(
     y = scores @ u
 
     # Between chunks: what each adds to the state, then the recurrence over chunks.
-    to_end = torch.exp(a[..., -1:] - a)[..., None].to(u.dtype)  # (b, c, h, q, 1)
-    added = (u * to_end).transpose(-1, -2) @ B[:, :, None]  # (b, c, h, p, n)
-    before = []
-    for c in range(a.shape[1]):
-        before.append(state)
-        state = state * torch.exp(a[:, c, :, -1])[..., None, None] + added[:, c].float()
-    carried = torch.stack(before, dim=1).to(C.dtype)  # (b, c, h, p, n)
-    y = y + (C[:, :, None] @ carried.transpose(-1, -2)) * torch.exp(a)[..., None].to(y.dtype)
+    before, chunks = [state], a.shape[1]
+    if update or chunks > 1:
+        to_end = torch.exp(a[..., -1:] - a)[..., None].to(u.dtype)  # (b, c, h, q, 1)
+        added = (u * to_end).transpose(-1, -2) @ B[:, :, None]  # (b, c, h, p, n)
+        for c in range(chunks):
+            state = state * torch.exp(a[:, c, :, -1])[..., None, None] + added[:, c].float()
+            before.append(state)
+    if chunks == 1:
+        with torch.autocast(x.device.type, enabled=False):  # spares a copy of the state
+            carried = C[:, :, None].float() @ before[0][:, None].transpose(-1, -2)
+    else:
+        entering = torch.stack(before[:-1], dim=1).to(C.dtype)  # (b, c, h, p, n)
+        carried = C[:, :, None] @ entering.transpose(-1, -2)  # (b, c, h, q, p)
+    y = y + carried.to(y.dtype) * torch.exp(a)[..., None].to(y.dtype)
     y = rearrange(y, "b c h q p -> b (c q) h p")
     return y[:, :length], state
 
@@ -190,12 +204,13 @@ class Mamba2Mixer(nn.Module):
         conv = self.in_proj.weight.new_zeros(batch_size, c.d_conv - 1, c.d_xbc)
         return SSMState(scan, conv)
 
-    def forward(self, u: Tensor, state: SSMState) -> tuple[Tensor, SSMState]:
+    def forward(self, u: Tensor, state: SSMState, update: bool = True) -> tuple[Tensor, SSMState]:
         """Mix along the sequence.
 
         Args:
             u: (b, l, d_model), any l >= 1.
             state: memory before the first token.
+            update: False spares computing the memory; the one returned is then stale.
 
         Returns:
             (b, l, d_model) and the memory after the last token.
@@ -206,7 +221,7 @@ class Mamba2Mixer(nn.Module):
         x, B, C = xbc.split([c.d_inner, c.d_state, c.d_state], dim=-1)
         x = rearrange(x, "b l (h p) -> b l h p", p=c.head_dim)
         dt = F.softplus(dt.float() + self.dt_bias)
-        y, scan = self._scan(x, dt, -torch.exp(self.A_log), B, C, state.scan.float())
+        y, scan = self._scan(x, dt, -torch.exp(self.A_log), B, C, state.scan.float(), update)
         y = rearrange(y + x * self.D[:, None].to(x.dtype), "b l h p -> b l (h p)")
         y = F.rms_norm((y * F.silu(z)).float(), (c.d_inner,), self.norm_weight, 1e-5)
         return self.out_proj(y.to(u.dtype)), SSMState(scan.to(state.scan.dtype), conv)
@@ -223,11 +238,18 @@ class Mamba2Mixer(nn.Module):
         return F.silu(out), extended[:, length:].to(past.dtype, copy=True)
 
     def _scan(
-        self, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor
+        self,
+        x: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        state: Tensor,
+        update: bool,
     ) -> tuple[Tensor, Tensor]:
         backend = self.config.backend
         if backend == "auto":
             backend = "mamba_ssm" if x.is_cuda and has_mamba_ssm() else "torch"
         if backend == "mamba_ssm":
             return scan_mamba_ssm(x, dt, A, B, C, state, self.config.chunk_size)
-        return scan_chunked(x, dt, A, B, C, state, self.config.chunk_size)
+        return scan_chunked(x, dt, A, B, C, state, self.config.chunk_size, update)

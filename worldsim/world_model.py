@@ -107,13 +107,20 @@ class Denoiser(nn.Module):
         nn.init.zeros_(self.latent_out.weight)
 
     def forward(
-        self, z: Tensor, signal: Tensor, actions: Tensor, memory: Memory, steps: Tensor
+        self,
+        z: Tensor,
+        signal: Tensor,
+        actions: Tensor,
+        memory: Memory,
+        steps: Tensor,
+        update: bool = True,
     ) -> tuple[Tensor, Tensor, Memory]:
         """Denoise frames in order.
 
         Args:
             z: (b, t, n, c) noised latents. signal: (b, t). actions: (b, t) int64.
             memory, steps: what came before.
+            update: False where the memory afterwards is not needed.
 
         Returns:
             Predicted clean latents (b, t, n, c), final tokens (b, t, n, d), memory afterwards.
@@ -124,7 +131,7 @@ class Denoiser(nn.Module):
         angle = signal[..., None] * frequencies / 2
         level = self.signal_condition(torch.cat([angle.sin(), angle.cos()], dim=-1))
         condition = F.silu(level + self.action_condition(actions))
-        x, memory = self.backbone(x, condition, memory, steps)
+        x, memory = self.backbone(x, condition, memory, steps, update)
         x = F.rms_norm(x, (x.shape[-1],), eps=1e-5)
         return self.latent_out(x).float(), x, memory
 
@@ -311,7 +318,7 @@ class WorldModel(nn.Module):
         """
         signal = torch.full(actions.shape, level, device=z.device)
         with self._autocast():
-            return self.denoiser(z, signal, actions, state.memory, state.steps)[0]
+            return self.denoiser(z, signal, actions, state.memory, state.steps, update=False)[0]
 
     def reconfigured(self, **changes: Any) -> WorldModel:
         """The same weights under a config with other values, such as num_denoising_steps."""
