@@ -12,7 +12,7 @@ and with the stand-in for everything but the game.
 The game: JDK 8, a display (or xvfb), and the compiled mod. Building the mod from the package of
 PyPI has been broken since 2024, when one of its build dependencies vanished from the net. `--real`
 installs the patched wheel that DreamerV3 uses (Python 3.11, Linux, from GitHub); it is not tested
-where this was written, nor is the Dockerfile (`docker/minerl.Dockerfile`) that puts it all
+where this was written, nor is the Dockerfile (`Dockerfile`) that puts it all
 together. Minecraft itself is downloaded by the mod when it first starts; it is licensed by Mojang.
 """
 

@@ -5,7 +5,7 @@
 # `python -m envs.minerl_setup`. Minecraft is downloaded by the mod at its first start and licensed
 # by Mojang; by running it you accept the Minecraft EULA.
 #
-#   docker build -f docker/minerl.Dockerfile -t worldsim-minerl .
+#   docker build -f Dockerfile -t worldsim-minerl .
 #   docker run --rm worldsim-minerl python -m envs.minerl_setup --check
 #   docker run --rm -v "$PWD/runs:/worldsim/runs" worldsim-minerl \
 #       python experiments/collect.py --env minerl-navigate-dense --dataset minerl-navigate-dense/explorer-v0
