@@ -1,213 +1,122 @@
-"""The temporal network: block-wise Mamba-2 scans and frame-local attention, layer by layer.
+"""The temporal networks: one config and one file for each, all with the same interface.
 
-Po et al. 2025, "Long-Context State-Space Video World Models" (arXiv 2505.20171), section 3. Tokens
-(t, h, w) are cut along space into blocks; each block is scanned causally through time with its own
-state, so a token's predecessor in time is block_size^2 tokens away instead of h*w. Small blocks
-remember more places, large blocks mix space; layers differ. Noise level and action enter through
-adaptive normalisation.
+A backbone is made for a grid of tokens and has
 
-Every backbone has the same interface: `initial_state(batch_size)` gives named tensors, batch first;
-`forward(x, condition, memory, steps)` continues from them for any number of frames.
+    initial_state(batch_size) -> memory            named tensors, batch first
+    forward(x, condition, memory, steps, update=True) -> (x, memory)
+
+`forward` continues from the memory for any number of frames: x (b, t, n, d) tokens, condition
+(b, t, d) noise level and action of each frame, steps (b,) frames that came before. Processing
+frames together or one after the other gives the same. The memory given is never written to; one
+that grows keeps its newest frame last. With `update=False`, for frames that are not committed, a
+backbone may return a stale memory and spare its cost.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import dataclasses
+from typing import TypeVar
 
-import torch.nn.functional as F
-from einops import rearrange
-from torch import Tensor, nn
+import torch
+from torch import nn
 
-from worldsim.attention import AttentionConfig, AttentionState, FrameLocalAttention
-from worldsim.ssm import Mamba2Mixer, ScanBackend, SSMConfig, SSMState
+from worldsim.backbone_block_ssm import BlockSSMBackbone, BlockSSMConfig
+from worldsim.backbone_causal import CausalBackbone, CausalConfig
+from worldsim.backbone_dfot import DFoTBackbone, DFoTConfig
+from worldsim.backbone_far import FARBackbone, FARConfig
+from worldsim.backbone_frame_ssm import FrameSSMBackbone, FrameSSMConfig
+from worldsim.layers import Memory
 
-Memory = dict[str, Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockSSMConfig:
-    """Block-wise SSM with frame-local attention."""
-
-    kind: Literal["block_ssm"] = "block_ssm"
-    d_model: int = 256
-    num_layers: int = 6
-    block_sizes: tuple[int, ...] = (1, 4)
-    """Side of a block in tokens, by layer, repeated; must divide the token grid."""
-    window: int = 8
-    """Frames that attention sees, its own included; 0 leaves attention out."""
-    head_dim: int = 64
-    d_state: int = 64
-    d_conv: int = 4
-    expand: int = 1
-    mlp_ratio: int = 4
-    chunk_size: int = 32
-    scan_backend: ScanBackend = "auto"
-
-    def ssm(self) -> SSMConfig:
-        return SSMConfig(
-            d_model=self.d_model,
-            d_state=self.d_state,
-            d_conv=self.d_conv,
-            expand=self.expand,
-            head_dim=self.head_dim,
-            chunk_size=self.chunk_size,
-            backend=self.scan_backend,
-        )
-
-    def attention(self) -> AttentionConfig:
-        return AttentionConfig(d_model=self.d_model, head_dim=self.head_dim, window=self.window)
-
-
-class MLP(nn.Module):
-    """Two layers with a squared ReLU (So et al. 2021, arXiv 2109.08668)."""
-
-    def __init__(self, d_model: int, ratio: int) -> None:
-        super().__init__()
-        self.up = nn.Linear(d_model, ratio * d_model, bias=False)
-        self.down = nn.Linear(ratio * d_model, d_model, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.relu(self.up(x)).square())
-
-
-class AdaptiveNorm(nn.Module):
-    """RMS normalisation whose scale and shift depend on the frame's condition."""
-
-    def __init__(self, d_model: int) -> None:
-        super().__init__()
-        self.d_model = d_model
-        self.modulation = nn.Linear(d_model, 2 * d_model)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """x (b, t, n, d), condition (b, t, d)."""
-        scale, shift = self.modulation(condition)[:, :, None].chunk(2, dim=-1)
-        x = F.rms_norm(x, (self.d_model,), eps=1e-5)
-        return x * (1 + scale) + shift
-
-
-class BlockSSMLayer(nn.Module):
-    """Block-wise scan, then frame-local attention, then MLP, each with its own residual."""
-
-    def __init__(self, config: BlockSSMConfig, block_size: int, grid: tuple[int, int]) -> None:
-        super().__init__()
-        self.block_size = block_size
-        self.grid = grid
-        self.mixer_norm = AdaptiveNorm(config.d_model)
-        self.mixer = Mamba2Mixer(config.ssm())
-        self.attention = FrameLocalAttention(config.attention()) if config.window else None
-        self.attention_norm = AdaptiveNorm(config.d_model) if config.window else None
-        self.mlp_norm = AdaptiveNorm(config.d_model)
-        self.mlp = MLP(config.d_model, config.mlp_ratio)
-        outputs = [self.mixer.out_proj, self.mlp.down]
-        if self.attention is not None:
-            outputs.append(self.attention.out_proj)
-        for projection in outputs:
-            nn.init.zeros_(projection.weight)
-
-    @property
-    def num_blocks(self) -> int:
-        return (self.grid[0] // self.block_size) * (self.grid[1] // self.block_size)
-
-    def initial_state(self, batch_size: int) -> Memory:
-        scan, conv = self.mixer.initial_state(batch_size * self.num_blocks)
-        blocks = self.num_blocks
-        memory = {
-            "scan": rearrange(scan, "(b k) h p n -> b k h p n", k=blocks),
-            "conv": rearrange(conv, "(b k) l d -> b k l d", k=blocks),
-        }
-        if self.attention is not None:
-            num_tokens = self.grid[0] * self.grid[1]
-            keys, values = self.attention.initial_state(batch_size, num_tokens)
-            memory |= {"keys": keys, "values": values}
-        return memory
-
-    def forward(
-        self, x: Tensor, condition: Tensor, memory: Memory, steps: Tensor
-    ) -> tuple[Tensor, Memory]:
-        mixed, new_memory = self._scan_blocks(self.mixer_norm(x, condition), memory)
-        x = x + mixed
-        if self.attention is not None and self.attention_norm is not None:
-            state = AttentionState(memory["keys"], memory["values"])
-            y, state = self.attention(self.attention_norm(x, condition), state, steps)
-            x = x + y
-            new_memory |= {"keys": state.keys, "values": state.values}
-        return x + self.mlp(self.mlp_norm(x, condition)), new_memory
-
-    def _scan_blocks(self, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        """Scan every block through time, its tokens in raster order within a frame."""
-        (h, w), s = self.grid, self.block_size
-        sizes = {"t": x.shape[1], "i": h // s, "j": w // s, "p": s, "q": s}
-        blocks = rearrange(x, "b t (i p j q) d -> (b i j) (t p q) d", **sizes)
-        state = SSMState(memory["scan"].flatten(0, 1), memory["conv"].flatten(0, 1))
-        y, state = self.mixer(blocks, state)
-        y = rearrange(y, "(b i j) (t p q) d -> b t (i p j q) d", **sizes)
-        return y, {
-            "scan": state.scan.unflatten(0, (-1, self.num_blocks)),
-            "conv": state.conv.unflatten(0, (-1, self.num_blocks)),
-        }
-
-
-class BlockSSMBackbone(nn.Module):
-    """The default backbone: memory of constant size, training cost linear in time."""
-
-    def __init__(self, config: BlockSSMConfig, grid: tuple[int, int]) -> None:
-        super().__init__()
-        for size in config.block_sizes:
-            if size < 1 or grid[0] % size or grid[1] % size:
-                raise ValueError(f"block size {size} does not divide the token grid {grid}")
-        sizes = [config.block_sizes[i % len(config.block_sizes)] for i in range(config.num_layers)]
-        self.layers = nn.ModuleList(BlockSSMLayer(config, size, grid) for size in sizes)
-
-    def initial_state(self, batch_size: int) -> Memory:
-        """Memory before the first frame."""
-        return {
-            f"{i}.{name}": tensor
-            for i, layer in enumerate(self.layers)
-            for name, tensor in layer.initial_state(batch_size).items()
-        }
-
-    def forward(
-        self, x: Tensor, condition: Tensor, memory: Memory, steps: Tensor
-    ) -> tuple[Tensor, Memory]:
-        """Process frames in order.
-
-        Args:
-            x: (b, t, n, d) tokens of t frames, any t >= 1.
-            condition: (b, t, d) per-frame condition (noise level and action).
-            memory: what came before, as from `initial_state` or a previous call.
-            steps: (b,) int64 number of frames that came before.
-
-        Returns:
-            (b, t, n, d) and the memory after the last frame.
-        """
-        new_memory: Memory = {}
-        for i, layer in enumerate(self.layers):
-            own = {k.split(".", 1)[1]: v for k, v in memory.items() if k.split(".", 1)[0] == str(i)}
-            x, own = layer(x, condition, own, steps)
-            new_memory |= {f"{i}.{name}": tensor for name, tensor in own.items()}
-        return x, new_memory
-
-
-BackboneConfig = BlockSSMConfig
+BackboneConfig = BlockSSMConfig | CausalConfig | DFoTConfig | FARConfig | FrameSSMConfig
+C = TypeVar("C", bound=BackboneConfig)
 
 
 def make_backbone(config: BackboneConfig, grid: tuple[int, int]) -> nn.Module:
-    """The network that a backbone config describes, for a token grid (rows, columns)."""
-    return BlockSSMBackbone(config, grid)
+    """The network that a backbone config describes, for a token grid (rows, columns).
+
+    Raises:
+        ValueError: the config does not fit the grid, or its sizes do not fit each other.
+    """
+    match config:
+        case BlockSSMConfig():
+            return BlockSSMBackbone(config, grid)
+        case CausalConfig():
+            return CausalBackbone(config, grid)
+        case DFoTConfig():
+            return DFoTBackbone(config, grid)
+        case FARConfig():
+            return FARBackbone(config, grid)
+        case FrameSSMConfig():
+            return FrameSSMBackbone(config, grid)
+    raise TypeError(f"{type(config).__name__} is not a backbone config")
 
 
 def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+def count_backbone_parameters(config: BackboneConfig, grid: tuple[int, int]) -> int:
+    """Parameters of a backbone, without making its weights."""
+    with torch.device("meta"):
+        return count_parameters(make_backbone(config, grid))
+
+
+def match_parameters(
+    config: C, target: int, grid: tuple[int, int], *, tolerance: float = 0.05
+) -> C:
+    """Change a backbone's depth, and its width where depth is not enough, to match in parameters.
+
+    Args:
+        config: the backbone to change; all but `num_layers` and `d_model` stays.
+        target: parameters that it shall have.
+        grid: token grid.
+        tolerance: largest relative difference allowed.
+
+    Returns:
+        The config of the nearest width with a depth within tolerance, the best depth at that width.
+
+    Raises:
+        ValueError: no depth at any width from half to twice the given one comes that near.
+    """
+
+    def with_best_depth(width: int) -> tuple[float, C]:
+        def sized(depth: int) -> C:
+            return dataclasses.replace(config, d_model=width, num_layers=depth)
+
+        one, two = (count_backbone_parameters(sized(depth), grid) for depth in (1, 2))
+        depth = max(round((target - one) / (two - one)) + 1, 1)
+        candidate = sized(depth)
+        return abs(count_backbone_parameters(candidate, grid) / target - 1), candidate
+
+    unit = config.head_dim
+    widths = range(max(config.d_model // 2 // unit, 1) * unit, 2 * config.d_model + 1, unit)
+    errors = []
+    for width in sorted({config.d_model, *widths}, key=lambda w: (abs(w - config.d_model), w)):
+        error, candidate = with_best_depth(width)
+        if error <= tolerance:
+            return candidate
+        errors.append(error)
+    raise ValueError(
+        f"no {config.kind} backbone of width {widths[0]} to {widths[-1]} comes within "
+        f"{tolerance:.0%} of {target} parameters; the nearest is off by {min(errors):.0%}"
+    )
+
+
 __all__ = [
     "BackboneConfig",
     "BlockSSMBackbone",
     "BlockSSMConfig",
+    "CausalBackbone",
+    "CausalConfig",
+    "DFoTBackbone",
+    "DFoTConfig",
+    "FARBackbone",
+    "FARConfig",
+    "FrameSSMBackbone",
+    "FrameSSMConfig",
     "Memory",
+    "count_backbone_parameters",
     "count_parameters",
     "make_backbone",
+    "match_parameters",
 ]

@@ -1,7 +1,11 @@
-"""Everything a world model remembers, as one immutable value of constant size.
+"""Everything a world model remembers, as one immutable value.
 
 A `WorldState` is a batch of memories: recurrent states, attention windows, the number of frames
 seen and the last read-out. It is never written in place, so forking it (for planning) is indexing.
+
+The default backbone's memory has constant size. One that grows keeps its newest frame last; when
+envs of different ages come together, the shorter memories get empty slots in front, which the
+backbone tells from frames by the number of steps.
 """
 
 from __future__ import annotations
@@ -71,7 +75,9 @@ class WorldState:
         def choose(a: Tensor, b: Tensor) -> Tensor:
             return torch.where(mask.view(-1, *[1] * (a.ndim - 1)), a, b)
 
-        memory = {name: choose(t, other.memory[name]) for name, t in self.memory.items()}
+        memory = {
+            name: choose(*_same_length([t, other.memory[name]])) for name, t in self.memory.items()
+        }
         return WorldState(
             memory, choose(self.steps, other.steps), choose(self.features, other.features)
         )
@@ -87,11 +93,13 @@ class WorldState:
         """Concatenate batches.
 
         Raises:
-            ValueError: `states` is empty.
+            ValueError: `states` is empty, or they are memories of different models.
         """
         if not states:
             raise ValueError("cannot concatenate an empty list of states")
-        memory = {k: torch.cat([s.memory[k] for s in states]) for k in states[0].memory}
+        memory = {
+            k: torch.cat(_same_length([s.memory[k] for s in states])) for k in states[0].memory
+        }
         return WorldState(
             memory,
             torch.cat([s.steps for s in states]),
@@ -101,3 +109,22 @@ class WorldState:
     def __repr__(self) -> str:
         size = self.nbytes / max(self.batch_size, 1)
         return f"WorldState(batch_size={self.batch_size}, bytes_per_env={size:.0f})"
+
+
+def _same_length(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Pad memories of different ages with zeros in front, along the dimension that grows."""
+    shapes = {tuple(t.shape[1:]) for t in tensors}
+    if len(shapes) == 1:
+        return list(tensors)
+    dims = {len(shape) for shape in shapes}
+    growing = [i for i, sizes in enumerate(zip(*shapes, strict=False)) if len(set(sizes)) > 1]
+    if len(dims) != 1 or len(growing) != 1:
+        raise ValueError(f"memories of shapes {sorted(shapes)} are not of one model")
+    dim = growing[0] + 1
+    longest = max(t.shape[dim] for t in tensors)
+    padded = []
+    for t in tensors:
+        shape = list(t.shape)
+        shape[dim] = longest - t.shape[dim]
+        padded.append(torch.cat([t.new_zeros(shape), t], dim=dim))
+    return padded

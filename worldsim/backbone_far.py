@@ -1,0 +1,165 @@
+"""FAR's long short-term context: recent frames in full, older ones as a few coarse tokens.
+
+Gu et al. 2025, "Long-Context Autoregressive Video Modeling with Next-Frame Prediction" (arXiv
+2503.19325), section 3.3. The last `window` frames are seen at full token resolution. Every frame is
+also encoded a second time from patches of `coarse_patch` x `coarse_patch` tokens, by a projection
+of its own and the same layers; these few tokens stand for the frame once it has left the window.
+The cache therefore has two levels: one of fixed size, one that grows by few tokens a frame.
+
+A coarse frame sees only coarse frames, so its second encoding may be made when the frame is
+committed and stay hidden until it leaves the window: the same values as encoding it on leaving. The
+paper's stochastic clean context (some context frames are clean and carry no loss) is the clean
+prefix of `diffusion.sample_signal_levels`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from worldsim.attention import AttentionState
+from worldsim.frame_attention import (
+    FrameProjection,
+    KeySource,
+    extend,
+    forget_before,
+    frame_attention,
+    past_and_present,
+)
+from worldsim.layers import MLP, AdaptiveNorm, Memory, initial_memory, layer_memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class FARConfig:
+    """Transformer with a short fine and a long coarse context."""
+
+    kind: Literal["far"] = "far"
+    d_model: int = 256
+    num_layers: int = 8
+    window: int = 16
+    """Frames seen at full resolution, the generated one included."""
+    coarse_patch: int = 2
+    """Side in tokens of the patch that becomes one coarse token; must divide the token grid."""
+    head_dim: int = 64
+    mlp_ratio: int = 4
+
+
+class FARLayer(nn.Module):
+    """Attention over both levels, then MLP; the same weights for fine and coarse tokens."""
+
+    def __init__(self, config: FARConfig, num_fine: int, num_coarse: int) -> None:
+        super().__init__()
+        self.window = config.window
+        self.num_fine, self.num_coarse = num_fine, num_coarse
+        self.attention_norm = AdaptiveNorm(config.d_model)
+        self.attention = FrameProjection(config.d_model, config.head_dim)
+        self.mlp_norm = AdaptiveNorm(config.d_model)
+        self.mlp = MLP(config.d_model, config.mlp_ratio)
+        nn.init.zeros_(self.mlp.down.weight)
+
+    def initial_state(self, batch_size: int) -> Memory:
+        fine = self.attention.empty(batch_size, self.num_fine)
+        coarse = self.attention.empty(batch_size, self.num_coarse)
+        return {
+            "fine_keys": fine,
+            "fine_values": fine,
+            "coarse_keys": coarse,
+            "coarse_values": coarse,
+        }
+
+    def forward(
+        self,
+        fine: Tensor,
+        coarse: Tensor | None,
+        condition: Tensor,
+        memory: Memory,
+        steps: Tensor,
+    ) -> tuple[Tensor, Tensor | None, Memory]:
+        """fine (b, t, n, d) and coarse (b, t, m, d) tokens of the same frames.
+
+        Without coarse tokens the memory is not extended.
+        """
+        index = steps[:, None] + torch.arange(fine.shape[1], device=fine.device)
+        recent = AttentionState(memory["fine_keys"], memory["fine_values"])
+        older = AttentionState(memory["coarse_keys"], memory["coarse_values"])
+        q, k, v = self.attention.project(self.attention_norm(fine, condition), index)
+        sources = past_and_present(recent, k, v, 0, self.window - 1)
+        if coarse is None:
+            sources.append(past_and_present(older, k, v, self.window)[0])
+            return self._finish(fine, q, sources, condition, steps), None, memory
+        coarse_q, coarse_k, coarse_v = self.attention.project(
+            self.attention_norm(coarse, condition), index
+        )
+        sources += past_and_present(older, coarse_k, coarse_v, self.window)
+        fine = self._finish(fine, q, sources, condition, steps)
+        coarse_sources = past_and_present(older, coarse_k, coarse_v)
+        coarse = self._finish(coarse, coarse_q, coarse_sources, condition, steps)
+        return (
+            fine,
+            coarse,
+            {
+                "fine_keys": extend(recent.keys, k, 2, self.window - 1),
+                "fine_values": extend(recent.values, v, 2, self.window - 1),
+                "coarse_keys": extend(older.keys, coarse_k, 2),
+                "coarse_values": extend(older.values, coarse_v, 2),
+            },
+        )
+
+    def _finish(
+        self, x: Tensor, q: Tensor, sources: list[KeySource], condition: Tensor, steps: Tensor
+    ) -> Tensor:
+        x = x + self.attention.merge(frame_attention(q, sources, steps))
+        return x + self.mlp(self.mlp_norm(x, condition))
+
+
+class FARBackbone(nn.Module):
+    """Transformer with a two-level cache that grows by few tokens a frame.
+
+    Raises:
+        ValueError: `coarse_patch` does not divide the token grid, or there is no window.
+    """
+
+    def __init__(self, config: FARConfig, grid: tuple[int, int]) -> None:
+        super().__init__()
+        patch = config.coarse_patch
+        if patch < 1 or grid[0] % patch or grid[1] % patch:
+            raise ValueError(f"coarse_patch {patch} does not divide the token grid {grid}")
+        if config.window < 1:
+            raise ValueError(f"window is {config.window}; it must be 1 or more")
+        self.grid, self.patch, self.window = grid, patch, config.window
+        num_fine = grid[0] * grid[1]
+        self.coarse_in = nn.Linear(patch**2 * config.d_model, config.d_model)
+        self.layers = nn.ModuleList(
+            FARLayer(config, num_fine, num_fine // patch**2) for _ in range(config.num_layers)
+        )
+
+    def initial_state(self, batch_size: int) -> Memory:
+        """Memory before the first frame."""
+        return initial_memory(self.layers, batch_size)
+
+    def forward(
+        self,
+        x: Tensor,
+        condition: Tensor,
+        memory: Memory,
+        steps: Tensor,
+        update: bool = True,
+    ) -> tuple[Tensor, Memory]:
+        """Process frames in order; see `BlockSSMBackbone.forward`."""
+        memory = forget_before(memory, steps, frame_dim=2)
+        coarse = None
+        if update or x.shape[1] > self.window:  # what is not committed is never seen coarse
+            (h, w), p = self.grid, self.patch
+            patches = rearrange(
+                x, "b t (i p j q) d -> b t (i j) (p q d)", i=h // p, j=w // p, p=p, q=p
+            )
+            coarse = self.coarse_in(patches)
+        new_memory: Memory = {}
+        for i, layer in enumerate(self.layers):
+            x, coarse, own = layer(x, coarse, condition, layer_memory(memory, i), steps)
+            new_memory |= {f"{i}.{name}": tensor for name, tensor in own.items()}
+        return x, new_memory

@@ -1,0 +1,79 @@
+"""Parts that every backbone is made of: the MLP, adaptive normalisation, memories of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Memory = dict[str, Tensor]
+"""What a backbone remembers: named tensors, batch first."""
+
+
+class MLP(nn.Module):
+    """Two layers with a squared ReLU (So et al. 2021, arXiv 2109.08668)."""
+
+    def __init__(self, d_model: int, ratio: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(d_model, ratio * d_model, bias=False)
+        self.down = nn.Linear(ratio * d_model, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.relu(self.up(x)).square())
+
+
+class AdaptiveNorm(nn.Module):
+    """RMS normalisation whose scale and shift depend on the frame's condition."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.d_model = d_model
+        self.modulation = nn.Linear(d_model, 2 * d_model)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x (b, t, n, d), condition (b, t, d)."""
+        scale, shift = self.modulation(condition)[:, :, None].chunk(2, dim=-1)
+        x = F.rms_norm(x, (self.d_model,), eps=1e-5)
+        return x * (1 + scale) + shift
+
+
+class LayerMemory(Protocol):
+    """A layer that remembers."""
+
+    def initial_state(self, batch_size: int) -> Memory:
+        """Memory before the first frame."""
+
+
+def initial_memory(layers: Sequence[LayerMemory] | nn.ModuleList, batch_size: int) -> Memory:
+    """Memory of all layers, each tensor named `layer.name`."""
+    return {
+        f"{i}.{name}": tensor
+        for i, layer in enumerate(layers)
+        for name, tensor in layer.initial_state(batch_size).items()  # type: ignore[operator, union-attr]
+    }
+
+
+def layer_memory(memory: Memory, layer: int) -> Memory:
+    """One layer's part of the memory, without its prefix."""
+    prefix = f"{layer}."
+    return {k.removeprefix(prefix): v for k, v in memory.items() if k.startswith(prefix)}
+
+
+def run_layers(
+    layers: nn.ModuleList,
+    x: Tensor,
+    condition: Tensor,
+    memory: Memory,
+    steps: Tensor,
+    update: bool = True,
+) -> tuple[Tensor, Memory]:
+    """Run layers one after the other, each `layer(x, condition, own_memory, steps, update)`."""
+    new_memory: Memory = {}
+    for i, layer in enumerate(layers):
+        x, own = layer(x, condition, layer_memory(memory, i), steps, update)
+        new_memory |= {f"{i}.{name}": tensor for name, tensor in own.items()}
+    return x, new_memory
