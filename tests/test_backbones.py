@@ -369,6 +369,13 @@ def test_parameters_are_matched() -> None:
     assert unchanged == ours
 
 
+def test_defaults_are_of_one_size() -> None:
+    grid = (4, 4)
+    target = count_backbone_parameters(BlockSSMConfig(), grid)
+    for config in (CausalConfig(), DFoTConfig(), FARConfig(), FrameSSMConfig()):
+        assert abs(count_backbone_parameters(config, grid) / target - 1) <= 0.05, config.kind
+
+
 def test_width_changes_only_where_depth_is_not_enough() -> None:
     grid = (2, 2)
     config = CausalConfig(d_model=64, head_dim=8, num_layers=1)

@@ -28,10 +28,11 @@ from worldsim.backbone_frame_ssm import FrameSSMBackbone, FrameSSMConfig
 from worldsim.layers import Memory
 
 BackboneConfig = BlockSSMConfig | CausalConfig | DFoTConfig | FARConfig | FrameSSMConfig
+Backbone = BlockSSMBackbone | CausalBackbone | DFoTBackbone | FARBackbone | FrameSSMBackbone
 C = TypeVar("C", bound=BackboneConfig)
 
 
-def make_backbone(config: BackboneConfig, grid: tuple[int, int]) -> nn.Module:
+def make_backbone(config: BackboneConfig, grid: tuple[int, int]) -> Backbone:
     """The network that a backbone config describes, for a token grid (rows, columns).
 
     Raises:
@@ -103,6 +104,7 @@ def match_parameters(
 
 
 __all__ = [
+    "Backbone",
     "BackboneConfig",
     "BlockSSMBackbone",
     "BlockSSMConfig",

@@ -27,7 +27,7 @@ class FrameSSMConfig:
 
     kind: Literal["frame_ssm"] = "frame_ssm"
     d_model: int = 256
-    num_layers: int = 6
+    num_layers: int = 4
     d_frame: int = 512
     """Width of the frame vector; the number of tokens must divide it."""
     head_dim: int = 64

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,12 +47,12 @@ class LayerMemory(Protocol):
         """Memory before the first frame."""
 
 
-def initial_memory(layers: Sequence[LayerMemory] | nn.ModuleList, batch_size: int) -> Memory:
+def initial_memory(layers: nn.ModuleList, batch_size: int) -> Memory:
     """Memory of all layers, each tensor named `layer.name`."""
     return {
         f"{i}.{name}": tensor
         for i, layer in enumerate(layers)
-        for name, tensor in layer.initial_state(batch_size).items()  # type: ignore[operator, union-attr]
+        for name, tensor in cast(LayerMemory, layer).initial_state(batch_size).items()
     }
 
 
