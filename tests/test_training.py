@@ -1,0 +1,461 @@
+"""Training: resuming and several processes change nothing, and a tiny world is learned."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from tiny import NUM_ACTIONS, tiny_config, write_dataset
+from torch import Tensor, nn
+
+import worldsim.checkpoint as checkpoint
+from experiments.train_world_model import TrainConfig, ValidationConfig, main
+from worldsim.backbone import BlockSSMConfig
+from worldsim.diffusion import DiffusionForcingConfig
+from worldsim.episodes import EpisodeDataset
+from worldsim.latents import LatentEpisodes
+from worldsim.tokenizer import Tokenizer, TokenizerConfig
+from worldsim.training import (
+    DynamicsTraining,
+    OptimizerConfig,
+    TokenizerLoss,
+    TokenizerTraining,
+    Trainer,
+    dynamics_loss,
+    make_optimizers,
+    own_share,
+    spaced_frames,
+    step_rng,
+    tokenizer_loss,
+)
+from worldsim.world_model import WorldModel
+
+
+@pytest.fixture
+def accelerator() -> Accelerator:
+    AcceleratorState._reset_state(True)
+    return Accelerator(cpu=True, mixed_precision="no")
+
+
+def make_model(seed: int = 0) -> WorldModel:
+    torch.manual_seed(seed)
+    model = WorldModel(tiny_config())
+    model.tokenizer.requires_grad_(False)
+    return model
+
+
+def episodes(n: int = 6, length: int = 20) -> LatentEpisodes:
+    """A world that is learned at once: latents show the action, action 0 is rewarded."""
+    rng = np.random.default_rng(0)
+    actions = torch.from_numpy(rng.integers(NUM_ACTIONS, size=n * length))
+    actions[::length] = NUM_ACTIONS
+    table = torch.randn(NUM_ACTIONS + 1, 4, 8, generator=torch.Generator().manual_seed(0))
+    ends = torch.arange(n * length) % length == length - 1
+    return LatentEpisodes(
+        table[actions].half(), actions, (actions == 0).float(), ends, np.full(n, length)
+    )
+
+
+def training(steps: int = 8, **changes: object) -> DynamicsTraining:
+    settings = {"warmup_steps": 2, "ema_decay": 0.8} | changes
+    return DynamicsTraining(
+        optimizer=OptimizerConfig(steps=steps, **settings),  # type: ignore[arg-type]
+        frames_per_step=32,
+        curriculum=((8, 0.5), (16, 0.5)),
+    )
+
+
+def make_trainer(
+    accelerator: Accelerator,
+    directory: Path | None = None,
+    seed: int = 0,
+    config: DynamicsTraining | None = None,
+) -> Trainer:
+    config = config or training()
+    model = make_model(seed)
+    loss = dynamics_loss(episodes(), config, model, accelerator)
+    return Trainer(model, loss, config.optimizer, accelerator, directory)
+
+
+def weights(trainer: Trainer) -> dict[str, Tensor]:
+    average = {f"average.{k}": v for k, v in trainer.average.state_dict().items()}
+    return {k: v.detach().clone() for k, v in (trainer.model.state_dict() | average).items()}
+
+
+def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("killed_after", [2, 3, 5])
+def test_a_killed_and_resumed_run_is_the_uninterrupted_one(
+    accelerator: Accelerator, tmp_path: Path, killed_after: int
+) -> None:
+    whole = make_trainer(accelerator)
+    assert not whole.resume()
+    expected = list(whole.run())
+    assert len(expected) == 8 and whole.step == 8
+
+    killed = make_trainer(accelerator, tmp_path)
+    assert not killed.resume()
+    for done, values in enumerate(killed.run(save_every=2), start=1):
+        assert values == expected[done - 1]
+        if done == killed_after:
+            break
+    last = 2 * ((killed_after - 1) // 2)  # a step that has been yielded is saved after that
+    resumed = make_trainer(accelerator, tmp_path, seed=1)  # what it starts from is overwritten
+    assert resumed.resume() == (last > 0)
+    if not last:
+        resumed = make_trainer(accelerator, tmp_path)
+    assert resumed.step == last
+    assert list(resumed.run(save_every=2)) == expected[last:]
+    assert_equal(weights(resumed), weights(whole))
+    finished = make_trainer(accelerator, tmp_path, seed=2)
+    assert finished.resume() and list(finished.run()) == []
+    assert_equal(weights(finished), weights(whole))
+
+
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("step", ["write", "first move", "second move"])
+def test_a_killed_save_leaves_the_last_checkpoint(
+    accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    trainer = make_trainer(accelerator, tmp_path)
+    run = trainer.run(save_every=1)
+    for _ in range(3):
+        next(run)
+    saved = 2
+    moves: list[object] = []
+    replace = os.replace
+
+    def killed_replace(source: Path, target: Path) -> None:
+        if len(moves) == {"first move": 0, "second move": 1}[step]:
+            raise KilledError
+        moves.append(target)
+        replace(source, target)
+
+    def killed_write(_: object, file: Path) -> None:
+        file.write_bytes(b"half a")
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        if step == "write":
+            patch.setattr(torch, "save", killed_write)
+        else:
+            patch.setattr(os, "replace", killed_replace)
+        with pytest.raises(KilledError):
+            next(run)
+    resumed = make_trainer(accelerator, tmp_path, seed=1)
+    assert resumed.resume() and resumed.step == saved
+    list(resumed.run(save_every=1))
+    assert [p.name for p in tmp_path.iterdir()] == ["latest"]
+
+
+def test_a_tiny_world_is_learned(accelerator: Accelerator) -> None:
+    config = training(steps=60, ema_decay=0.9, muon_learning_rate=1e-2, learning_rate=1e-2)
+    values = list(make_trainer(accelerator, config=config).run())
+    for name in ("diffusion", "reward", "loss"):
+        early, late = (np.mean([v[name] for v in part]) for part in (values[:5], values[-5:]))
+        assert late < 0.5 * early, (name, early, late)
+    assert all(v["grad_norm"] > 0 for v in values)
+
+
+class Line(nn.Module):
+    """One weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x
+
+
+def line_trainer(accelerator: Accelerator, directory: Path | None, *inputs: float) -> Trainer:
+    """The loss of step i is sqrt(|w x_i|), whose gradient at zero is infinite."""
+
+    def loss(model: nn.Module, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        value = model(torch.tensor([inputs[step]])).abs().sqrt().sum()
+        return value, {"value": value}
+
+    config = OptimizerConfig(steps=len(inputs), warmup_steps=0, ema_decay=0.75, learning_rate=0.1)
+    return Trainer(Line(), loss, config, accelerator, directory)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (float("nan"), r"the loss is nan .*at step 3; lower the learning rate \(now 0.1\)"),
+        (float("inf"), r"the loss is inf"),
+        (0.0, r"the loss is 0.0 and the gradient norm (nan|inf) at step 3"),
+    ],
+)
+def test_a_loss_or_gradient_that_is_no_number_stops_before_the_checkpoint(
+    accelerator: Accelerator, tmp_path: Path, bad: float, message: str
+) -> None:
+    trainer = line_trainer(accelerator, tmp_path, 1.0, 1.0, bad, 1.0)
+    with pytest.raises(FloatingPointError, match=message):
+        list(trainer.run(save_every=1))
+    resumed = line_trainer(accelerator, tmp_path, 1.0, 1.0, 1.0, 1.0)
+    assert resumed.resume() and resumed.step == 2
+    assert all(t.isfinite().all() for t in weights(resumed).values())
+
+
+def test_average_follows_the_weights(accelerator: Accelerator) -> None:
+    trainer = line_trainer(accelerator, None, 1.0, 2.0, 3.0, 1.0)
+    expected = None
+    for _ in trainer.run():
+        now = float(trainer.model.weight.detach())  # type: ignore[operator]
+        expected = now if expected is None else 0.75 * expected + 0.25 * now
+        assert float(trainer.average.module.weight.detach()) == pytest.approx(expected)  # type: ignore
+
+
+def test_rate_rises_stays_and_falls_to_zero() -> None:
+    config = OptimizerConfig(steps=100, warmup_steps=10, decay_share=0.3)
+    rates = [config.rate(step) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1) and rates[9:71] == [1.0] * 62
+    assert rates[85] == pytest.approx(0.5) and rates[100] == 0
+    assert min(rates[:100]) > 0
+    assert OptimizerConfig(steps=1, warmup_steps=0, decay_share=0).rate(0) == 1
+
+
+def test_curriculum_keeps_the_frames_per_step() -> None:
+    config = DynamicsTraining(
+        optimizer=OptimizerConfig(steps=100),
+        frames_per_step=64,
+        curriculum=((8, 2.0), (16, 1.0), (128, 1.0)),  # shares need not add up to one
+    )
+    lengths = [config.segment_length(step) for step in range(101)]
+    assert lengths == [8] * 50 + [16] * 25 + [128] * 26
+    assert [config.batch_size(step) for step in (0, 50, 75)] == [8, 4, 1]
+
+
+def test_impossible_curricula_are_named_before_the_first_step(accelerator: Accelerator) -> None:
+    config = DynamicsTraining(curriculum=((8, 0.9), (21, 0.1)))
+    with pytest.raises(ValueError, match="segments of 21 frames; the longest episode has 20"):
+        dynamics_loss(episodes(), config, make_model(), accelerator)
+
+
+def test_optimizers_share_the_parameters_out() -> None:
+    model = make_model()
+    adamw, muon = make_optimizers(model, OptimizerConfig(steps=1))
+    names = {id(p): name for name, p in model.named_parameters()}
+    owned = [[names[id(p)] for g in o.param_groups for p in g["params"]] for o in (adamw, muon)]
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert sorted(owned[0] + owned[1]) == sorted(trained)
+    assert all("backbone" in name and name.endswith(".weight") for name in owned[1])
+    assert not any(name.startswith("tokenizer") for name in trained)
+    (single,) = make_optimizers(model, OptimizerConfig(steps=1, muon_learning_rate=0))
+    assert sum(len(g["params"]) for g in single.param_groups) == len(trained)
+
+
+def test_draws_depend_on_seed_and_step_alone() -> None:
+    def draw(seed: int, step: int) -> list[float]:
+        rng, generator = step_rng(seed, step)
+        return [rng.random(), float(torch.rand(1, generator=generator))]
+
+    assert draw(0, 5) == draw(0, 5)
+    assert len({tuple(draw(seed, step)) for seed in range(3) for step in range(3)}) == 9
+
+
+class Process:
+    """Stands for one process of several."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, process_index: int, num_processes: int) -> None:
+        self.process_index, self.num_processes = process_index, num_processes
+
+
+def test_processes_share_a_batch_out() -> None:
+    batch = torch.arange(12).reshape(6, 2)
+    shares = [own_share(Process(i, 3), batch) for i in range(3)]  # type: ignore[arg-type]
+    assert torch.equal(torch.cat(shares), batch)
+    with pytest.raises(ValueError, match="a batch of 6 does not divide among 4 processes"):
+        own_share(Process(0, 4), batch)  # type: ignore[arg-type]
+    config = DynamicsTraining(frames_per_step=32, curriculum=((8, 0.5), (16, 0.5)))
+    with pytest.raises(ValueError, match="a batch of 2 does not divide among 4 processes"):
+        dynamics_loss(episodes(), config, make_model(), Process(0, 4))  # type: ignore[arg-type]
+
+
+def train_and_save(directory: str) -> None:
+    """Train both models for two steps; keep the gradients of the first and the weights."""
+    AcceleratorState._reset_state(True)
+    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(tiny_config().tokenizer)
+    optimizer = OptimizerConfig(steps=2, max_grad_norm=1e9, warmup_steps=0)
+    frames = torch.randint(0, 256, (20, 64, 64, 3), dtype=torch.uint8)
+    learning = TokenizerTraining(optimizer=optimizer, batch_size=8)
+    trainers = {
+        "tokenizer": Trainer(
+            TokenizerLoss(tokenizer),
+            tokenizer_loss(frames, learning, tokenizer, accelerator),
+            optimizer,
+            accelerator,
+        ),
+        "dynamics": make_trainer(
+            accelerator,
+            Path(directory) / f"run{accelerator.num_processes}",
+            config=training(2, max_grad_norm=1e9),
+        ),
+    }
+    result = {}
+    for name, trainer in trainers.items():
+        first: dict[str, Tensor] = {}
+
+        def keep(*_: object, trainer: Trainer = trainer, first: dict[str, Tensor] = first) -> None:
+            for key, p in trainer.model.named_parameters():
+                if p.grad is not None:
+                    first.setdefault(key, p.grad.clone())
+
+        trainer._optimizers[0].optimizer.register_step_pre_hook(keep)
+        list(trainer.run())
+        result |= {f"{name}.gradient.{k}": v for k, v in first.items()}
+        result |= {f"{name}.weights.{k}": v for k, v in weights(trainer).items()}
+    i, n = accelerator.process_index, accelerator.num_processes
+    torch.save(result, f"{directory}/process-{i}-of-{n}.pt")
+    accelerator.end_training()
+
+
+def run_process(index: int, num_processes: int, port: int, directory: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(index),
+        "LOCAL_RANK": str(index),
+        "WORLD_SIZE": str(num_processes),
+        "LOCAL_WORLD_SIZE": str(num_processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": "1",
+    }
+    train_and_save(directory)
+
+
+def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    torch.multiprocessing.spawn(run_process, (2, port, str(tmp_path)), nprocs=2)
+    train_and_save(str(tmp_path))
+    AcceleratorState._reset_state(True)
+    one, first, second = (
+        torch.load(tmp_path / f"process-{name}.pt") for name in ("0-of-1", "0-of-2", "1-of-2")
+    )
+    assert_equal(first, second)
+    assert one.keys() == first.keys()
+    assert sum("gradient" in name for name in one) > 20
+    for name, t in one.items():
+        if "gradient" in name:
+            scale = float(t.abs().max())
+            torch.testing.assert_close(
+                first[name], t, rtol=1e-3, atol=1e-4 * scale + 1e-7, msg=lambda m, n=name: n + m
+            )
+        else:  # two steps of at most the learning rates, whose signs may differ where flat
+            assert (first[name].float() - t.float()).abs().max() < 1e-2, name
+            assert (first[name].float() - t.float()).abs().mean() < 5e-4, name
+    # One process alone writes checkpoints, and any number of processes can go on from them.
+    saved = torch.load(tmp_path / "run2" / "latest" / "training.pt", weights_only=True)
+    for name, t in saved["model"].items():
+        assert torch.equal(t, first[f"dynamics.weights.{name}"]), name
+
+
+def test_spaced_frames_are_of_all_episodes(tmp_path: Path) -> None:
+    dataset = EpisodeDataset(write_dataset(tmp_path, num_episodes=3, num_steps=19))
+    assert spaced_frames(dataset, 1000).shape == (60, 16, 16, 3)
+    few = spaced_frames(dataset, 15)
+    assert few.shape == (15, 16, 16, 3)
+    expected = np.concatenate([episode.frames[::4] for episode in dataset])
+    assert np.array_equal(few.numpy(), expected)
+
+
+def tiny_training(dataset: Path, output: Path, **changes: object) -> TrainConfig:
+    optimizer = OptimizerConfig(steps=4, muon_learning_rate=0, warmup_steps=1)
+    settings = {
+        "dataset": (str(dataset),),
+        "output": output,
+        "tokenizer": TokenizerConfig(patch_size=8, channels=(16,), latent_channels=4),
+        "backbone": BlockSSMConfig(
+            d_model=16, num_layers=1, block_sizes=(2,), head_dim=8, window=2, d_state=4
+        ),
+        "diffusion": DiffusionForcingConfig(clean_prefix_probability=0.25),
+        "tokenizer_training": TokenizerTraining(optimizer=optimizer, batch_size=4),
+        "dynamics": DynamicsTraining(
+            optimizer=OptimizerConfig(steps=6, warmup_steps=1),
+            frames_per_step=16,
+            curriculum=((8, 1.0),),
+        ),
+        "validation": ValidationConfig(every=3, num_contexts=1, context=8, horizon=8),
+        "save_every": 2,
+        "precision": "no",
+        "device": "cpu",
+    }
+    return TrainConfig(**(settings | changes))  # type: ignore[arg-type]
+
+
+def final_weights(path: Path) -> dict[str, Tensor]:
+    return checkpoint.load(path, dtype=torch.float32).state_dict()
+
+
+def test_the_whole_training_from_episodes_to_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    AcceleratorState._reset_state(True)
+    dataset = write_dataset(tmp_path / "data")
+    config = tiny_training(dataset, tmp_path / "run")
+    path = main(config)
+    model = checkpoint.load(path, dtype=torch.float32)
+    assert model.config.frame_shape == (16, 16, 3) and model.config.num_actions == NUM_ACTIONS
+    assert model.config.diffusion.clean_prefix_probability == 0.25
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+    latents = model.tokenizer.encode(spaced_frames(EpisodeDataset(dataset), 1000))
+    assert 0.5 < float(latents.std()) < 1.5  # calibrated
+
+    # The same run, killed inside each of its two stages and started again.
+    train_step, steps = Trainer._train_step, []
+
+    def killed(self: Trainer) -> dict[str, float]:
+        steps.append(self.step)
+        if len(steps) in (4, 8):
+            raise KilledError
+        return train_step(self)
+
+    monkeypatch.setattr(Trainer, "_train_step", killed)
+    other = tiny_training(dataset, tmp_path / "killed")
+    for _ in range(2):
+        with pytest.raises(KilledError):
+            main(other)
+    assert main(other) == tmp_path / "killed" / "checkpoint"
+    assert steps == [0, 1, 2, 3] + [2, 3] + [0, 1] + [0, 1, 2, 3, 4, 5]
+    assert_equal(final_weights(tmp_path / "killed" / "checkpoint"), final_weights(path))
+
+    # Trained further from that checkpoint, the tokenizer stays as it is.
+    further = tiny_training(dataset, tmp_path / "further", init=str(path))
+    again = final_weights(main(further))
+    for name, t in final_weights(path).items():
+        if name.startswith("tokenizer"):
+            assert torch.equal(t, again[name]), name
+        elif t.ndim == 2:
+            assert not torch.equal(t, again[name]), name
+
+
+def test_missing_and_unfit_datasets_are_named(tmp_path: Path) -> None:
+    AcceleratorState._reset_state(True)
+    with pytest.raises(SystemExit, match="no --dataset given"):
+        main(TrainConfig())
+    dataset = write_dataset(tmp_path / "data", num_episodes=2)
+    with pytest.raises(ValueError, match=r"was made for frames .* and 6 actions"):
+        path = tmp_path / "other"
+        checkpoint.save(WorldModel(tiny_config()), path)  # frames of 64 x 64
+        main(tiny_training(dataset, tmp_path / "run", init=str(path)))
