@@ -1,9 +1,9 @@
 """The world model: loss on recorded segments, `observe` real frames, `imagine` the next one.
 
-A frame is a grid of latent tokens. The denoiser sees noised tokens, their signal level, the action that led to the frame and the memory of all earlier frames.
-To imagine, the frame is denoised against frozen memory in a few steps and then committed to memory
-once. A read-out pools the tokens of a committed frame; reward, termination and the behaviour policy
-are predicted from it.
+A frame is a grid of latent tokens. The denoiser sees noised tokens, their signal level, the action
+that led to the frame and the memory of all earlier frames. To imagine, the frame is denoised
+against frozen memory in a few steps and then committed to memory once. A read-out pools the tokens
+of a committed frame; reward, termination and the behaviour policy are predicted from it.
 """
 
 from __future__ import annotations
