@@ -115,13 +115,13 @@ def encode_dataset(
         progress: called with (frames done, frames in all).
     """
     key = fingerprint(tokenizer, dataset)
+    names = ("latents", "actions", "rewards", "terminated")
     if cache is not None and cache.is_file():
         try:
             with safe_open(cache, framework="pt") as file:
                 if file.metadata().get("fingerprint") == key:
-                    names = ("latents", "actions", "rewards", "terminated")
-                    cached = [file.get_tensor(name) for name in (*names, "lengths")]
-                    return LatentEpisodes(*cached[:4], cached[4].numpy())
+                    a, b, c, d = (file.get_tensor(name) for name in names)
+                    return LatentEpisodes(a, b, c, d, file.get_tensor("lengths").numpy())
         except (SafetensorError, OSError):
             pass  # a damaged cache is made again
     latents, actions, rewards, terminated, lengths = [], [], [], [], []
@@ -136,13 +136,18 @@ def encode_dataset(
         rewards.append(torch.from_numpy(episode.rewards))
         terminated.append(torch.from_numpy(episode.terminated))
         lengths.append(len(episode))
-    tensors = [torch.cat(t) for t in (latents, actions, rewards, terminated)]
-    result = LatentEpisodes(*tensors, np.array(lengths))
+    result = LatentEpisodes(
+        torch.cat(latents),
+        torch.cat(actions),
+        torch.cat(rewards),
+        torch.cat(terminated),
+        np.array(lengths),
+    )
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
         partial = cache.with_name(f".{cache.name}.partial")
-        values = dict(zip(("latents", "actions", "rewards", "terminated"), tensors, strict=True))
-        values["lengths"] = torch.tensor(lengths)
+        values = {name: getattr(result, name) for name in names}
+        values["lengths"] = torch.from_numpy(result.lengths)
         save_file(values, partial, metadata={"fingerprint": key})
         partial.replace(cache)
     return result
