@@ -1,0 +1,158 @@
+"""The models that the memory benchmark compares: names, configs, and how each family is trained.
+
+All are sized to the parameters of `block_ssm` by depth (or width, where depth is not enough).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+from worldsim.backbone import (
+    BackboneConfig,
+    BlockSSMConfig,
+    CausalConfig,
+    DFoTConfig,
+    FARConfig,
+    FrameSSMConfig,
+    count_backbone_parameters,
+    match_parameters,
+)
+from worldsim.diffusion import DiffusionForcingConfig
+from worldsim.training import DynamicsTraining
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BackboneSizes:
+    """Sizes that the compared models share."""
+
+    d_model: int = 96
+    num_layers: int = 6
+    """Layers of `block_ssm`; the others get as many as match its parameters."""
+    block_sizes: tuple[int, ...] = (1, 2)
+    """Of `block_ssm`, by layer."""
+    head_dim: int = 32
+    d_state: int = 32
+    window: int = 8
+    """Frames that the local attention of `block_ssm` and `ssm_local` sees."""
+    causal_window: int = 32
+    """Frames that the limited causal transformer sees; the paper takes about half of training's."""
+    dfot_window: int = 25
+    far_window: int = 16
+    coarse_patch: int = 2
+
+
+def _block_ssm(
+    sizes: BackboneSizes, block_sizes: tuple[int, ...] | None = None, window: int | None = None
+) -> BlockSSMConfig:
+    return BlockSSMConfig(
+        d_model=sizes.d_model,
+        num_layers=sizes.num_layers,
+        block_sizes=sizes.block_sizes if block_sizes is None else block_sizes,
+        window=sizes.window if window is None else window,
+        head_dim=sizes.head_dim,
+        d_state=sizes.d_state,
+    )
+
+
+def _causal(sizes: BackboneSizes, window: int) -> CausalConfig:
+    return CausalConfig(d_model=sizes.d_model, head_dim=sizes.head_dim, window=window)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A model of the comparison."""
+
+    label: str
+    config: Callable[[BackboneSizes, int], BackboneConfig]
+    """From the sizes and the side of the token grid."""
+    clean_prefix: bool = True
+
+
+BACKBONES: dict[str, Entry] = {
+    "block_ssm": Entry(
+        "block-wise SSM + local attention (ours)", lambda sizes, side: _block_ssm(sizes)
+    ),
+    "ssm": Entry("Mamba-2", lambda sizes, side: _block_ssm(sizes, (side,), 0)),
+    "ssm_local": Entry("Mamba-2 + local attention", lambda sizes, side: _block_ssm(sizes, (side,))),
+    "causal": Entry("causal transformer, full context", lambda sizes, side: _causal(sizes, 0)),
+    "causal_window": Entry(
+        "causal transformer, window", lambda sizes, side: _causal(sizes, sizes.causal_window)
+    ),
+    "dfot": Entry(
+        "DFoT",
+        lambda sizes, side: DFoTConfig(
+            d_model=sizes.d_model, head_dim=sizes.head_dim, window=sizes.dfot_window
+        ),
+    ),
+    "far": Entry(
+        "FAR, long short-term context",
+        lambda sizes, side: FARConfig(
+            d_model=sizes.d_model,
+            head_dim=sizes.head_dim,
+            window=sizes.far_window,
+            coarse_patch=sizes.coarse_patch,
+        ),
+    ),
+    "frame_ssm": Entry(
+        "SSM over frame vectors",
+        lambda sizes, side: FrameSSMConfig(
+            d_model=sizes.d_model,
+            d_frame=2 * sizes.d_model,
+            head_dim=sizes.head_dim,
+            d_state=sizes.d_state,
+        ),
+    ),
+}
+ABLATIONS: dict[str, Entry] = {
+    "block_1": Entry("ours, block size 1", lambda sizes, side: _block_ssm(sizes, (1,))),
+    "no_clean_prefix": Entry(
+        "ours, no clean prefix", lambda sizes, side: _block_ssm(sizes), clean_prefix=False
+    ),
+    "window_2": Entry("ours, window 2", lambda sizes, side: _block_ssm(sizes, None, 2)),
+}
+ALL = BACKBONES | ABLATIONS
+
+
+@functools.cache
+def matched_config(name: str, sizes: BackboneSizes, grid: tuple[int, int]) -> BackboneConfig:
+    """The config of a model, matched in parameters to `block_ssm`.
+
+    Raises:
+        ValueError: no such model, or no match within 5 %.
+    """
+    if name not in ALL:
+        raise ValueError(f"unknown model {name!r}: choose from {', '.join(ALL)}")
+    target = count_backbone_parameters(_block_ssm(sizes), grid)
+    return match_parameters(ALL[name].config(sizes, min(grid)), target, grid)
+
+
+def diffusion_for(name: str) -> DiffusionForcingConfig:
+    """How noise is laid over a model's training segments."""
+    if ALL[name].clean_prefix:
+        return DiffusionForcingConfig()
+    return DiffusionForcingConfig(clean_prefix_probability=0.0)
+
+
+def training_for(
+    config: BackboneConfig, training: DynamicsTraining, seed: int, rate: float
+) -> DynamicsTraining:
+    """Training of a model: the same steps and frames for all.
+
+    Args:
+        config: the backbone; DFoT trains on segments of one window, which is all that it sees.
+        training: what is common.
+        seed: decides initial weights and batches.
+        rate: factor on the learning rates, chosen for the family by the sweep.
+    """
+    optimizer = dataclasses.replace(
+        training.optimizer,
+        seed=seed,
+        learning_rate=rate * training.optimizer.learning_rate,
+        muon_learning_rate=rate * training.optimizer.muon_learning_rate,
+    )
+    curriculum = training.curriculum
+    if isinstance(config, DFoTConfig):
+        curriculum = tuple((min(length, config.window), share) for length, share in curriculum)
+    return dataclasses.replace(training, optimizer=optimizer, curriculum=curriculum)

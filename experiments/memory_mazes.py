@@ -1,0 +1,359 @@
+"""The memory benchmark's tasks on real Memory Mazes: retrieval and reasoning, with held-out mazes.
+
+Po et al. 2025 (arXiv 2505.20171), section 5, but conditioned on actions instead of poses. The model
+observes a tour of the maze and dreams what follows under the true actions: the same tour again
+(retrieval), or a walk anywhere (reasoning). For every dreamed frame the privileged poses tell how
+many frames ago its place and heading were last seen in the tour, if at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import envs
+from agents.rollout import Policy
+from agents.touring import TouringExplorer
+from experiments.collect import CollectConfig
+from experiments.collect import main as collect_main
+from experiments.memory_recall import recall_table, share
+from experiments.workers import Task, collect
+from worldsim.dataset_writer import DatasetWriter
+from worldsim.episodes import EpisodeDataset
+from worldsim.latents import LatentEpisodes, encode_dataset
+from worldsim.metrics import psnr, ssim
+from worldsim.tokenizer import Tokenizer, TokenizerConfig
+from worldsim.training import spaced_frames
+from worldsim.world_model import WorldModel
+
+Kind = Literal["retrieval", "reasoning"]
+THEN: dict[Kind, Literal["retrace", "random"]] = {"retrieval": "retrace", "reasoning": "random"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MazeTask:
+    """Which mazes, how long, and on what data."""
+
+    env: str = "memory-maze-9x9"
+    training_dataset: tuple[str, ...] = ()
+    """Minari ids or paths of training episodes; by default the explorer records some."""
+    datasets_root: str | None = None
+    """Folder of those datasets; by default Minari's own."""
+    training_episodes: int = 200
+    """Episodes to record where no dataset is given."""
+    test_episodes: int = 16
+    """Held-out mazes for each kind of task."""
+    context: int = 400
+    """Frames of the tour."""
+    horizon: int = 400
+    """Dreamed frames."""
+    batch_size: int = 8
+    num_workers: int = 2
+    max_frames: int = 50_000
+    """Frames kept to train the tokenizer on."""
+
+
+def pose_recall_distance(
+    position: np.ndarray,
+    heading: np.ndarray,
+    context: int,
+    *,
+    radius: float = 0.5,
+    degrees: float = 20.0,
+) -> np.ndarray:
+    """How many frames ago each frame's pose was last seen within the context.
+
+    Args:
+        position: (t, 2) in cells. heading: (t, 2) unit vectors.
+        context: frames at the start that were really seen.
+        radius, degrees: how near place and heading must be.
+
+    Returns:
+        (t - context,) int64, -1 where the context has no such pose.
+    """
+    near = np.linalg.norm(position[context:, None] - position[None, :context], axis=-1) <= radius
+    aligned = heading[context:] @ heading[:context].T >= np.cos(np.radians(degrees))
+    seen = near & aligned
+    last = context - 1 - seen[:, ::-1].argmax(1)
+    now = np.arange(context, len(position))
+    return np.where(seen.any(1), now - last, -1)
+
+
+class ColorReader:
+    """Reads off frames which colour fills the walls to the left, ahead and to the right.
+
+    Colours are clusters of the pixels of real frames (k-means), so that a dreamed shade counts as
+    the colour that it is nearest to.
+
+    Args:
+        frames: (n, h, w, 3) uint8, real ones.
+        num_colors: clusters.
+        seed: of the clustering.
+    """
+
+    def __init__(self, frames: np.ndarray, num_colors: int = 12, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        pixels = self._walls(frames).reshape(-1, 3).astype(np.float32)
+        pixels = pixels[rng.integers(len(pixels), size=20_000)]
+        centers = pixels[rng.integers(len(pixels), size=1)]
+        while len(centers) < num_colors:  # the farthest pixel starts the next cluster
+            distance = np.square(pixels[:, None] - centers[None]).sum(-1).min(1)
+            centers = np.concatenate([centers, pixels[[distance.argmax()]]])
+        for _ in range(20):
+            nearest = np.square(pixels[:, None] - centers[None]).sum(-1).argmin(1)
+            for k in range(num_colors):
+                if (nearest == k).any():
+                    centers[k] = pixels[nearest == k].mean(0)
+        self.centers = centers
+
+    @staticmethod
+    def _walls(frames: np.ndarray) -> np.ndarray:
+        """The band at eye level without the border, which shows the target's colour."""
+        h, w = frames.shape[-3:-1]
+        return frames[..., h * 5 // 16 : h * 5 // 8, w // 16 : w - w // 16, :]
+
+    def read(self, frames: np.ndarray) -> np.ndarray:
+        """Commonest colour of each third of the view: (..., h, w, 3) uint8 to (..., 3) int64."""
+        walls = self._walls(frames)
+        flat = walls.reshape(-1, *walls.shape[-3:])
+        read = np.zeros((len(flat), 3), np.int64)
+        for i, wall in enumerate(flat):
+            distance = np.square(wall[..., None, :].astype(np.float32) - self.centers).sum(-1)
+            nearest = distance.argmin(-1)
+            for side, part in enumerate(np.array_split(nearest, 3, axis=1)):
+                read[i, side] = np.bincount(part.ravel(), minlength=len(self.centers)).argmax()
+        return read.reshape(*walls.shape[:-3], 3)
+
+
+def load_lpips() -> Any:
+    """LPIPS with AlexNet where torchvision and its weights are on this machine, else None."""
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / "alexnet-owt-7be5be79.pth"
+    if importlib.util.find_spec("torchvision") is None or not weights.is_file():
+        return None
+    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
+
+    return functools.partial(
+        learned_perceptual_image_patch_similarity, net_type="alex", normalize=True
+    )
+
+
+def make_test_env(task: MazeTask) -> gymnasium.Env:
+    steps = task.context + task.horizon
+    return envs.make(task.env, privileged=True, max_episode_steps=steps)
+
+
+def make_test_policy(task: MazeTask, kind: Kind, env: gymnasium.Env, seed: int) -> Policy:
+    return TouringExplorer(task.context, THEN[kind], seed=seed)
+
+
+def bind_policy(task: MazeTask, kind: Kind, env: gymnasium.Env) -> Any:
+    return functools.partial(make_test_policy, task, kind, env)
+
+
+class MemoryMazes:
+    """Memory Mazes as a task of the benchmark; episodes are recorded where they are missing.
+
+    Args:
+        task: its settings.
+        datasets: folder for what is recorded.
+    """
+
+    TEST_SEED = 10_000_000
+    """Far from every training seed, so that no maze is in both."""
+
+    def __init__(self, task: MazeTask, datasets: Path) -> None:
+        self.task = task
+        self.datasets = datasets
+        self.train = self._training_episodes()
+        self.tests = {kind: self._test_episodes(kind) for kind in THEN}
+        self.num_actions = self.train.num_actions
+        self._colors: ColorReader | None = None
+
+    def _training_episodes(self) -> EpisodeDataset:
+        task = self.task
+        if task.training_dataset:
+            return EpisodeDataset(task.training_dataset, task.datasets_root)
+        name = f"memory/{task.env}-training-v0"
+        collect_main(
+            CollectConfig(
+                env=task.env,
+                episodes=task.training_episodes,
+                dataset=name,
+                datasets_root=self.datasets,
+                num_workers=task.num_workers,
+            )
+        )
+        return EpisodeDataset(name, self.datasets)
+
+    def _test_episodes(self, kind: Kind) -> EpisodeDataset:
+        task = self.task
+        name = f"memory/{task.env}-{kind}-{task.context}-{task.horizon}-v0"
+        env = make_test_env(task)
+        settings = {"env": task.env, "kind": kind, "context": task.context, "seed": self.TEST_SEED}
+        writer = DatasetWriter(
+            name,
+            env.observation_space,
+            env.action_space,
+            settings,
+            root=self.datasets,
+            env_spec=env.spec,
+            metadata={"description": f"{kind} on {task.env}", "algorithm_name": "tour"},
+        )
+        env.close()
+        work = Task(
+            name=task.env,
+            make_env=functools.partial(make_test_env, task),
+            make_policy=functools.partial(bind_policy, task, kind),
+            seed=self.TEST_SEED,
+            metadata={"env": task.env, "policy": f"tour, then {THEN[kind]}"},
+        )
+        total = task.test_episodes * (task.context + task.horizon)
+        with writer, tqdm(total=total, desc=kind, unit="frame") as bar:
+            collect(
+                work, writer, task.test_episodes, task.num_workers, bar.update, lambda value: None
+            )
+        return EpisodeDataset(name, self.datasets)
+
+    def tokenizer_config(self, config: TokenizerConfig) -> TokenizerConfig:
+        return dataclasses.replace(config, frame_shape=self.train.frame_shape)
+
+    def training_frames(self) -> Tensor:
+        """Frames to train the tokenizer on, (n, h, w, c) uint8."""
+        return spaced_frames(self.train, self.task.max_frames)
+
+    def training_latents(self, tokenizer: Tokenizer) -> LatentEpisodes:
+        """Training episodes, encoded once and kept."""
+        return self._encode(tokenizer, self.train, "training")
+
+    def test_latents(self, tokenizer: Tokenizer) -> LatentEpisodes:
+        """Episodes of the reasoning task, encoded."""
+        return self._encode(tokenizer, self.tests["reasoning"], "reasoning")
+
+    def _encode(self, tokenizer: Tokenizer, episodes: EpisodeDataset, name: str) -> LatentEpisodes:
+        device = next(tokenizer.parameters()).device
+        cache = self.datasets / f"latents-{name}.safetensors"
+        return encode_dataset(tokenizer, episodes, cache, device=device)
+
+    @torch.no_grad()
+    def evaluate(
+        self, model: WorldModel, progress: Any = lambda text: None
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Dream both tasks.
+
+        Returns:
+            JSON values, and arrays for the contact sheet.
+        """
+        if self._colors is None:
+            self._colors = ColorReader(spaced_frames(self.train, 500).numpy())
+        parts: dict[Kind, dict[str, Any]] = {}
+        frames: dict[str, np.ndarray] = {}
+        for kind in THEN:
+            progress(kind)
+            parts[kind], shown = self._evaluate(model, kind, self._colors)
+            frames |= shown if kind == "retrieval" else {}
+        columns: dict[str, float | None] = {}
+        for kind, values in parts.items():
+            for name in ("ssim", "lpips", "psnr"):
+                column = values[name]
+                columns[f"{kind} {name.upper()}"] = float(np.mean(column)) if column else None
+            columns[f"{kind} PSNR, seen over 64 frames ago"] = share(
+                values["recall"], "psnr", 65, None
+            )
+            columns[f"{kind} wall colours"] = values["colors"]
+            columns[f"{kind} reward recall"] = values["reward_recall"]
+        main = parts["retrieval"]
+        return {
+            "recall": main["recall"],
+            "hit": "colors",
+            "chance": main["chance"],
+            "psnr": main["psnr"],
+            "ssim": main["ssim"],
+            "columns": columns,
+            "parts": parts,
+        }, frames
+
+    def _evaluate(
+        self, model: WorldModel, kind: Kind, colors: ColorReader
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        task, lpips = self.task, load_lpips()
+        length = task.context + task.horizon
+        gathered: dict[str, list[np.ndarray]] = {}
+        for start in range(0, len(self.tests[kind]), task.batch_size):
+            stop = min(start + task.batch_size, len(self.tests[kind]))
+            episodes = [self.tests[kind].episode(i, 0, length) for i in range(start, stop)]
+            frames = torch.from_numpy(np.stack([e.frames for e in episodes])).to(model.device)
+            actions = torch.from_numpy(np.stack([e.actions for e in episodes])).to(model.device)
+            generator = torch.Generator(model.device).manual_seed(start)
+            state = model.observe(
+                model.initial_state(len(episodes)),
+                actions[:, : task.context],
+                frames[:, : task.context],
+            )
+            dreamed, rewards = model.dream(state, actions[:, task.context :], generator=generator)
+            real = frames[:, task.context :]
+            values = {
+                "psnr": psnr(dreamed, real).cpu().numpy(),
+                "ssim": ssim(dreamed, real).cpu().numpy(),
+                "distance": np.stack(
+                    [
+                        pose_recall_distance(
+                            e.infos["agent_pos"], e.infos["agent_dir"], task.context
+                        )
+                        for e in episodes
+                    ]
+                ),
+                "real_colors": colors.read(real.cpu().numpy()),
+                "dreamed_colors": colors.read(dreamed.cpu().numpy()),
+                "rewards": np.stack([e.rewards[task.context :] for e in episodes]),
+                "dreamed_rewards": rewards.cpu().numpy(),
+            }
+            if lpips is not None:
+                pair = [x.flatten(0, 1).movedim(-1, 1).float() / 255 for x in (dreamed, real)]
+                scores = [float(lpips(a[None], b[None])) for a, b in zip(*pair, strict=True)]
+                values["lpips"] = np.array(scores).reshape(values["psnr"].shape)
+            if start == 0:
+                shown = {
+                    "context": frames[:4, : task.context].cpu().numpy(),
+                    "real": real[:4].cpu().numpy(),
+                    "dreamed": dreamed[:4].cpu().numpy(),
+                    "known": values["distance"][:4] >= 0,
+                }
+            for key, value in values.items():
+                gathered.setdefault(key, []).append(value)
+        all_values = {key: np.concatenate(value) for key, value in gathered.items()}
+        return _summarise(all_values), shown
+
+
+def _summarise(values: dict[str, np.ndarray]) -> dict[str, Any]:
+    """JSON values of one kind of task from arrays (n, horizon, ...)."""
+    right = (values["real_colors"] == values["dreamed_colors"]).mean(-1)
+    other = np.roll(values["real_colors"], 1, axis=0)  # another maze
+    hits = {"psnr": values["psnr"], "ssim": values["ssim"], "colors": right}
+    return {
+        "recall": recall_table(values["distance"], hits),
+        "psnr": values["psnr"].mean(0).tolist(),
+        "ssim": values["ssim"].mean(0).tolist(),
+        "lpips": values["lpips"].mean(0).tolist() if "lpips" in values else [],
+        "colors": float(right.mean()),
+        "chance": float((values["real_colors"] == other).mean()),
+        "reward_recall": reward_recall(values["rewards"], values["dreamed_rewards"]),
+    }
+
+
+def reward_recall(real: np.ndarray, dreamed: np.ndarray, slack: int = 2) -> float | None:
+    """Share of real rewards that are dreamed within `slack` frames; (n, t) each; None without."""
+    events = np.argwhere(real > 0.5)
+    if not len(events):
+        return None
+    flagged = dreamed > 0.5
+    found = [flagged[i, max(t - slack, 0) : t + slack + 1].any() for i, t in events]
+    return float(np.mean(found))

@@ -1,0 +1,149 @@
+"""Settings of the memory benchmark, and named starting points for tasks and hardware."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from experiments.memory_backbones import BACKBONES, BackboneSizes
+from experiments.memory_corridor import CorridorTask
+from experiments.memory_costs import CostConfig
+from experiments.memory_mazes import MazeTask
+from worldsim.tokenizer import TokenizerConfig
+from worldsim.training import DynamicsTraining, OptimizerConfig, TokenizerTraining
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """Compare memories on one task."""
+
+    task: Literal["corridor", "memory-maze"] = "corridor"
+    backbones: tuple[str, ...] = tuple(BACKBONES)
+    """Models to compare, ablations among them."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    corridor: CorridorTask = dataclasses.field(default_factory=CorridorTask)
+    maze: MazeTask = dataclasses.field(default_factory=MazeTask)
+    sizes: BackboneSizes = dataclasses.field(default_factory=BackboneSizes)
+    tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
+    tokenizer_training: TokenizerTraining = dataclasses.field(default_factory=TokenizerTraining)
+    dynamics: DynamicsTraining = dataclasses.field(default_factory=DynamicsTraining)
+    sweep: tuple[float, ...] = ()
+    """Factors on the learning rates to choose from for each family, by validation loss."""
+    sweep_steps: int = 150
+    costs: CostConfig | None = dataclasses.field(default_factory=CostConfig)
+    output: Path = Path("results/memory/corridor")
+    """Results: one JSON per run, costs, table, plots."""
+    work: Path = Path("runs/memory/corridor")
+    """Checkpoints and whatever else can be made again."""
+    save_every: int = 200
+    """Steps between checkpoints."""
+    device: str = "auto"
+    precision: str = "auto"
+
+
+def presets() -> dict[str, tuple[str, BenchmarkConfig]]:
+    """Starting points; every value can be overridden."""
+    corridor = BenchmarkConfig(
+        tokenizer=TokenizerConfig(
+            frame_shape=(32, 32, 3), patch_size=8, channels=(64, 128), latent_channels=16
+        ),
+        tokenizer_training=TokenizerTraining(
+            optimizer=OptimizerConfig(
+                steps=1500, muon_learning_rate=0, weight_decay=0.0, ema_decay=0.99
+            ),
+            batch_size=64,
+        ),
+        dynamics=DynamicsTraining(
+            optimizer=OptimizerConfig(steps=600, ema_decay=0.99),
+            frames_per_step=1024,
+            curriculum=((64, 0.4), (128, 0.6)),
+        ),
+    )
+    cpu = BenchmarkConfig(
+        task="memory-maze",
+        seeds=(0,),
+        sizes=BackboneSizes(d_model=128, num_layers=6, block_sizes=(1, 4), causal_window=64),
+        tokenizer_training=TokenizerTraining(
+            optimizer=OptimizerConfig(steps=2000, muon_learning_rate=0, weight_decay=0.0)
+        ),
+        dynamics=DynamicsTraining(
+            optimizer=OptimizerConfig(steps=1200, ema_decay=0.99),
+            frames_per_step=512,
+            curriculum=((64, 0.4), (128, 0.6)),
+        ),
+        maze=MazeTask(
+            env="memory-maze-7x7", training_episodes=100, test_episodes=12, context=128, horizon=96
+        ),
+        output=Path("results/memory/maze-cpu"),
+        work=Path("runs/memory/maze-cpu"),
+    )
+    gpu = BenchmarkConfig(
+        task="memory-maze",
+        sizes=BackboneSizes(
+            d_model=256,
+            num_layers=8,
+            block_sizes=(1, 4),
+            head_dim=64,
+            d_state=64,
+            window=10,
+            causal_window=192,
+        ),
+        tokenizer_training=TokenizerTraining(
+            optimizer=OptimizerConfig(steps=5000, muon_learning_rate=0, weight_decay=0.0),
+            batch_size=256,
+        ),
+        dynamics=DynamicsTraining(
+            optimizer=OptimizerConfig(steps=4000),
+            frames_per_step=4096,
+            curriculum=((128, 0.5), (512, 0.5)),
+        ),
+        maze=MazeTask(env="memory-maze-9x9", context=400, horizon=400),
+        costs=CostConfig(frames_per_step=4096),
+        output=Path("results/memory/maze-gpu"),
+        work=Path("runs/memory/maze-gpu"),
+    )
+    tiny = dataclasses.replace(
+        corridor,
+        seeds=(0,),
+        sizes=BackboneSizes(
+            d_model=32,
+            num_layers=2,
+            head_dim=8,
+            d_state=8,
+            window=3,
+            causal_window=4,
+            dfot_window=5,
+            far_window=4,
+        ),
+        corridor=CorridorTask(
+            num_cells=6,
+            training_episodes=8,
+            episode_length=32,
+            test_episodes=2,
+            warm_up=4,
+            dreams=2,
+            context=16,
+            horizon=8,
+        ),
+        tokenizer=TokenizerConfig(
+            frame_shape=(32, 32, 3), patch_size=16, channels=(16,), latent_channels=8
+        ),
+        tokenizer_training=TokenizerTraining(
+            optimizer=OptimizerConfig(steps=2, muon_learning_rate=0), batch_size=8
+        ),
+        dynamics=DynamicsTraining(
+            optimizer=OptimizerConfig(steps=3), frames_per_step=32, curriculum=((16, 1.0),)
+        ),
+        costs=CostConfig(training_lengths=(8, 16), frames_per_step=16, contexts=(4, 8), repeats=1),
+        sweep_steps=2,
+        save_every=2,
+        output=Path("runs/memory/tiny/results"),
+        work=Path("runs/memory/tiny"),
+    )
+    return {
+        "corridor": ("All models, three seeds, under 90 minutes on two cores.", corridor),
+        "cpu": ("A small maze, one seed, under two hours on two cores.", cpu),
+        "gpu": ("9x9 mazes, 400 + 400 frames, three seeds, on one large GPU.", gpu),
+        "tiny": ("Seconds, to see that everything runs.", tiny),
+    }

@@ -1,0 +1,224 @@
+"""Table and plots of the memory benchmark, made from the JSON files of its runs.
+
+    python experiments/memory_report.py --output results/memory/corridor --work runs/memory/corridor
+
+Lines are means over seeds; shaded is what lies between the lowest and the highest seed, or with a
+single seed the 95 % Wilson interval of the share.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import tyro
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from experiments.memory_backbones import ALL
+
+Runs = dict[str, list[dict[str, Any]]]
+"""Results by model, one per seed."""
+
+
+def read_json(path: Path) -> Any:
+    """The content of a file, None where there is none."""
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def read_runs(output: Path) -> Runs:
+    """All results in a directory, models in the benchmark's order."""
+    runs: Runs = {}
+    for name in ALL:
+        files = sorted(output.glob(f"{name}-seed*.json"))
+        if files:
+            runs[name] = [json.loads(file.read_text()) for file in files]
+    return runs
+
+
+def write_report(output: Path, work: Path) -> str:
+    """Write table.md and the plots; returns the table.
+
+    Args:
+        output: where the results are and the report goes.
+        work: where the runs' frames are, for the contact sheet.
+
+    Raises:
+        FileNotFoundError: there is no result.
+    """
+    runs, costs = read_runs(output), (read_json(output / "costs.json") or {}).get("models", {})
+    if not runs:
+        raise FileNotFoundError(f"no results in {output}: run experiments/benchmark_memory.py")
+    table = format_table(runs, costs)
+    (output / "table.md").write_text(table + "\n")
+    plot(output / "recall.png", [lambda axes: draw_recall(axes, runs)])
+    plot(output / "psnr.png", [lambda axes: draw_psnr(axes, runs)])
+    if costs:
+        panels = [
+            ("dreaming", "context", "milliseconds", "context (frames)", "ms per dreamed frame"),
+            ("dreaming", "context", "state_bytes", "context (frames)", "state (bytes)"),
+            ("training", "length", "seconds_per_frame", "segment (frames)", "training s per frame"),
+            ("training", "length", "bytes_per_frame", "segment (frames)", "bytes kept per frame"),
+        ]
+        draw = [functools.partial(draw_cost, costs, *panel) for panel in panels]
+        plot(output / "costs.png", draw)
+    sheet = contact_sheet(runs, work)
+    if sheet is not None:
+        plt.imsave(output / "contact_sheet.png", sheet)
+    return table
+
+
+def mean_or_none(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else None
+
+
+def format_number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if abs(value) < 2 else f"{value:.1f}"
+
+
+def format_table(runs: Runs, costs: dict[str, Any]) -> str:
+    """Markdown: one row per model, means over seeds and, with several, their range."""
+    columns = list(next(iter(runs.values()))[0]["evaluation"]["columns"])
+    extra = ["ms/frame", "state KiB"] if costs else []
+    header = ["model", "M parameters", "seeds", *columns, *extra]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for name, results in runs.items():
+        parameters = f"{results[0]['parameters'] / 1e6:.2f}"
+        cells = [results[0]["label"], parameters, str(len(results))]
+        for column in columns:
+            values = [r["evaluation"]["columns"].get(column) for r in results]
+            known = [v for v in values if v is not None]
+            cell = format_number(mean_or_none(values))
+            if len(known) > 1:
+                cell += f" ({format_number(min(known))} to {format_number(max(known))})"
+            cells.append(cell)
+        if costs:
+            dreaming = costs.get(name, {}).get("dreaming")
+            cells += (
+                [f"{dreaming[-1]['milliseconds']:.1f}", f"{dreaming[-1]['state_bytes'] / 1024:.0f}"]
+                if dreaming
+                else ["-", "-"]
+            )
+        lines.append("| " + " | ".join(cells) + " |")
+    if costs:
+        context = next(iter(costs.values()))["dreaming"][-1]["context"]
+        lines += ["", f"ms/frame and state: batch of one after {context} frames of context."]
+    return "\n".join(lines)
+
+
+def plot(file: Path, panels: Sequence[Callable[[Axes], None]]) -> None:
+    """Draw panels side by side, at most two in a row."""
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(7 * columns, 4.5 * rows), squeeze=False, layout="constrained"
+    )
+    for ax, draw in zip(axes.flat, panels, strict=True):
+        draw(ax)
+        ax.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize=8)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95 % interval of shares (Wilson 1927)."""
+    z = 1.96
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    return middle - half, middle + half
+
+
+def draw_recall(axes: Axes, runs: Runs) -> None:
+    """Share that is right against frames since last seen."""
+    for results in runs.values():
+        hit = results[0]["evaluation"]["hit"]
+        by_bin: dict[int, list[dict[str, Any]]] = {}
+        for result in results:
+            for row in result["evaluation"]["recall"]["bins"]:
+                by_bin.setdefault(row["first"], []).append(row)
+        rows = [by_bin[first] for first in sorted(by_bin)]
+        distance = np.array([np.mean([r["distance"] for r in row]) for row in rows])
+        mean = np.array([np.mean([r[hit] for r in row]) for row in rows])
+        if len(results) > 1:
+            low = np.array([min(r[hit] for r in row) for row in rows])
+            high = np.array([max(r[hit] for r in row) for row in rows])
+        else:
+            low, high = wilson(mean, np.array([row[0]["count"] for row in rows]))
+        (line,) = axes.plot(distance, mean, marker="o", markersize=3, label=results[0]["label"])
+        axes.fill_between(distance, low, high, color=line.get_color(), alpha=0.15)
+    chance = next(iter(runs.values()))[0]["evaluation"]["chance"]
+    axes.axhline(chance, color="grey", linestyle="--", linewidth=1, label="chance")
+    axes.set(xscale="log", ylim=(0, 1.02), xlabel="frames since last seen", ylabel="recall")
+
+
+def draw_psnr(axes: Axes, runs: Runs) -> None:
+    """PSNR against dreamed step."""
+    for results in runs.values():
+        curves = np.array([r["evaluation"]["psnr"] for r in results])
+        step = np.arange(1, curves.shape[1] + 1)
+        (line,) = axes.plot(step, curves.mean(0), label=results[0]["label"])
+        if len(curves) > 1:
+            axes.fill_between(
+                step, curves.min(0), curves.max(0), color=line.get_color(), alpha=0.15
+            )
+    axes.set(xlabel="dreamed step", ylabel="PSNR (dB)")
+
+
+def draw_cost(
+    costs: dict[str, Any], part: str, x: str, y: str, x_label: str, y_label: str, axes: Axes
+) -> None:
+    """One cost of every model."""
+    for name, values in costs.items():
+        rows = values[part]
+        axes.plot([r[x] for r in rows], [r[y] for r in rows], marker="o", label=ALL[name].label)
+    axes.set(xscale="log", yscale="log", xlabel=x_label, ylabel=y_label)
+
+
+def contact_sheet(runs: Runs, work: Path, num_columns: int = 12) -> np.ndarray | None:
+    """Real frames above each model's, at dreamed steps that return to a seen place.
+
+    The rows follow the table's order. None where the runs' frames are not on this machine.
+    """
+    rows: list[np.ndarray] = []
+    chosen = None
+    for name, results in runs.items():
+        file = work / f"{name}-seed{results[0]['seed']}" / "frames.npz"
+        if not file.is_file():
+            continue
+        with np.load(file) as frames:
+            if chosen is None:
+                episode = int(frames["known"].sum(1).argmax())
+                steps = np.flatnonzero(frames["known"][episode])
+                if not len(steps):
+                    return None
+                spaced = np.linspace(0, len(steps) - 1, min(num_columns, len(steps)))
+                chosen = steps[spaced.round().astype(int)]
+                rows.append(_in_a_row(frames["real"][episode][chosen]))
+            rows.append(_in_a_row(frames["dreamed"][episode][chosen]))
+    return np.concatenate(rows, axis=0) if rows else None
+
+
+def _in_a_row(frames: np.ndarray) -> np.ndarray:
+    """Frames (n, h, w, c) side by side with a white line between, (h + 2, n (w + 2), c)."""
+    padded = np.pad(frames, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
+    return np.concatenate(list(padded), axis=1)
+
+
+def main(output: Path = Path("results/memory/corridor"), work: Path | None = None) -> None:
+    """Write the report of a directory of results and print its table."""
+    print(write_report(output, Path("runs/memory") / output.name if work is None else work))
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)

@@ -1,0 +1,253 @@
+"""The memory benchmark: its measures are right, and it runs to the end and goes on where it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+import experiments.benchmark_memory as benchmark_memory
+from envs.corridor import Corridor as CorridorEnv
+from experiments.memory_backbones import ALL, BACKBONES, BackboneSizes, matched_config
+from experiments.memory_corridor import Corridor, CorridorTask, seen_in_context, simulate
+from experiments.memory_mazes import ColorReader, pose_recall_distance, reward_recall
+from experiments.memory_presets import BenchmarkConfig, presets
+from experiments.memory_recall import recall_table, share
+from experiments.memory_report import format_table, read_runs, wilson
+from worldsim.backbone import count_backbone_parameters
+
+
+def test_simulated_walks_are_those_of_the_env() -> None:
+    task = CorridorTask(num_cells=6)
+    walks = simulate(task, 3, 80, seed=4)
+    assert (walks.actions[:, 0] == 4).all() and (walks.actions[:, 1:] < 4).all()
+    world = Corridor(task)
+    for i in range(3):
+        env = CorridorEnv(num_cells=6)
+        env.reset(seed=0)
+        # Hang the simulation's panels (unseen ones do not matter) and start where it does.
+        for name in ("color", "mark"):
+            panels = getattr(env._panels, name)
+            panels[walks.cell[i], walks.side[i]] = getattr(walks, name)[i]
+        env._cell, env._side = walks.cell[i, 0], walks.side[i, 0]
+        env._seen = {(int(env._cell), int(env._side)): 0}
+        frames = world._all_frames[world._index(walks)[i]]
+        for t in range(1, 80):
+            frame, *_, info = env.step(int(walks.actions[i, t]))
+            assert (info["cell"], info["side"]) == (walks.cell[i, t], walks.side[i, t])
+            assert info["last_seen"] == walks.distance[i, t]
+            assert np.array_equal(frame, frames[t])
+
+
+def test_walks_ask_for_recall_over_all_laps() -> None:
+    task = CorridorTask()
+    distance = simulate(task, 50, task.episode_length, seed=0).distance
+    for low, high in ((1, 25), (26, 64), (65, 128)):
+        assert ((distance >= low) & (distance <= high)).sum() > 200
+
+
+def test_what_was_seen_in_the_context_is_known() -> None:
+    task = CorridorTask(num_cells=6)
+    walks = simulate(task, 2, 30, seed=1)
+    known = seen_in_context(walks, 20)
+    for i in range(2):
+        seen = set(zip(walks.cell[i, :20], walks.side[i, :20], strict=True))
+        later = zip(walks.cell[i, 20:], walks.side[i, 20:], strict=True)
+        assert known[i].tolist() == [pose in seen for pose in later]
+
+
+def test_recall_table_counts_by_distance() -> None:
+    distance = np.array([-1, 1, 1, 30, 70, 70, 70, -1])
+    right = np.array([0, 1, 1, 1, 0, 0, 1, 1], bool)
+    table = recall_table(distance, {"color": right})
+    assert [(r["first"], r["last"], r["count"]) for r in table["bins"]] == [
+        (1, 1, 2),
+        (26, 32, 1),
+        (65, 96, 3),
+    ]
+    assert [r["color"] for r in table["bins"]] == pytest.approx([1, 1, 1 / 3])
+    assert table["never"] == {"count": 2, "color": 0.5}
+    assert share(table, "color", 1, 25) == 1
+    assert share(table, "color", 26, None) == pytest.approx(0.5)
+    assert share(table, "color", 129, None) is None
+
+
+def test_pose_recall_needs_place_and_heading() -> None:
+    position = np.array([[0, 0], [1, 0], [2, 0], [2, 0], [1.2, 0], [0.1, 0.1], [5, 5]], float)
+    heading = np.tile([1.0, 0.0], (7, 1))
+    assert pose_recall_distance(position, heading, 4).tolist() == [3, 5, -1]
+    heading[4] = [-1, 0]
+    angle = np.radians(19)
+    heading[5] = [np.cos(angle), np.sin(angle)]
+    assert pose_recall_distance(position, heading, 4).tolist() == [-1, 5, -1]
+
+
+def test_wall_colors_are_read_by_side() -> None:
+    palette = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200]], np.uint8)
+    chosen = np.random.default_rng(0).integers(3, size=(40, 3))
+    frames = np.zeros((40, 64, 63, 3), np.uint8)
+    for side in range(3):
+        frames[:, :, 21 * side : 21 * (side + 1)] = palette[chosen[:, side], None, None]
+    reader = ColorReader(frames, num_colors=3)
+    noise = np.random.default_rng(1).normal(0, 20, frames.shape)
+    read = reader.read((frames + noise).clip(0, 255).astype(np.uint8))
+    names = reader.read(palette[:, None, None].repeat(64, 1).repeat(63, 2))[:, 0]
+    assert np.array_equal(read, names[chosen])
+
+
+def test_rewards_are_recalled_within_slack() -> None:
+    real, dreamed = np.zeros((2, 10)), np.zeros((2, 10))
+    assert reward_recall(real, dreamed) is None
+    real[0, 5] = real[1, 5] = 1
+    dreamed[0, 7] = dreamed[1, 9] = 1
+    assert reward_recall(real, dreamed) == 0.5
+
+
+def test_wilson_interval_holds_the_share() -> None:
+    low, high = wilson(np.array([0.0, 0.5, 1.0]), np.array([10, 10, 10]))
+    assert (low < [1e-9, 0.5, 1]).all() and (high > [0, 0.5, 1 - 1e-9]).all()
+    assert low[1] == pytest.approx(0.2366, abs=1e-3)
+
+
+@pytest.mark.parametrize("preset", ["corridor", "cpu", "gpu"])
+def test_compared_models_match_in_parameters(preset: str) -> None:
+    config = presets()[preset][1]
+    grid = config.tokenizer.grid
+    target = count_backbone_parameters(matched_config("block_ssm", config.sizes, grid), grid)
+    for name in BACKBONES:
+        matched = matched_config(name, config.sizes, grid)
+        assert abs(count_backbone_parameters(matched, grid) / target - 1) <= 0.05, name
+
+
+def test_unknown_models_are_named() -> None:
+    with pytest.raises(ValueError, match="unknown model 'lstm'"):
+        matched_config("lstm", BackboneSizes(), (2, 2))
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> None:
+    """Accelerate keeps its settings in the process, and other tests have others."""
+    AcceleratorState._reset_state(True)
+
+
+def tiny(path: Path, **changes: object) -> BenchmarkConfig:
+    config = presets()["tiny"][1]
+    paths = {"output": path / "results", "work": path / "work"}
+    return dataclasses.replace(config, device="cpu", precision="no", **paths, **changes)  # type: ignore[arg-type]
+
+
+def test_runs_add_up_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(tmp_path, backbones=("block_ssm",), sweep=(1.0, 2.0))
+    output = benchmark_memory.main(config)
+    first = json.loads((output / "block_ssm-seed0.json").read_text())
+    assert first["evaluation"]["recall"]["bins"] and len(first["evaluation"]["psnr"]) == 8
+    assert set(json.loads((output / "sweep.json").read_text())["validation_loss"]["block_ssm"]) == {
+        "1.0",
+        "2.0",
+    }
+    # A second call trains only what is new.
+    trained = []
+    original = benchmark_memory.Benchmark.train
+
+    def train(self: benchmark_memory.Benchmark, name: str, *rest: object) -> object:
+        trained.append(name)
+        return original(self, name, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(benchmark_memory.Benchmark, "train", train)
+    benchmark_memory.main(dataclasses.replace(config, backbones=("block_ssm", "frame_ssm")))
+    assert trained == ["frame_ssm", "frame_ssm", "frame_ssm"]  # two rates, then the run
+    assert json.loads((output / "block_ssm-seed0.json").read_text()) == first
+    table = format_table(read_runs(output), {})
+    assert table.count("\n") == 3 and "SSM over frame vectors" in table
+    for name in ("table.md", "recall.png", "psnr.png", "costs.png", "contact_sheet.png"):
+        assert (output / name).stat().st_size > 0
+    # Other settings are refused, not mixed in.
+    sizes = dataclasses.replace(config.sizes, d_model=48)
+    with pytest.raises(ValueError, match="result of other settings"):
+        benchmark_memory.main(dataclasses.replace(config, sizes=sizes))
+
+
+def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(tmp_path, backbones=("ssm",), costs=None)
+    expected = benchmark_memory.main(tiny(tmp_path / "whole", backbones=("ssm",), costs=None))
+    whole = json.loads((expected / "ssm-seed0.json").read_text())
+
+    class Killed(Exception):
+        pass
+
+    step = benchmark_memory.Trainer._train_step
+
+    def die(self: benchmark_memory.Trainer) -> dict[str, float]:
+        if self.directory is not None and self.directory.name == "ssm-seed0" and self.step == 2:
+            raise Killed
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark_memory.Trainer, "_train_step", die)
+        with pytest.raises(Killed):
+            benchmark_memory.main(config)
+    steps = []
+
+    def count(self: benchmark_memory.Trainer) -> dict[str, float]:
+        steps.append(self.step)
+        return step(self)
+
+    monkeypatch.setattr(benchmark_memory.Trainer, "_train_step", count)
+    output = benchmark_memory.main(config)
+    assert steps == [2]  # the tokenizer is kept, and training goes on after the checkpoint
+    result = json.loads((output / "ssm-seed0.json").read_text())
+    assert result["validation_loss"] == pytest.approx(whole["validation_loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_dreams_stay_stable_past_the_training_length(tmp_path: Path) -> None:
+    """A trained model dreams four times the length that it was trained on: frames stay frames."""
+    config = tiny(tmp_path)
+    steps = {
+        part: dataclasses.replace(
+            getattr(config, part),
+            optimizer=dataclasses.replace(
+                getattr(config, part).optimizer, steps=150, ema_decay=0.9, warmup_steps=10
+            ),
+        )
+        for part in ("tokenizer_training", "dynamics")
+    }
+    benchmark = benchmark_memory.Benchmark(dataclasses.replace(config, **steps))
+    training = benchmark.training("block_ssm", 0, 1.0, None)
+    length = training.curriculum[-1][0]
+    model, _ = benchmark.train("block_ssm", training, tmp_path / "run")
+    task = config.corridor
+    walks = simulate(task, 4, 5 * length, seed=9)
+    frames = benchmark.task._all_frames[benchmark.task._index(walks)]  # type: ignore[attr-defined]
+    real = torch.from_numpy(frames)
+    actions = torch.from_numpy(walks.actions)
+    state = model.observe(model.initial_state(4), actions[:, :length], real[:, :length])
+    sizes = {k: t.shape for k, t in state.memory.items()}
+    means, spreads = [], []
+    for t in range(length, 5 * length):
+        dream = model.imagine(state, actions[:, t], noise=torch.randn(4, *model.noise_shape))
+        state = dream.state
+        means.append(dream.frame.float().mean())
+        spreads.append(dream.frame.float().std())
+    assert {k: t.shape for k, t in state.memory.items()} == sizes
+    assert all(t.isfinite().all() and t.abs().max() < 1e4 for t in state.memory.values())
+    late = slice(3 * length, None)
+    mean, spread = real.float().mean(), real.float().std()
+    assert abs(torch.stack(means)[late].mean() - mean) < 0.3 * mean
+    assert 0.6 * spread < torch.stack(spreads)[late].mean() < 1.4 * spread
+
+
+@pytest.mark.slow
+def test_every_model_runs_to_the_end(tmp_path: Path) -> None:
+    output = benchmark_memory.main(tiny(tmp_path, backbones=tuple(ALL)))
+    runs = read_runs(output)
+    assert set(runs) == set(ALL)
+    costs = json.loads((output / "costs.json").read_text())["models"]
+    for name in ALL:
+        state = [row["state_bytes"] for row in costs[name]["dreaming"]]
+        assert (state[1] > state[0]) == (name in ("causal", "far"))
