@@ -28,7 +28,15 @@ from tqdm import tqdm
 import worldsim.checkpoint as checkpoint
 from experiments.platform_settings import keep_memory
 from experiments.videos import add_video
-from worldsim.backbone import BackboneConfig, BlockSSMConfig, count_parameters
+from worldsim.backbone import (
+    BackboneConfig,
+    BlockSSMConfig,
+    CausalConfig,
+    DFoTConfig,
+    FARConfig,
+    FrameSSMConfig,
+    count_parameters,
+)
 from worldsim.diffusion import DiffusionForcingConfig
 from worldsim.episodes import EpisodeDataset
 from worldsim.latents import encode_dataset
@@ -120,11 +128,25 @@ def presets() -> dict[str, tuple[str, TrainConfig]]:
         ),
         validation=ValidationConfig(every=0, num_contexts=2, context=16, horizon=8),
     )
-    return {
+    named = {
         "cpu": ("Two CPU cores, an hour or two.", TrainConfig()),
         "gpu": ("One GPU, half an hour to hours.", gpu),
         "tiny": ("A minute, to see that everything runs.", tiny),
     }
+    others: tuple[BackboneConfig, ...] = (
+        CausalConfig(),
+        DFoTConfig(),
+        FARConfig(),
+        FrameSSMConfig(),
+    )
+    for backbone in others:
+        config = TrainConfig(backbone=backbone)
+        if isinstance(backbone, DFoTConfig):  # it sees no more than its window
+            curriculum = ((backbone.window, 1.0),)
+            config = dataclasses.replace(config, dynamics=DynamicsTraining(curriculum=curriculum))
+        title = f"Like cpu, with the backbone {backbone.kind} of the same size."
+        named["cpu-" + backbone.kind.replace("_", "-")] = (title, config)
+    return named
 
 
 def main(config: TrainConfig) -> Path:
