@@ -19,6 +19,7 @@ import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import nn
 
+from agents.actor_critic import ActorCritic, ActorCriticPolicy
 from agents.rollout import Policy
 from agents.sb3 import SB3Policy
 from worldsim.checkpoint import load
@@ -57,24 +58,42 @@ class FeaturePolicy:
         infos: Sequence[Mapping[str, Any]] | None = None,
     ) -> tuple[np.ndarray, FeatureState]:
         """Choose one action per env from frames (n, h, w, c) uint8; see `agents.rollout.Policy`."""
-        n, device = len(observation), self.model.device
-        blank = self.model.initial_state(n)
-        actions = np.full(n, self.model.no_action, np.int64)
-        world, inner = blank, None
+        world, inner = None, None
+        actions = np.full(len(observation), self.model.no_action, np.int64)
         if state is not None:
-            starts = torch.as_tensor(episode_start, device=device)
-            world = blank.where(starts, state.world)
-            actions = np.where(episode_start, actions, state.actions)
-            inner = state.policy
-        world = self.model.observe(
-            world,
-            torch.as_tensor(actions, device=device)[:, None],
-            torch.as_tensor(observation, device=device)[:, None],
-        )
+            world, actions, inner = state.world, state.actions, state.policy
+        world = observe_frames(self.model, world, actions, observation, episode_start)
         features = world.features.float().cpu().numpy()
         chosen, inner = self.policy.act(features, inner, episode_start, infos)
         chosen = np.asarray(chosen, np.int64)
         return chosen, FeatureState(world=world, actions=chosen, policy=inner)
+
+
+def observe_frames(
+    model: WorldModel,
+    world: WorldState | None,
+    actions: np.ndarray,
+    frames: np.ndarray,
+    episode_start: np.ndarray,
+) -> WorldState:
+    """Let the model observe one real frame per env; where an episode starts, it forgets first.
+
+    Args:
+        model: the world model.
+        world: its memory before; None at first.
+        actions: (n,) int64, what led to the frames; ignored where an episode starts.
+        frames: (n, h, w, c) uint8.
+        episode_start: (n,) bool.
+    """
+    device, blank = model.device, model.initial_state(len(frames))
+    if world is not None:
+        world = blank.where(torch.as_tensor(episode_start, device=device), world)
+    actions = np.where(episode_start, model.no_action, actions)
+    return model.observe(
+        blank if world is None else world,
+        torch.as_tensor(actions, device=device)[:, None],
+        torch.as_tensor(frames, device=device)[:, None],
+    )
 
 
 def feature_policy_kwargs(model: WorldModel) -> dict[str, Any]:
@@ -110,13 +129,19 @@ def load_policy(path: str | Path, *, deterministic: bool = False, device: str = 
     """Load whatever policy an experiment saved, ready to act on frames.
 
     A policy on features has a JSON file of the same name beside it, which says what world model
-    they come from: {"world_model": name or directory}.
+    they come from: {"world_model": name or directory}. An SB3 policy is a zip, an actor-critic a
+    safetensors file.
 
     Raises:
         FileNotFoundError: no such policy, or a policy on features without that file.
         ValueError: the file holds no policy, or of an algorithm not known here.
     """
     path = Path(path)
+    if path.suffix == ".safetensors":
+        agent, world_model = ActorCritic.load(path)
+        model = load(world_model, device=device)
+        inner = ActorCriticPolicy(agent.to(device), deterministic=deterministic)
+        return FeaturePolicy(model, inner)
     policy = SB3Policy.load(path, deterministic=deterministic, device=device)
     space = policy.model.observation_space
     if space is None or len(space.shape or ()) != 1:

@@ -1,0 +1,157 @@
+"""A policy and a critic on the world model's memory read-out; `agents.imagination` improves them.
+
+The policy starts from behaviour cloning: from the head with which the world model predicts the
+recorded behaviour, or trained on recorded read-outs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from worldsim.denoiser import make_head
+from worldsim.world_model import WorldModel
+
+
+class ActorCritic(nn.Module):
+    """Policy and value heads on features, each of the shape of the world model's own heads."""
+
+    def __init__(self, num_features: int, num_actions: int) -> None:
+        super().__init__()
+        self.num_features, self.num_actions = num_features, num_actions
+        self.policy_head = make_head(num_features, num_actions)
+        self.value_head = make_head(num_features, 1)
+
+    @classmethod
+    def from_behaviour(cls, model: WorldModel) -> ActorCritic:
+        """Start from the recorded behaviour as the model has learned to predict it."""
+        agent = cls(model.config.num_features, model.config.num_actions).to(model.device)
+        agent.policy_head.load_state_dict(model.policy_head.state_dict())
+        return agent
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(..., d) to (..., num_actions)."""
+        return self.policy_head(features)
+
+    def value(self, features: Tensor) -> Tensor:
+        """Expected return: (..., d) to (...)."""
+        return self.value_head(features).squeeze(-1)
+
+    def save(self, path: str | Path, *, world_model: str) -> None:
+        """Write `path` (.safetensors), and a JSON file of the same name beside it.
+
+        Args:
+            path: file of the weights.
+            world_model: name or directory of the world model whose features these are.
+        """
+        path = _weights_path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({k: t.detach().cpu().contiguous() for k, t in self.state_dict().items()}, path)
+        note = {
+            "kind": "actor-critic",
+            "world_model": str(world_model),
+            "obs": "features",
+            "num_features": self.num_features,
+            "num_actions": self.num_actions,
+        }
+        path.with_suffix(".json").write_text(json.dumps(note, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> tuple[ActorCritic, str]:
+        """Read what `save` wrote.
+
+        Returns:
+            The agent and its world model's name or directory.
+
+        Raises:
+            FileNotFoundError: one of the two files is missing.
+            ValueError: they are damaged, or hold something else.
+        """
+        path = _weights_path(path)
+        try:
+            note = json.loads(path.with_suffix(".json").read_text())
+            agent = cls(note["num_features"], note["num_actions"])
+            agent.load_state_dict(load_file(path))
+            return agent, note["world_model"]
+        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            raise ValueError(f"{path} holds no actor-critic: {error}") from error
+
+
+def _weights_path(path: str | Path) -> Path:
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"an actor-critic is a .safetensors file, got {path.name!r}")
+    return path
+
+
+class ActorCriticPolicy:
+    """Acts on features; `agents.features.FeaturePolicy` makes it act on frames.
+
+    Args:
+        agent: what decides.
+        deterministic: take the most likely action instead of drawing one.
+        seed: of the draws.
+    """
+
+    def __init__(self, agent: ActorCritic, *, deterministic: bool = False, seed: int = 0) -> None:
+        self.agent = agent.eval()
+        self.deterministic = deterministic
+        self.seed = seed
+
+    @torch.no_grad()
+    def act(
+        self,
+        observation: np.ndarray,
+        state: int | None,
+        episode_start: np.ndarray,
+        infos: Sequence[Mapping[str, Any]] | None = None,
+    ) -> tuple[np.ndarray, int]:
+        """Choose actions (n,) int64 from features (n, d) float32; the state counts the calls."""
+        step = state or 0
+        device = next(self.agent.parameters()).device
+        logits = self.agent.logits(torch.as_tensor(observation, device=device)).cpu().numpy()
+        if not self.deterministic:
+            logits = logits + np.random.default_rng([self.seed, step]).gumbel(size=logits.shape)
+        return logits.argmax(-1).astype(np.int64), step + 1
+
+
+def clone_behaviour(
+    agent: ActorCritic,
+    features: Tensor,
+    actions: Tensor,
+    *,
+    num_steps: int = 500,
+    batch_size: int = 256,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+) -> list[float]:
+    """Train the policy to predict recorded actions.
+
+    Args:
+        agent: its policy is changed, its critic is not.
+        features: (n, d) read-outs of recorded frames, see `WorldModel.observe_latents`.
+        actions: (n,) int64, taken after them.
+        num_steps, batch_size, learning_rate, seed: of the training.
+
+    Returns:
+        The loss of every step, in nats.
+    """
+    optimizer = torch.optim.Adam(agent.policy_head.parameters(), lr=learning_rate)
+    generator, losses = torch.Generator().manual_seed(seed), []
+    for _ in range(num_steps):
+        rows = torch.randint(len(features), (batch_size,), generator=generator).to(features.device)
+        loss = F.cross_entropy(agent.logits(features[rows]), actions[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
