@@ -1,0 +1,294 @@
+"""Improving an actor-critic in imagination.
+
+    model, bank = open_world("memory-maze-9x9", None)
+    agent = ActorCritic.from_behaviour(model)
+    trainer = ImaginationTrainer(agent, DreamModel(model), starts_of(bank))
+    for _ in range(200):
+        metrics = trainer.update()
+    policy = FeaturePolicy(model, ActorCriticPolicy(agent))  # acts on real frames
+
+Lambda-returns are bootstrapped by a slowly moving critic and advantages scaled by the spread of
+returns (DreamerV3, Hafner et al. 2023, arXiv 2301.04104); leaving the cloned behaviour is penalised
+(Dreamer 4, Hafner et al. 2025, arXiv 2509.24527); and because dreams cost more than gradients, each
+is used for a few clipped passes (PPO, Schulman et al. 2017, arXiv 1707.06347). No dream runs longer
+than its horizon, since a model is trusted less the longer it dreams.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agents.actor_critic import ActorCritic
+from agents.planner_search import PlanningModel
+from worldsim.contexts import ContextBank
+from worldsim.state import WorldState
+
+# Draws n states to begin dreams from, on the generator's device.
+Starts: TypeAlias = Callable[[int, torch.Generator], Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ActorCriticConfig:
+    """How to improve in imagination."""
+
+    num_steps: int = 16
+    """Steps of every dream between two updates."""
+    learning_rate: float = 3e-4
+    max_grad_norm: float = 1.0
+    num_epochs: int = 4
+    """Passes over a batch of dreams; with 1 nothing is clipped."""
+    clip_range: float = 0.2
+    gamma: float = 0.98
+    return_lambda: float = 0.95
+    ent_coef: float = 3e-3
+    prior_coef: float = 0.03
+    """Weight of KL(policy || behaviour)."""
+    vf_coef: float = 0.5
+    target_decay: float = 0.98
+    """Share of the target critic that stays at each update."""
+    scale_decay: float = 0.99
+    """The same of the spread of returns."""
+    min_return_scale: float = 1.0
+    """Spread below which advantages are not enlarged any more: small returns may be noise."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "num_epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("gamma", "return_lambda", "target_decay", "scale_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+
+
+def lambda_returns(
+    rewards: Tensor, values: Tensor, terminated: Tensor, gamma: float, return_lambda: float
+) -> Tensor:
+    """Mixtures of n-step returns with weights that fall by lambda (Sutton & Barto, 12.1).
+
+    Args:
+        rewards: (t, b) of each step. terminated: (t, b) bool, whether the step ended the episode.
+        values: (t, b) of the state that the step led to.
+        gamma, return_lambda: discount, and the weights' decay.
+
+    Returns:
+        (t, b) returns from before each step. What follows an end does not enter what precedes it.
+    """
+    returns, following = torch.empty_like(rewards), values[-1]
+    for t in reversed(range(len(rewards))):
+        future = (1 - return_lambda) * values[t] + return_lambda * following
+        following = rewards[t] + gamma * future * ~terminated[t]
+        returns[t] = following
+    return returns
+
+
+def starts_of(bank: ContextBank) -> Starts:
+    """Begin dreams at the end of contexts drawn uniformly from a bank."""
+
+    def starts(n: int, generator: torch.Generator) -> WorldState:
+        rows = torch.randint(len(bank), (n,), generator=generator, device=generator.device)
+        return bank.states[rows]
+
+    return starts
+
+
+def _with_prefix(values: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key[len(prefix) :]: t for key, t in values.items() if key.startswith(prefix)}
+
+
+class DreamSegment(NamedTuple):
+    """A stretch of dreams under the policy."""
+
+    features: Tensor  # (t + 1, b, d)
+    actions: Tensor  # (t, b) int64
+    rewards: Tensor  # (t, b)
+    terminated: Tensor  # (t, b) bool
+    alive: Tensor  # (t, b) bool, false after an end
+
+
+class ImaginationTrainer:
+    """Improves an agent on dreams.
+
+    Args:
+        agent: improved in place; what it does now is the behaviour that it is kept near.
+        model: what dreams; `agents.planner.DreamModel` for a world model.
+        starts: where dreams begin, `starts_of(bank)`.
+        config: how.
+        num_envs: dreams side by side.
+        horizon: steps after which a dream starts again, a multiple of the config's `num_steps`.
+        seed: decides everything that is random.
+
+    Raises:
+        ValueError: the horizon is not a multiple of `num_steps`.
+    """
+
+    def __init__(
+        self,
+        agent: ActorCritic,
+        model: PlanningModel,
+        starts: Starts,
+        config: ActorCriticConfig | None = None,
+        *,
+        num_envs: int = 32,
+        horizon: int = 64,
+        seed: int = 0,
+    ) -> None:
+        self.config = config = config or ActorCriticConfig()
+        if horizon < 1 or horizon % config.num_steps:
+            raise ValueError(
+                f"horizon {horizon} is not a multiple of the {config.num_steps} steps between two "
+                "updates"
+            )
+        self.agent, self.model, self.starts = agent, model, starts
+        self.num_envs, self.horizon, self.seed = num_envs, horizon, seed
+        self.prior = copy.deepcopy(agent.policy_head).requires_grad_(False)
+        self.target = copy.deepcopy(agent.value_head).requires_grad_(False)
+        self.optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, eps=1e-5)
+        self.device = next(agent.parameters()).device
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.return_scale: float | None = None
+        self.num_dream_steps = 0
+        self.state = starts(num_envs, self.generator)
+        # Dreams begin at different ages, so that they do not all start again at once.
+        ages = torch.arange(num_envs) % (horizon // config.num_steps)
+        self.age = config.num_steps * ages.to(self.device)
+
+    def update(self) -> dict[str, float]:
+        """Dream a segment, learn from it, and say how it went."""
+        config, dream = self.config, self._dream()
+        with torch.no_grad():
+            logits = self.agent.logits(dream.features[:-1])
+            old = logits.log_softmax(-1).gather(-1, dream.actions[..., None]).squeeze(-1)
+            prior = self.prior(dream.features[:-1]).log_softmax(-1)
+            values = self.target(dream.features).squeeze(-1)
+            returns = lambda_returns(
+                dream.rewards, values[1:], dream.terminated, config.gamma, config.return_lambda
+            )
+            advantages = (returns - values[:-1]) / self._scale(returns[dream.alive])
+        for _ in range(config.num_epochs):
+            loss, metrics = self._loss(dream, returns, advantages, old, prior)
+            self.optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.agent.parameters(), config.max_grad_norm)
+            self.optimizer.step()
+        with torch.no_grad():
+            pairs = zip(self.target.parameters(), self.agent.value_head.parameters(), strict=True)
+            for slow, fast in pairs:
+                slow.lerp_(fast, 1 - config.target_decay)
+        return {
+            **{name: float(t.detach()) for name, t in metrics.items()},
+            "reward_per_step": float(dream.rewards[dream.alive].mean()),
+            "return": float(returns[dream.alive].mean()),
+            "return_scale": self.return_scale or 0.0,
+            "dream_steps": float(self.num_dream_steps),
+        }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What training goes on from, for a safetensors file; the dreams are not kept."""
+        values = {
+            f"{name}.{key}": t.detach().cpu().contiguous()
+            for name, module in self._modules().items()
+            for key, t in module.state_dict().items()
+        }
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            values |= {f"optimizer.{index}.{key}": t.cpu() for key, t in slots.items()}
+        scale = float("nan") if self.return_scale is None else self.return_scale
+        values["return_scale"] = torch.tensor(scale, dtype=torch.float64)
+        values["num_dream_steps"] = torch.tensor(self.num_dream_steps)
+        return values
+
+    def load_state_dict(self, values: Mapping[str, Tensor]) -> None:
+        """Go on from what `state_dict` gave, in new dreams.
+
+        Raises:
+            ValueError: it is of another agent.
+        """
+        try:
+            for name, module in self._modules().items():
+                module.load_state_dict(_with_prefix(values, f"{name}."))
+            optimizer = self.optimizer.state_dict()
+            parameters = range(len(optimizer["param_groups"][0]["params"]))
+            slots = {i: _with_prefix(values, f"optimizer.{i}.") for i in parameters}
+            optimizer["state"] = {i: kept for i, kept in slots.items() if kept}
+            self.optimizer.load_state_dict(optimizer)
+            scale = float(values["return_scale"])
+            self.num_dream_steps = int(values["num_dream_steps"])
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"this is the training of another agent: {error}") from error
+        self.return_scale = None if np.isnan(scale) else scale
+        self.generator.manual_seed(self.seed + self.num_dream_steps)
+
+    def _modules(self) -> dict[str, nn.Module]:
+        return {"agent": self.agent, "prior": self.prior, "target": self.target}
+
+    def _loss(
+        self, dream: DreamSegment, returns: Tensor, advantages: Tensor, old: Tensor, prior: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        config = self.config
+
+        def mean(x: Tensor) -> Tensor:
+            return x[dream.alive].mean()
+
+        log_policy = self.agent.logits(dream.features[:-1]).log_softmax(-1)
+        chosen = log_policy.gather(-1, dream.actions[..., None]).squeeze(-1)
+        ratio = (chosen - old).exp()
+        clipped = ratio.clamp(1 - config.clip_range, 1 + config.clip_range)
+        policy_loss = -mean(torch.minimum(ratio * advantages, clipped * advantages))
+        entropy = -mean((log_policy.exp() * log_policy).sum(-1))
+        divergence = mean((log_policy.exp() * (log_policy - prior)).sum(-1))
+        value_loss = mean((self.agent.value(dream.features[:-1]) - returns) ** 2)
+        loss = (
+            policy_loss
+            - config.ent_coef * entropy
+            + config.prior_coef * divergence
+            + config.vf_coef * value_loss
+        )
+        return loss, {
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "entropy": entropy,
+            "prior_divergence": divergence,
+        }
+
+    @torch.no_grad()
+    def _dream(self) -> DreamSegment:
+        """Go on with the dreams for a segment; those that ended, or are too old, start again."""
+        config = self.config
+        features, actions, rewards, terminated, alive = [], [], [], [], []
+        over = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+        state = self.state
+        for _ in range(config.num_steps):
+            probabilities = self.agent.logits(state.features).softmax(-1)
+            action = torch.multinomial(probabilities, 1, generator=self.generator).squeeze(-1)
+            features.append(state.features)
+            actions.append(action)
+            alive.append(~over)
+            noise = self.model.draw_noise(self.num_envs, self.generator)
+            state, reward, ended = self.model.step(state, action, noise)
+            rewards.append(reward)
+            terminated.append(ended)
+            over = over | ended
+        features.append(state.features)
+        self.num_dream_steps += self.num_envs * config.num_steps
+        self.age += config.num_steps
+        over = over | (self.age >= self.horizon)
+        if over.any():
+            state = self.starts(self.num_envs, self.generator).where(over, state)
+            self.age = torch.where(over, 0, self.age)
+        self.state = state
+        parts = (features, actions, rewards, terminated, alive)
+        return DreamSegment(*(torch.stack(part) for part in parts))
+
+    def _scale(self, returns: Tensor) -> float:
+        """What advantages are divided by: the spread of returns, without the outermost tenth."""
+        low, high = torch.quantile(returns, torch.tensor([0.05, 0.95], device=returns.device))
+        spread = float(high - low)
+        decay = self.config.scale_decay if self.return_scale is not None else 0.0
+        self.return_scale = decay * (self.return_scale or 0.0) + (1 - decay) * spread
+        return max(self.config.min_return_scale, self.return_scale)

@@ -1,0 +1,245 @@
+"""The actor-critic's returns are right, it learns what is known to be best, and saves itself."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from planning_problems import Corridor, Situation
+from safetensors.torch import load_file, save_file
+from tiny import NUM_ACTIONS, tiny_contexts, tiny_model
+
+from agents.actor_critic import ActorCritic, ActorCriticPolicy, clone_behaviour
+from agents.features import FeaturePolicy, load_policy
+from agents.imagination import (
+    ActorCriticConfig,
+    ImaginationTrainer,
+    lambda_returns,
+    starts_of,
+)
+from agents.planner import DreamModel
+from worldsim.checkpoint import load, save
+from worldsim.contexts import ContextBank
+
+
+class OneHotCorridor(Corridor):
+    """The corridor with its position one-hot, the first 5 of 6 features; the bait leads to none."""
+
+    def dynamics(
+        self, features: torch.Tensor, actions: torch.Tensor, noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        position = features.argmax(-1, keepdim=True).float()
+        position, reward, terminated = super().dynamics(position, actions, noise)
+        return one_hot(position[:, 0].clamp(max=5).long()).features, reward, terminated
+
+
+def one_hot(positions: torch.Tensor) -> Situation:
+    return Situation(torch.nn.functional.one_hot(positions, 6).float())
+
+
+def anywhere(n: int, generator: torch.Generator) -> Situation:
+    return one_hot(torch.randint(5, (n,), generator=generator))
+
+
+def make_agent(seed: int = 0) -> ActorCritic:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return ActorCritic(6, 3)
+
+
+def make_trainer(seed: int = 0, **options: Any) -> ImaginationTrainer:
+    options = {"num_steps": 8, "learning_rate": 3e-3, "prior_coef": 0.0} | options
+    config = ActorCriticConfig(**options)
+    return ImaginationTrainer(
+        make_agent(), OneHotCorridor(), anywhere, config, horizon=16, seed=seed
+    )
+
+
+def train(updates: int, seed: int = 0, **options: Any) -> tuple[ActorCritic, dict[str, float]]:
+    trainer = make_trainer(seed, **options)
+    metrics: dict[str, float] = {}
+    for _ in range(updates):
+        metrics = trainer.update()
+    return trainer.agent, metrics
+
+
+def naive_lambda_return(
+    rewards: np.ndarray, values: np.ndarray, ended: np.ndarray, gamma: float, lam: float
+) -> np.ndarray:
+    """The definition, for one env: (1 - lambda) sum of lambda^(n-1) n-step returns."""
+    length, result = len(rewards), np.zeros(len(rewards))
+    for t in range(length):
+        n_step = []
+        for n in range(1, length - t + 1):
+            total, alive = 0.0, True
+            for k in range(n):
+                total += alive * gamma**k * rewards[t + k]
+                alive = alive and not ended[t + k]
+            n_step.append(total + alive * gamma**n * values[t + n - 1])
+        weights = [(1 - lam) * lam**i for i in range(len(n_step) - 1)] + [lam ** (len(n_step) - 1)]
+        result[t] = np.dot(weights, n_step)
+    return result
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.9, 1.0])
+def test_lambda_returns_are_as_defined(lam: float) -> None:
+    rng = np.random.default_rng(0)
+    rewards, values = rng.normal(size=(2, 12, 4))
+    ended = rng.random((12, 4)) < 0.15
+    ended[:, 0] = False
+    returns = lambda_returns(*map(torch.as_tensor, (rewards, values, ended)), 0.9, lam)
+    for i in range(4):
+        expected = naive_lambda_return(rewards[:, i], values[:, i], ended[:, i], 0.9, lam)
+        np.testing.assert_allclose(returns[:, i], expected)
+
+
+def test_the_corridor_is_walked_and_its_value_known() -> None:
+    agent, metrics = train(250)
+    features = one_hot(torch.arange(5)).features
+    assert (agent.logits(features).softmax(-1)[:, 1] > 0.9).all()
+    expected = torch.tensor([0.98 ** (4 - p) for p in range(5)])
+    torch.testing.assert_close(agent.value(features), expected, atol=0.08, rtol=0)
+    assert metrics["reward_per_step"] > 0.22
+
+
+def test_the_prior_holds_the_policy() -> None:
+    features = one_hot(torch.arange(5)).features
+    before = make_agent().logits(features).softmax(-1)
+    held, metrics = train(40, prior_coef=10.0, ent_coef=0.0)
+    free, _ = train(40)
+    held_change = (held.logits(features).softmax(-1) - before).abs().max()
+    free_change = (free.logits(features).softmax(-1) - before).abs().max()
+    assert held_change < 0.3 * free_change and metrics["prior_divergence"] < 1e-2
+
+
+def test_same_seed_same_agent() -> None:
+    first, again, other = (train(5, seed=s)[0].state_dict() for s in (1, 1, 2))
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    assert any(not torch.equal(first[k], other[k]) for k in first)
+
+
+def test_training_goes_on_from_what_was_kept(tmp_path: Path) -> None:
+    trainer = make_trainer()
+    for _ in range(3):
+        trainer.update()
+    save_file(trainer.state_dict(), tmp_path / "trainer.safetensors")
+    resumed = [make_trainer(seed=0) for _ in range(2)]
+    for other in resumed:
+        other.load_state_dict(load_file(tmp_path / "trainer.safetensors"))
+        assert other.num_dream_steps == trainer.num_dream_steps
+        kept = other.state_dict()
+        assert all(torch.equal(t, kept[key]) for key, t in trainer.state_dict().items())
+        other.update()
+    first, second = (other.agent.state_dict() for other in resumed)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    with pytest.raises(ValueError, match="another agent"):
+        trainer.load_state_dict({})
+
+
+def test_dreams_start_again_at_their_cap_and_not_before() -> None:
+    class Clock(Corridor):
+        """The features count the steps."""
+
+        def dynamics(
+            self, features: torch.Tensor, actions: torch.Tensor, noise: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            return features + 1, features[:, 0], torch.zeros(len(actions), dtype=torch.bool)
+
+    def zero(n: int, generator: torch.Generator) -> Situation:
+        return Situation(torch.zeros(n, 6))
+
+    config = ActorCriticConfig(num_steps=4)
+    trainer = ImaginationTrainer(make_agent(), Clock(), zero, config, num_envs=2, horizon=8)
+    ages = []
+    for _ in range(4):
+        ages.append(trainer.state.features[:, 0].tolist())
+        trainer.update()
+    assert ages == [[0, 0], [4, 0], [0, 4], [4, 0]]
+    assert trainer.num_dream_steps == 2 * 4 * 4
+
+
+def test_nothing_is_learned_from_after_the_end() -> None:
+    trainer = make_trainer()
+    dream = trainer._dream()
+    ends = dream.terminated.int().argmax(0)
+    for i, end in enumerate(ends.tolist()):
+        if dream.terminated[:, i].any():
+            assert dream.alive[: end + 1, i].all() and not dream.alive[end + 1 :, i].any()
+    assert not dream.alive.all() and dream.rewards[dream.alive].max() <= 1.0
+
+
+def test_behaviour_is_cloned() -> None:
+    agent, features = make_agent(), torch.eye(6).repeat(50, 1)
+    value_before = copy.deepcopy(agent.value_head.state_dict())
+    actions = features.argmax(-1) % 3
+    losses = clone_behaviour(agent, features, actions, num_steps=150, learning_rate=1e-2)
+    assert losses[-1] < 0.05 < losses[0]
+    assert torch.equal(agent.logits(features).argmax(-1), actions)
+    assert all(torch.equal(t, value_before[k]) for k, t in agent.value_head.state_dict().items())
+
+
+def test_saved_agent_acts_the_same(tmp_path: Path) -> None:
+    agent = make_agent()
+    torch.nn.init.normal_(agent.policy_head[2].weight)
+    agent.save(tmp_path / "policy.safetensors", world_model="somewhere")
+    loaded, world_model = ActorCritic.load(tmp_path / "policy.safetensors")
+    assert world_model == "somewhere"
+    features, start = np.eye(6, dtype=np.float32), np.ones(6, bool)
+    for deterministic in (True, False):
+        policies = [ActorCriticPolicy(a, deterministic=deterministic) for a in (agent, loaded)]
+        first, second = (p.act(features, None, start)[0] for p in policies)
+        np.testing.assert_array_equal(first, second)
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "policy.safetensors"
+    with pytest.raises(FileNotFoundError, match=r"policy\.json"):
+        ActorCritic.load(path)
+    make_agent().save(path, world_model="somewhere")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"policy\.safetensors holds no actor-critic"):
+        ActorCritic.load(path)
+    with pytest.raises(ValueError, match=r"\.safetensors"):
+        make_agent().save(tmp_path / "policy.zip", world_model="somewhere")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [({"num_steps": 0}, "num_steps"), ({"gamma": 2.0}, "gamma")],
+)
+def test_bad_configs_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ActorCriticConfig(**options)
+
+
+def test_a_horizon_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="horizon 20 is not a multiple of the 16"):
+        ImaginationTrainer(make_agent(), OneHotCorridor(), anywhere, horizon=20)
+
+
+def test_it_dreams_with_a_world_model_and_acts_on_frames(tmp_path: Path) -> None:
+    model, contexts = tiny_model(), tiny_contexts()
+    bank = ContextBank.observe(model, contexts.frames, contexts.actions)
+    agent = ActorCritic.from_behaviour(model)
+    features = bank.states.features
+    torch.testing.assert_close(agent.logits(features), model.predict_policy(features))
+    before = [p.clone() for p in model.parameters()]
+    config, starts = ActorCriticConfig(num_steps=4), starts_of(bank)
+    trainer = ImaginationTrainer(agent, DreamModel(model), starts, config, num_envs=3, horizon=8)
+    for _ in range(3):
+        assert all(np.isfinite(value) for value in trainer.update().values())
+    assert not torch.equal(agent.logits(features), model.predict_policy(features))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+    save(model, tmp_path / "model")
+    agent.save(tmp_path / "policy.safetensors", world_model=str(tmp_path / "model"))
+    model = load(tmp_path / "model")
+    frames, start = contexts.frames[:, 0], np.ones(len(contexts.frames), bool)
+    actions, _ = FeaturePolicy(model, ActorCriticPolicy(agent)).act(frames, None, start)
+    assert ((actions >= 0) & (actions < NUM_ACTIONS)).all()
+    policy = load_policy(tmp_path / "policy.safetensors")
+    np.testing.assert_array_equal(policy.act(frames, None, start)[0], actions)
