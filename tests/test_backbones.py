@@ -7,10 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from tiny import NUM_ACTIONS, tiny_config, tiny_contexts
 from torch import Tensor, nn
 
 import worldsim.checkpoint as checkpoint
-from tests.tiny import NUM_ACTIONS, tiny_config, tiny_contexts
 from worldsim.backbone import (
     BackboneConfig,
     BlockSSMConfig,
