@@ -3,6 +3,7 @@
 python experiments/evaluate.py --policy runs/dream_train/policy.zip --env memory-maze-9x9
 python experiments/evaluate.py --policy explorer --num-episodes 20 --video explorer.mp4
 python experiments/evaluate.py --policy policy.zip --world-model memory-maze-9x9 --horizon 64
+python experiments/evaluate.py --policy planner --planner.method rollout --planner.horizon 8
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tqdm import tqdm
 import envs
 from agents.explorers import RandomPolicy
 from agents.features import FeaturePolicy, load_policy
+from agents.planner import Planner, PlannerConfig
 from agents.rollout import EpisodeResult, Policy, make_parallel, rollout
 from agents.scripted import scripted_player
 from experiments.report import format_table, provenance, summarise, write_json
@@ -31,6 +33,7 @@ from experiments.videos import save_video
 from worldsim.checkpoint import CheckpointError, load
 from worldsim.contexts import open_contexts
 from worldsim.dream import DreamVectorEnv
+from worldsim.world_model import WorldModel
 
 # Training data starts at seed 0 and validation data at 1,000,000.
 FIRST_EVALUATION_SEED = 2_000_000
@@ -41,7 +44,8 @@ class EvaluateConfig:
     """Judge a policy."""
 
     policy: str = "random"
-    """"random", "explorer" (scripted, reads the maze's hidden state), or a zip saved by SB3."""
+    """"random", "explorer" (scripted, reads the maze's hidden state), "planner" (plans in a world
+    model), or a saved policy: a zip of SB3, or the safetensors file of an actor-critic."""
     env: str = "memory-maze-9x9"
     """Name of the real env; ignored with --world-model."""
     world_model: str | None = None
@@ -59,6 +63,11 @@ class EvaluateConfig:
     """Cut real episodes shorter than they are."""
     deterministic: bool = False
     """Take the policy's most likely action instead of drawing one."""
+    planner: PlannerConfig = dataclasses.field(default_factory=PlannerConfig)
+    """How "planner" plans."""
+    planner_model: str | None = None
+    """World model that it plans in, a shipped name or a checkpoint directory; by default the
+    dream's own, or the shipped one of the env's name."""
     output: Path | None = None
     """JSON file for the return of every episode, with config, versions and hardware."""
     video: Path | None = None
@@ -68,9 +77,9 @@ class EvaluateConfig:
 
 def check_policy(name: str) -> None:
     """Raise FileNotFoundError for what is neither a policy's name nor a file."""
-    if name not in ("random", "explorer") and not Path(name).is_file():
+    if name not in ("random", "explorer", "planner") and not Path(name).is_file():
         raise FileNotFoundError(
-            f"unknown policy {name!r}: choose random, explorer, or a zip saved by SB3"
+            f"unknown policy {name!r}: choose random, explorer, planner, or a saved policy's file"
         )
 
 
@@ -95,6 +104,25 @@ def open_policy(
         return scripted_player(env, seed)
     check_policy(name)
     return load_policy(name, deterministic=deterministic, device=device)
+
+
+def open_planner(config: EvaluateConfig, dreaming: WorldModel | None = None) -> Planner:
+    """Make the planner of a config, which plans in the model that is dreaming, if one is.
+
+    Raises:
+        CheckpointError: there is no such world model.
+        ValueError: the model has other actions than the dream.
+    """
+    if config.planner_model is not None or dreaming is None:
+        model = load(config.planner_model or config.env, device=config.device)
+        if dreaming is not None and model.config.num_actions != dreaming.config.num_actions:
+            raise ValueError(
+                f"the planner's model {config.planner_model!r} has {model.config.num_actions} "
+                f"actions, the dream {dreaming.config.num_actions}"
+            )
+    else:
+        model = dreaming
+    return Planner(model, config.planner, seed=config.first_seed)
 
 
 def make_real_envs(
@@ -177,9 +205,13 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     limit: int | None
     if config.world_model is not None:
         model = load(config.world_model, device=config.device)
-        policy = open_policy(
-            config.policy, model.config.num_actions, device=config.device, **options
-        )
+        policy: Policy
+        if config.policy == "planner":
+            policy = open_planner(config, model)
+        else:
+            policy = open_policy(
+                config.policy, model.config.num_actions, device=config.device, **options
+            )
         in_features = isinstance(policy, FeaturePolicy)
         if isinstance(policy, FeaturePolicy):
             # The dream shows the features itself, with all that the context has put into them.
@@ -196,10 +228,14 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         where, limit, threads = "the dream", config.horizon, torch.get_num_threads()
     else:
         num_workers = min(config.num_workers, config.num_episodes)
+        # A planner's model is opened first: a wrong name should not cost the start of real envs.
+        planner = open_planner(config) if config.policy == "planner" else None
         batch, limit = make_real_envs(config.env, num_workers, config.max_episode_steps)
         num_actions = int(batch.single_action_space.n)  # type: ignore[attr-defined]
-        policy = open_policy(config.policy, num_actions, device=config.device, **options)
-        where, threads = config.env, 1
+        policy = planner or open_policy(
+            config.policy, num_actions, env=config.env, device=config.device, **options
+        )
+        where, threads = config.env, torch.get_num_threads() if planner else 1
     try:
         with torch_threads(threads):
             results = run_episodes(
