@@ -4,12 +4,14 @@
     python experiments/dream_train.py --algorithm recurrent_ppo --total-timesteps 200000 --seed 1
     python experiments/dream_train.py --rounds 3
 
-The policy is trained by PPO in the dream only. It, a random policy and the policy that recorded the
-world model's data then play the same episodes of the real env, from seeds that nothing was trained
-on. With more rounds, the policy collects new real episodes, the world model learns from them, and
-the policy trains on in the new dream. Stopped at any moment, the same command continues.
+The policy is trained in the dream only, by PPO or as an imagination actor-critic. It, a random
+policy and the policy that recorded the world model's data then play the same episodes of the real
+env, from seeds that nothing was trained on. With more rounds, the policy collects new real
+episodes, the world model learns from them, and the policy trains on in the new dream. Stopped at
+any moment, the same command continues.
 
-The run directory holds results.json, policy.zip, videos/ and tensorboard/.
+The run directory holds results.json, policy.zip (an actor-critic's: policy.safetensors), videos/
+and tensorboard/.
 """
 
 from __future__ import annotations
@@ -31,10 +33,17 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from agents.explorers import RandomPolicy
-from agents.features import feature_policy_kwargs, load_policy, start_from_behaviour
+from agents.features import (
+    FeaturePolicy,
+    feature_policy_kwargs,
+    load_policy,
+    start_from_behaviour,
+)
+from agents.imagination import ActorCriticConfig
 from agents.rollout import Policy
-from agents.sb3 import BatchedVecEnv, SB3Policy
+from agents.sb3 import BatchedVecEnv
 from agents.scripted import has_scripted_player, scripted_player
+from experiments.actor_critic_training import train_actor_critic
 from experiments.dream_progress import DreamProgress
 from experiments.evaluate import (
     FIRST_EVALUATION_SEED,
@@ -85,7 +94,7 @@ class DreamTrainConfig:
     """Real frames in each of them."""
     frames_to_reward: int | None = None
     """Draw only stretches that a reward followed within so many frames."""
-    algorithm: Literal["ppo", "recurrent_ppo"] = "ppo"
+    algorithm: Literal["ppo", "recurrent_ppo", "actor_critic"] = "ppo"
     obs: Literal["pixels", "features"] = "features"
     """What the policy sees: frames, or the world model's memory read-out. On features, PPO starts
     from the recorded behaviour that the world model has learned to predict."""
@@ -100,6 +109,7 @@ class DreamTrainConfig:
     num_denoising_steps: int | None = None
     """Sampler steps per dreamed frame; by default the model's own."""
     ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
+    actor_critic: ActorCriticConfig = dataclasses.field(default_factory=ActorCriticConfig)
     eval_episodes: int = 10
     """Real episodes per policy."""
     dream_eval_episodes: int = 16
@@ -131,11 +141,18 @@ class DreamTrainConfig:
             raise ValueError(f"total_timesteps must be at least 1, got {self.total_timesteps}")
         if self.minutes <= 0:
             raise ValueError(f"minutes must be positive, got {self.minutes}")
+        if self.algorithm == "actor_critic" and self.obs != "features":
+            raise ValueError("the actor_critic acts on features: give --obs features")
 
     @property
     def run_directory(self) -> Path:
         name = f"{self.env}-{self.algorithm}-{self.obs}-seed{self.seed}"
         return self.output or Path("runs/dream_train") / name
+
+    @property
+    def policy_path(self) -> Path:
+        suffix = "safetensors" if self.algorithm == "actor_critic" else "zip"
+        return self.run_directory / f"policy.{suffix}"
 
     @property
     def torch_device(self) -> str:
@@ -183,7 +200,10 @@ def train_in_dream(
     run: RunDirectory, model: WorldModel, bank: ContextBank, round_index: int, world_model: str
 ) -> None:
     """Train the policy for one round, or the rest of one, and save it."""
-    config, path = run.config, run.path / "policy.zip"
+    config, path = run.config, run.config.policy_path
+    if config.algorithm == "actor_critic":
+        train_actor_critic(run, model, bank, round_index, world_model)
+        return
     dreams = DreamVectorEnv(
         config.num_envs,
         world_model=model,
@@ -315,7 +335,7 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
     start = time.monotonic()
     keep_memory()
     run = RunDirectory(config.run_directory, config, FREE_TO_CHANGE)
-    policy_path, device = run.path / "policy.zip", config.torch_device
+    policy_path, device = config.policy_path, config.torch_device
     world_model, contexts = config.world_model or config.env, config.contexts
     for round_index in range(1, config.rounds + 1):
         if round_index > 1:
@@ -353,10 +373,17 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
 
         train_in_dream(run, model, bank, round_index, world_model)
         name, label = f"round {round_index}", f"trained in the dream, round {round_index}"
-        inner = SB3Policy.load(policy_path, device=device)
+        policy = load_policy(policy_path, device=device)
+        # The dream shows the features itself, with all that the context has put into them.
+        inner = policy.policy if isinstance(policy, FeaturePolicy) else policy
         evaluate_in_dream(run, model, bank, f"{name} in dream", inner, label, obs=config.obs)
-        evaluate_on_real(run, {name: (load_policy(policy_path, device=device), label)})
-        run.keep(finished_rounds=round_index, round_seconds=0.0, round_timesteps=0)
+        evaluate_on_real(run, {name: (policy, label)})
+        run.keep(
+            finished_rounds=round_index,
+            finished_timesteps=run.get("finished_timesteps", 0) + run.get("round_timesteps", 0),
+            round_seconds=0.0,
+            round_timesteps=0,
+        )
         log_returns(run, round_index)
         run.write_results()
     results = run.write_results()

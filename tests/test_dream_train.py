@@ -12,6 +12,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import tiny_contexts, tiny_model
 
+from agents.imagination import ActorCriticConfig, ImaginationTrainer
+from agents.planner import PlannerConfig
 from experiments import benchmark_dream, dream_train, evaluate
 from experiments.dream_progress import DreamProgress
 from experiments.dream_train import DreamTrainConfig, PPOConfig
@@ -34,6 +36,7 @@ def make_config(checkpoint: Path, output: Path, **changes: Any) -> DreamTrainCon
         num_envs=2,
         horizon=8,
         ppo=PPOConfig(num_steps=16, batch_size=16, num_epochs=1),
+        actor_critic=ActorCriticConfig(num_steps=4, num_epochs=1),
         eval_episodes=2,
         dream_eval_episodes=3,
         max_episode_steps=6,
@@ -44,7 +47,13 @@ def make_config(checkpoint: Path, output: Path, **changes: Any) -> DreamTrainCon
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "obs"), [("ppo", "pixels"), ("recurrent_ppo", "pixels"), ("ppo", "features")]
+    ("algorithm", "obs"),
+    [
+        ("ppo", "pixels"),
+        ("recurrent_ppo", "pixels"),
+        ("ppo", "features"),
+        ("actor_critic", "features"),
+    ],
 )
 def test_a_policy_is_trained_judged_and_left_ready_to_use(
     checkpoint: Path,
@@ -78,7 +87,7 @@ def test_a_policy_is_trained_judged_and_left_ready_to_use(
 
     judged = evaluate.main(
         evaluate.EvaluateConfig(
-            policy=str(tmp_path / "run/policy.zip"),
+            policy=str(config.policy_path),
             env="memory-maze-5x5",
             num_episodes=2,
             num_workers=0,
@@ -90,7 +99,7 @@ def test_a_policy_is_trained_judged_and_left_ready_to_use(
     assert judged["results"]["lengths"] == [4, 4]
     dreamed = evaluate.main(
         evaluate.EvaluateConfig(
-            policy=str(tmp_path / "run/policy.zip"),
+            policy=str(config.policy_path),
             world_model=str(checkpoint),
             num_episodes=3,
             horizon=8,
@@ -182,6 +191,43 @@ def test_a_policy_is_judged_in_the_dream(checkpoint: Path) -> None:
         evaluate.EvaluateConfig(world_model=str(checkpoint), num_episodes=5, horizon=7)
     )
     assert report["results"]["lengths"] == [7] * 5
+
+
+def test_an_interrupted_actor_critic_goes_on_where_it_was(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(checkpoint, tmp_path / "run", algorithm="actor_critic", obs="features")
+    original, calls = ImaginationTrainer.update, []
+
+    def interrupt(trainer: ImaginationTrainer) -> dict[str, float]:
+        calls.append(trainer.num_dream_steps)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(trainer)
+
+    monkeypatch.setattr(ImaginationTrainer, "update", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        dream_train.main(config)
+    assert calls == [0, 8, 16, 24]
+    dream_train.main(config)
+    assert calls[4:] == [24, 32, 40, 48, 56], "64 steps in all, in updates of 2 dreams x 4 steps"
+    with pytest.raises(ValueError, match="obs features"):
+        make_config(checkpoint, tmp_path / "run", algorithm="actor_critic", obs="pixels")
+
+
+def test_a_planner_is_judged_by_name(checkpoint: Path) -> None:
+    planner = PlannerConfig(method="rollout", horizon=2, num_candidates=6)
+    config = evaluate.EvaluateConfig(policy="planner", planner=planner, num_episodes=2)
+    dreamed = dataclasses.replace(config, world_model=str(checkpoint), horizon=3)
+    assert evaluate.main(dreamed)["results"]["lengths"] == [3, 3]
+    real = dataclasses.replace(
+        config,
+        env="memory-maze-5x5",
+        planner_model=str(checkpoint),
+        num_workers=0,
+        max_episode_steps=3,
+    )
+    assert evaluate.main(real)["results"]["lengths"] == [3, 3]
 
 
 def test_unknown_policies_and_video_formats_are_named() -> None:

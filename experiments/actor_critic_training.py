@@ -1,0 +1,101 @@
+"""Training of an imagination actor-critic for one round of a run: progress, logs, saves, resume."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from agents.actor_critic import ActorCritic
+from agents.imagination import ImaginationTrainer, starts_of
+from agents.planner import DreamModel
+from experiments.run_directory import RunDirectory
+from worldsim.contexts import ContextBank
+from worldsim.world_model import WorldModel
+
+SAVE_SECONDS = 60.0
+
+
+def train_actor_critic(
+    run: RunDirectory,
+    model: WorldModel,
+    bank: ContextBank,
+    round_index: int,
+    world_model: str,
+) -> None:
+    """Train the run's policy for one round, or the rest of one.
+
+    Args:
+        run: its config says how many dreams, how long they are and how long to train.
+        model, bank: what dreams, and where dreams start.
+        round_index: from 1.
+        world_model: name or directory of the model, to be noted beside the policy.
+    """
+    options, path = run.config, run.config.policy_path
+    training = run.path / "training.safetensors"
+    agent = ActorCritic.load(path)[0] if path.is_file() else ActorCritic.from_behaviour(model)
+    trainer = ImaginationTrainer(
+        agent.to(model.device),
+        DreamModel(model, options.num_denoising_steps),
+        starts_of(bank),
+        options.actor_critic,
+        num_envs=options.num_envs,
+        horizon=options.horizon,
+        seed=options.seed + 1000 * round_index,
+    )
+    if run.get("round_timesteps", 0):
+        trainer.load_state_dict(load_file(training))
+    seconds_before, limit = run.get("round_seconds", 0.0), options.total_timesteps
+    start = last_save = time.monotonic()
+    resumed_at = trainer.num_dream_steps
+
+    def seconds() -> float:
+        return seconds_before + time.monotonic() - start
+
+    def save() -> None:
+        # The training state first: a round that is known to have begun must have one.
+        save_file(trainer.state_dict(), training.with_suffix(".tmp"))
+        training.with_suffix(".tmp").replace(training)
+        agent.save(path, world_model=world_model)
+        run.keep(round_seconds=seconds(), round_timesteps=trainer.num_dream_steps)
+
+    rewards: deque[float] = deque(maxlen=20)
+    # Every round of TensorBoard's curves begins after the one before.
+    first_step = run.get("finished_timesteps", 0)
+    with tqdm(
+        total=limit if limit is not None else round(60 * options.minutes),
+        initial=resumed_at if limit is not None else round(seconds_before),
+        desc=f"dream training, round {round_index}",
+        unit="step" if limit is not None else "s",
+        dynamic_ncols=True,
+    ) as bar:
+        try:
+            while (
+                trainer.num_dream_steps < limit
+                if limit is not None
+                else seconds() < 60 * options.minutes
+            ):
+                metrics = trainer.update()
+                rewards.append(metrics["reward_per_step"])
+                for name, value in metrics.items():
+                    tag = f"actor_critic/{name}"
+                    run.writer.add_scalar(tag, value, first_step + trainer.num_dream_steps)
+                done = trainer.num_dream_steps if limit is not None else round(seconds())
+                bar.update(max(0, min(done, bar.total) - bar.n))
+                rate = (trainer.num_dream_steps - resumed_at) / (time.monotonic() - start)
+                per_dream = options.horizon * sum(rewards) / len(rewards)
+                run.writer.add_scalar(
+                    "dream/episodic_return", per_dream, first_step + trainer.num_dream_steps
+                )
+                bar.set_postfix_str(
+                    f"{trainer.num_dream_steps} steps, {rate:.0f}/s, dream return {per_dream:.2f}",
+                    refresh=False,
+                )
+                if time.monotonic() - last_save > SAVE_SECONDS:
+                    save()
+                    last_save = time.monotonic()
+        finally:
+            if trainer.num_dream_steps > resumed_at or not path.is_file():
+                save()
