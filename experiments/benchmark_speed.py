@@ -29,6 +29,7 @@ import envs
 import worldsim
 from experiments.platform_settings import keep_memory
 from experiments.report import provenance, write_json
+from worldsim.contexts import ContextBank
 from worldsim.dream import DreamVectorEnv
 from worldsim.world_model import WorldModel
 
@@ -74,12 +75,13 @@ def main(config: SpeedConfig) -> dict[str, Any]:
         "dream": [],
     }
     contexts = worldsim.load_contexts(config.world_model)
+    bank = ContextBank.observe(model, contexts.frames, contexts.actions)
     if config.real_steps:
         results["real"] = time_real(config.real_steps, config.seed)
     for num_envs in tqdm(config.num_envs, desc="dream", unit="batch size"):
         for steps in config.num_denoising_steps:
             for obs in ("pixels", "features"):
-                row = time_dream(model, contexts, num_envs, steps, obs, config)
+                row = time_dream(model, bank, num_envs, steps, obs, config)
                 peak = results["matrix_product_peak_gflops"]
                 flops = row["steps_per_second"] * (steps + 1) * results["model_gflop_per_pass"]
                 results["dream"].append(row | {"share_of_peak": flops / peak})
@@ -162,7 +164,7 @@ def packaged_memory_maze(seed: int) -> Any:
 
 def time_dream(
     model: WorldModel,
-    contexts: worldsim.Contexts,
+    bank: ContextBank,
     num_envs: int,
     steps: int,
     obs: Any,
@@ -172,7 +174,7 @@ def time_dream(
     env = DreamVectorEnv(
         num_envs,
         world_model=model,
-        contexts=contexts,
+        contexts=bank,
         obs=obs,
         horizon=None,
         num_denoising_steps=steps,
