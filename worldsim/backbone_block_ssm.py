@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from worldsim.attention import AttentionConfig, AttentionState, FrameLocalAttention
-from worldsim.layers import MLP, AdaptiveNorm, Memory, initial_memory, run_layers
+from worldsim.layers import MLP, AdaptiveNorm, LayeredBackbone, Memory
 from worldsim.ssm import Mamba2Mixer, ScanBackend, SSMConfig, SSMState
 
 
@@ -124,7 +124,7 @@ class BlockSSMLayer(nn.Module):
         }
 
 
-class BlockSSMBackbone(nn.Module):
+class BlockSSMBackbone(LayeredBackbone):
     """The default backbone: memory of constant size, training cost linear in time."""
 
     def __init__(self, config: BlockSSMConfig, grid: tuple[int, int]) -> None:
@@ -134,30 +134,3 @@ class BlockSSMBackbone(nn.Module):
                 raise ValueError(f"block size {size} does not divide the token grid {grid}")
         sizes = [config.block_sizes[i % len(config.block_sizes)] for i in range(config.num_layers)]
         self.layers = nn.ModuleList(BlockSSMLayer(config, size, grid) for size in sizes)
-
-    def initial_state(self, batch_size: int) -> Memory:
-        """Memory before the first frame."""
-        return initial_memory(self.layers, batch_size)
-
-    def forward(
-        self,
-        x: Tensor,
-        condition: Tensor,
-        memory: Memory,
-        steps: Tensor,
-        update: bool = True,
-    ) -> tuple[Tensor, Memory]:
-        """Process frames in order.
-
-        Args:
-            x: (b, t, n, d) tokens of t frames, any t >= 1.
-            condition: (b, t, d) per-frame condition (noise level and action).
-            memory: what came before, as from `initial_state` or a previous call.
-            steps: (b,) int64 number of frames that came before.
-            update: False allows to spare what only the memory needs; the one returned may then be
-                stale.
-
-        Returns:
-            (b, t, n, d) and the memory after the last frame.
-        """
-        return run_layers(self.layers, x, condition, memory, steps, update)

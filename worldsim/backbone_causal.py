@@ -21,7 +21,7 @@ from worldsim.frame_attention import (
     frame_attention,
     past_and_present,
 )
-from worldsim.layers import MLP, AdaptiveNorm, Memory, initial_memory, run_layers
+from worldsim.layers import MLP, AdaptiveNorm, LayeredBackbone, Memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class CausalLayer(nn.Module):
         return x + self.mlp(self.mlp_norm(x, condition)), state._asdict()
 
 
-class CausalBackbone(nn.Module):
+class CausalBackbone(LayeredBackbone):
     """Frame-causal transformer; its memory grows with time unless it has a window."""
 
     def __init__(self, config: CausalConfig, grid: tuple[int, int]) -> None:
@@ -102,10 +102,6 @@ class CausalBackbone(nn.Module):
             CausalLayer(config, grid[0] * grid[1]) for _ in range(config.num_layers)
         )
 
-    def initial_state(self, batch_size: int) -> Memory:
-        """Memory before the first frame."""
-        return initial_memory(self.layers, batch_size)
-
     def forward(
         self,
         x: Tensor,
@@ -114,7 +110,7 @@ class CausalBackbone(nn.Module):
         steps: Tensor,
         update: bool = True,
     ) -> tuple[Tensor, Memory]:
-        """Process frames in order; see `BlockSSMBackbone.forward`."""
+        """Process frames in order; see `LayeredBackbone.forward`."""
         if not self.config.window:
             memory = forget_before(memory, steps, frame_dim=2)
-        return run_layers(self.layers, x, condition, memory, steps, update)
+        return super().forward(x, condition, memory, steps, update)

@@ -101,7 +101,7 @@ class DFoTBackbone(nn.Module):
         steps: Tensor,
         update: bool = True,
     ) -> tuple[Tensor, Memory]:
-        """Process frames; see `BlockSSMBackbone.forward`.
+        """Process frames; see `LayeredBackbone.forward`.
 
         In training mode frames see later frames of their window, and the memory given is not seen.
         """

@@ -149,7 +149,7 @@ class FARBackbone(nn.Module):
         steps: Tensor,
         update: bool = True,
     ) -> tuple[Tensor, Memory]:
-        """Process frames in order; see `BlockSSMBackbone.forward`."""
+        """Process frames in order; see `LayeredBackbone.forward`."""
         memory = forget_before(memory, steps, frame_dim=2)
         coarse = None
         if update or x.shape[1] > self.window:  # what is not committed is never seen coarse

@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from worldsim.frame_attention import FrameProjection, KeySource, frame_attention
-from worldsim.layers import MLP, AdaptiveNorm, Memory, initial_memory, run_layers
+from worldsim.layers import MLP, AdaptiveNorm, LayeredBackbone, Memory
 from worldsim.ssm import Mamba2Mixer, ScanBackend, SSMConfig, SSMState
 
 
@@ -93,7 +93,7 @@ class FrameSSMLayer(nn.Module):
         return rearrange(y, "(b t) 1 n d -> b t n d", b=b)
 
 
-class FrameSSMBackbone(nn.Module):
+class FrameSSMBackbone(LayeredBackbone):
     """Recurrent state-space model over frames; memory of constant, small size.
 
     Raises:
@@ -110,18 +110,3 @@ class FrameSSMBackbone(nn.Module):
         self.layers = nn.ModuleList(
             FrameSSMLayer(config, num_tokens) for _ in range(config.num_layers)
         )
-
-    def initial_state(self, batch_size: int) -> Memory:
-        """Memory before the first frame."""
-        return initial_memory(self.layers, batch_size)
-
-    def forward(
-        self,
-        x: Tensor,
-        condition: Tensor,
-        memory: Memory,
-        steps: Tensor,
-        update: bool = True,
-    ) -> tuple[Tensor, Memory]:
-        """Process frames in order; see `BlockSSMBackbone.forward`."""
-        return run_layers(self.layers, x, condition, memory, steps, update)

@@ -76,3 +76,36 @@ def run_layers(
         x, own = layer(x, condition, layer_memory(memory, i), steps, update)
         new_memory |= {f"{i}.{name}": tensor for name, tensor in own.items()}
     return x, new_memory
+
+
+class LayeredBackbone(nn.Module):
+    """A backbone that is its `layers`, one after the other."""
+
+    layers: nn.ModuleList
+
+    def initial_state(self, batch_size: int) -> Memory:
+        """Memory before the first frame."""
+        return initial_memory(self.layers, batch_size)
+
+    def forward(
+        self,
+        x: Tensor,
+        condition: Tensor,
+        memory: Memory,
+        steps: Tensor,
+        update: bool = True,
+    ) -> tuple[Tensor, Memory]:
+        """Process frames in order.
+
+        Args:
+            x: (b, t, n, d) tokens of t frames, any t >= 1.
+            condition: (b, t, d) per-frame condition (noise level and action).
+            memory: what came before, as from `initial_state` or a previous call.
+            steps: (b,) int64 number of frames that came before.
+            update: False allows to spare what only the memory needs; the one returned may then be
+                stale.
+
+        Returns:
+            (b, t, n, d) and the memory after the last frame.
+        """
+        return run_layers(self.layers, x, condition, memory, steps, update)
