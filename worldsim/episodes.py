@@ -164,6 +164,10 @@ class EpisodeDataset:
         """(n,) float64: the undiscounted return of each episode."""
         return np.array([record.rewards.sum(dtype=np.float64) for record in self._records])
 
+    def actions(self, index: int) -> np.ndarray:
+        """Return the actions (t,) int64 of an episode without reading its frames."""
+        return self._records[index].actions
+
     def rewards(self, index: int) -> np.ndarray:
         """Return the rewards (t,) float32 of an episode without reading its frames."""
         return self._records[index].rewards

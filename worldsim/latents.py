@@ -92,7 +92,9 @@ def fingerprint(tokenizer: Tokenizer, dataset: EpisodeDataset) -> str:
     for t in tokenizer.state_dict().values():
         digest.update(t.detach().cpu().float().numpy().tobytes())
     digest.update(dataset.lengths.tobytes())
-    digest.update(dataset.returns.tobytes())
+    for i in range(len(dataset)):
+        digest.update(dataset.actions(i).tobytes())
+        digest.update(dataset.rewards(i).tobytes())
     return digest.hexdigest()
 
 
