@@ -31,7 +31,13 @@ def test_noise_runs_from_noise_to_clean() -> None:
 
 @pytest.mark.parametrize("length", [3, 4, 5, 16, 33])
 def test_a_prefix_is_longer_than_half_and_leaves_a_rest(length: int) -> None:
-    signal, mask = draw(2000, length, clean_prefix_probability=1.0, noisy_prefix_probability=0.0)
+    signal, mask = draw(
+        2000,
+        length,
+        clean_prefix_probability=1.0,
+        context_probability=0.0,
+        noisy_context_probability=0.0,
+    )
     lengths = (~mask).sum(1)
     assert (2 * lengths > length).all() and (lengths < length).all()
     assert set(lengths.tolist()) == set(range(length // 2 + 1, length))  # and every such length
@@ -52,8 +58,10 @@ def test_shares_of_clean_and_noisy_prefixes() -> None:
         4000,
         8,
         clean_prefix_probability=0.3,
-        noisy_prefix_probability=0.6,
-        min_prefix_signal=0.8,
+        context_probability=0.0,
+        noisy_context_probability=0.6,
+        min_context_signal=0.8,
+        level_power=1.0,
     )
     has_prefix = ~mask[:, 0]
     assert has_prefix.float().mean() == pytest.approx(0.3, abs=0.03)
@@ -69,6 +77,29 @@ def test_shares_of_clean_and_noisy_prefixes() -> None:
     assert correlation.abs().max() < 0.1  # independent frame by frame
 
 
+def test_context_frames_are_spread_at_random_and_learned_from() -> None:
+    signal, mask = draw(
+        4000,
+        8,
+        clean_prefix_probability=0.0,
+        context_probability=0.4,
+        noisy_context_probability=0.0,
+    )
+    is_context = signal == 1
+    assert mask.all()
+    assert is_context.float().mean() == pytest.approx(0.4, abs=0.02)
+    correlation = torch.corrcoef(is_context.float().T) - torch.eye(8)
+    assert correlation.abs().max() < 0.1
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0, 4.0])
+def test_levels_lean_to_noise_by_their_power(power: float) -> None:
+    options = {"clean_prefix_probability": 0.0, "context_probability": 0.0}
+    signal, _ = draw(4000, 8, level_power=power, **options)
+    for level in (0.1, 0.5, 0.9):
+        assert (signal < level).float().mean() == pytest.approx(level ** (1 / power), abs=0.02)
+
+
 def test_without_prefixes_every_frame_is_learned_from() -> None:
     _, mask = draw(100, 9, clean_prefix_probability=0.0)
     assert mask.all()
@@ -76,34 +107,33 @@ def test_without_prefixes_every_frame_is_learned_from() -> None:
 
 def test_an_exact_denoiser_has_zero_loss() -> None:
     x = torch.randn(3, 5, 4, 2)
-    signal, mask = draw(3, 5)
-    assert diffusion_loss(x, x, signal, mask) == 0
-    assert diffusion_loss(x + 1, x, signal, mask) > 0
+    _, mask = draw(3, 5)
+    assert diffusion_loss(x, x, mask) == 0
+    assert diffusion_loss(x + 1, x, mask) > 0
 
 
 def test_masked_frames_do_not_count() -> None:
     x = torch.randn(3, 6, 4, 2)
-    signal, mask = draw(3, 6, clean_prefix_probability=1.0)
+    _, mask = draw(3, 6, clean_prefix_probability=1.0)
     wrong = torch.where(mask[..., None, None], x, x + 100)
-    assert diffusion_loss(wrong, x, signal, mask) == 0
+    assert diffusion_loss(wrong, x, mask) == 0
 
 
-def test_loss_is_the_weighted_error_by_hand() -> None:
+def test_loss_is_the_error_by_hand() -> None:
     x = torch.zeros(2, 2, 1, 2)
     prediction = torch.tensor([[[[1.0, 3.0]], [[2.0, 2.0]]], [[[0.0, 2.0]], [[9.0, 9.0]]]])
-    signal = torch.tensor([[0.0, 1.0], [0.5, 0.5]])
     mask = torch.tensor([[True, True], [True, False]])
-    expected = ((5 * 0.1 + 4 * 1.0) / 2 + 2 * 0.55) / 2
-    assert diffusion_loss(prediction, x, signal, mask) == pytest.approx(expected)
+    expected = ((5 + 4) / 2 + 2) / 2
+    assert diffusion_loss(prediction, x, mask) == pytest.approx(expected)
 
 
 def test_mean_over_halves_is_the_whole() -> None:
     """What makes two processes with half the batch each give the gradient of one."""
     x, prediction = torch.randn(2, 8, 6, 3, 2)
-    signal, mask = draw(8, 6)
-    whole = diffusion_loss(prediction, x, signal, mask)
+    _, mask = draw(8, 6)
+    whole = diffusion_loss(prediction, x, mask)
     halves = [
-        diffusion_loss(*(t[part] for t in (prediction, x, signal, mask)))
+        diffusion_loss(*(t[part] for t in (prediction, x, mask)))
         for part in (slice(0, 4), slice(4, 8))
     ]
     torch.testing.assert_close((halves[0] + halves[1]) / 2, whole)

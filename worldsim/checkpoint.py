@@ -238,6 +238,16 @@ def fast_dtype(device: torch.device | str) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def load_metadata(name_or_path: str | Path) -> dict[str, Any]:
+    """How a checkpoint was trained, as `save` was told; empty where it was not.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+    """
+    file = resolve(name_or_path) / "metadata.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
 def load_contexts(name_or_path: str | Path) -> Contexts:
     """The real contexts that came with a checkpoint.
 

@@ -4,8 +4,8 @@ Conventions: the signal level s runs from 0 (pure noise) to 1 (clean); a noised 
 z = s x + (1 - s) e with e standard normal (flow matching), and networks predict x.
 
 Sources: diffusion forcing, Chen et al. 2024 (arXiv 2407.01392); the clean prefix, Po et al. 2025
-(arXiv 2505.20171); x-prediction with the ramped loss weight and slightly noised context, Hafner et
-al. 2025 (Dreamer 4, arXiv 2509.24527).
+(arXiv 2505.20171); stochastic clean context, Gu et al. 2025 (FAR, arXiv 2503.19325); x-prediction
+and slightly noised context, Hafner et al. 2025 (Dreamer 4, arXiv 2509.24527).
 """
 
 from __future__ import annotations
@@ -21,12 +21,18 @@ from torch import Tensor
 class DiffusionForcingConfig:
     """How noise is laid over a training segment."""
 
-    clean_prefix_probability: float = 0.5
-    """Share of segments with a clean prefix longer than half and loss on the rest alone."""
-    noisy_prefix_probability: float = 0.5
-    """Share of those prefixes that carry a slight noise, as the dream's own frames do."""
-    min_prefix_signal: float = 0.7
-    """Lowest signal level of such a prefix."""
+    clean_prefix_probability: float = 0.3
+    """Share of segments with a prefix longer than half that is all context, and no loss on it."""
+    context_probability: float = 0.5
+    """Share of the other frames that are context, as nearly all frames are in a dream; 0 noises
+    every frame independently."""
+    noisy_context_probability: float = 0.75
+    """Share of segments whose context carries a slight noise, as the dream's own frames do."""
+    min_context_signal: float = 0.7
+    """Lowest signal level of such a context."""
+    level_power: float = 2.0
+    """Signal levels of all frames that are no context are uniform draws raised to this power:
+    above 1 they lean to pure noise, where dreaming a frame begins."""
 
 
 def add_noise(x: Tensor, noise: Tensor, signal: Tensor) -> Tensor:
@@ -47,33 +53,33 @@ def sample_signal_levels(
     def uniform(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator, device=generator.device)
 
-    signal = uniform(batch_size, length)
+    signal = uniform(batch_size, length) ** config.level_power
     shortest = length // 2 + 1
     prefix_length = shortest + (uniform(batch_size, 1) * (length - shortest)).long()
     prefix_length = prefix_length.clamp(max=length - 1)  # one frame at least is learned from
     has_prefix = uniform(batch_size, 1) < config.clean_prefix_probability
     index = torch.arange(length, device=generator.device)
     in_prefix = has_prefix & (index < prefix_length)
-    slightly = 1 - (1 - config.min_prefix_signal) * uniform(batch_size, 1)
-    noisy = uniform(batch_size, 1) < config.noisy_prefix_probability
-    prefix_signal = torch.where(noisy, slightly, torch.ones_like(slightly))
-    return torch.where(in_prefix, prefix_signal, signal), ~in_prefix
+    is_context = in_prefix | (uniform(batch_size, length) < config.context_probability)
+    slightly = 1 - (1 - config.min_context_signal) * uniform(batch_size, 1)
+    noisy = uniform(batch_size, 1) < config.noisy_context_probability
+    context_signal = torch.where(noisy, slightly, torch.ones_like(slightly))
+    return torch.where(is_context, context_signal, signal), ~in_prefix
 
 
-def diffusion_loss(prediction: Tensor, x: Tensor, signal: Tensor, mask: Tensor) -> Tensor:
-    """Squared error of the predicted clean latent, weighted by 0.1 + 0.9 s, over masked frames.
+def diffusion_loss(prediction: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+    """Squared error of the predicted clean latent over masked frames.
 
     Every segment counts the same, so that means over parts of a batch average to the whole's.
 
     Args:
-        prediction, x: (b, t, n, c). signal: (b, t). mask: (b, t) bool.
+        prediction, x: (b, t, n, c). mask: (b, t) bool.
 
     Returns:
         Scalar; an exact denoiser has zero.
     """
     error = (prediction.float() - x.float()).square().mean((-1, -2))
-    weight = (0.1 + 0.9 * signal) * mask
-    return ((error * weight).sum(1) / mask.sum(1).clamp(min=1)).mean()
+    return ((error * mask).sum(1) / mask.sum(1).clamp(min=1)).mean()
 
 
 def sample(denoise: Callable[[Tensor, float], Tensor], noise: Tensor, num_steps: int) -> Tensor:

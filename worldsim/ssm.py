@@ -131,8 +131,10 @@ def scan_chunked(
     if update or chunks > 1:
         to_end = torch.exp(a[..., -1:] - a)[..., None].to(u.dtype)  # (b, c, h, q, 1)
         added = (u * to_end).transpose(-1, -2) @ B[:, :, None]  # (b, c, h, p, n)
-        for c in range(chunks):
-            state = state * torch.exp(a[:, c, :, -1])[..., None, None] + added[:, c].float()
+        kept = torch.exp(a[..., -1])[..., None, None]  # (b, c, h, 1, 1)
+        # Not by indexing, whose backward pass fills and adds a whole tensor for every chunk.
+        for keep, add in zip(kept.unbind(1), added.float().unbind(1), strict=True):
+            state = state * keep + add
             before.append(state)
     if chunks == 1:
         with torch.autocast(x.device.type, enabled=False):  # spares a copy of the state

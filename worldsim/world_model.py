@@ -151,7 +151,7 @@ class WorldModel(nn.Module):
         ).unflatten(0, actions[:, 1:].shape)
         known = actions[:, 1:] < self.no_action
         return {
-            "diffusion": diffusion_loss(prediction, latents, signal, mask),
+            "diffusion": diffusion_loss(prediction, latents, mask),
             "reward": mean(reward_loss, weight),
             "termination": mean(termination_loss, weight),
             "policy": mean(policy_loss, weight[:, :-1] * known),
@@ -251,9 +251,10 @@ class WorldModel(nn.Module):
         return model.train(self.training)
 
     def compile_network(self) -> None:
-        """Compile the denoiser (torch.compile); what cannot be compiled runs as before."""
+        """Compile the layers (torch.compile); what cannot be compiled runs as before."""
         torch._dynamo.config.suppress_errors = True
-        self.denoiser.compile(dynamic=False)
+        for layer in getattr(self.denoiser.backbone, "layers", [self.denoiser.backbone]):
+            layer.compile(dynamic=False)
 
     @torch.no_grad()
     def observe_latents(
