@@ -69,6 +69,71 @@ class FeaturePolicy:
         return chosen, FeatureState(world=world, actions=chosen, policy=inner)
 
 
+class ShortMemoryPolicy:
+    """A `FeaturePolicy` whose memory is cut: it observes only the last frames, anew at every step.
+
+    What acting loses by it is what the long memory is worth.
+
+    Args:
+        model: the world model that observes.
+        policy: acts on features (n, d) float32.
+        num_frames: frames remembered, the present one included.
+    """
+
+    def __init__(self, model: WorldModel, policy: Policy, num_frames: int = 10) -> None:
+        if num_frames < 1:
+            raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+        self.model = model.eval()
+        self.policy = policy
+        self.num_frames = num_frames
+
+    def act(
+        self,
+        observation: np.ndarray,
+        state: ShortMemory | None,
+        episode_start: np.ndarray,
+        infos: Sequence[Mapping[str, Any]] | None = None,
+    ) -> tuple[np.ndarray, ShortMemory]:
+        """Choose one action per env from frames (n, h, w, c) uint8; see `agents.rollout.Policy`."""
+        n, no_action = len(observation), self.model.no_action
+        frames = [[f] for f in observation]
+        actions = [[no_action] for _ in range(n)]
+        inner = None
+        if state is not None:
+            inner = state.policy
+            for i in np.flatnonzero(~np.asarray(episode_start, bool)):
+                frames[i] = [*state.frames[i], observation[i]][-self.num_frames :]
+                actions[i] = [*state.actions[i], int(state.chosen[i])][-self.num_frames :]
+        features = np.empty((n, self.model.config.num_features), np.float32)
+        lengths = np.array([len(f) for f in frames])
+        for length in np.unique(lengths):
+            rows = np.flatnonzero(lengths == length)
+            world = self.model.observe(
+                self.model.initial_state(len(rows)),
+                torch.as_tensor([actions[i] for i in rows], device=self.model.device),
+                torch.as_tensor(np.stack([np.stack(frames[i]) for i in rows])).to(
+                    self.model.device
+                ),
+            )
+            features[rows] = world.features.float().cpu().numpy()
+        chosen, inner = self.policy.act(features, inner, episode_start, infos)
+        chosen = np.asarray(chosen, np.int64)
+        return chosen, ShortMemory(frames=frames, actions=actions, chosen=chosen, policy=inner)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShortMemory:
+    """What a `ShortMemoryPolicy` remembers, per env."""
+
+    frames: list[list[np.ndarray]]
+    actions: list[list[int]]
+    """What led to each of the frames."""
+    chosen: np.ndarray
+    """(n,) int64, chosen last."""
+    policy: Any
+    """State of the policy within."""
+
+
 def observe_frames(
     model: WorldModel,
     world: WorldState | None,

@@ -22,7 +22,6 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import tyro
 from gymnasium.vector import AutoresetMode
@@ -44,18 +43,12 @@ from agents.rollout import Policy
 from agents.sb3 import BatchedVecEnv
 from agents.scripted import has_scripted_player, scripted_player
 from experiments.actor_critic_training import train_actor_critic
+from experiments.dream_judging import evaluate_in_dream, evaluate_on_real, log_returns
 from experiments.dream_progress import DreamProgress
-from experiments.evaluate import (
-    FIRST_EVALUATION_SEED,
-    make_real_envs,
-    run_episodes,
-    torch_threads,
-)
 from experiments.improve_world_model import improve_world_model
 from experiments.platform_settings import keep_memory
 from experiments.report import format_table, write_json
 from experiments.run_directory import RunDirectory
-from experiments.videos import add_video, save_video, tile
 from worldsim.checkpoint import CheckpointError, load
 from worldsim.contexts import ContextBank, open_contexts
 from worldsim.dream import DreamVectorEnv
@@ -110,6 +103,8 @@ class DreamTrainConfig:
     """Sampler steps per dreamed frame; by default the model's own."""
     ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
     actor_critic: ActorCriticConfig = dataclasses.field(default_factory=ActorCriticConfig)
+    judge: bool = True
+    """Judge the policies, in the dream and on the real env; without it they are only trained."""
     eval_episodes: int = 10
     """Real episodes per policy."""
     dream_eval_episodes: int = 16
@@ -166,7 +161,15 @@ class DreamTrainConfig:
 FIRST_COLLECTION_SEED = 500_000
 
 # Changing these does not make another run of it, only a longer one, or the same one elsewhere.
-FREE_TO_CHANGE = ("total_timesteps", "minutes", "rounds", "output", "num_workers", "device")
+FREE_TO_CHANGE = (
+    "total_timesteps",
+    "minutes",
+    "rounds",
+    "judge",
+    "output",
+    "num_workers",
+    "device",
+)
 
 
 def make_agent(config: DreamTrainConfig, env: VecEnv, model: WorldModel) -> OnPolicyAlgorithm:
@@ -247,89 +250,6 @@ def train_in_dream(
         save(progress.seconds)
 
 
-def evaluate_in_dream(
-    run: RunDirectory,
-    model: WorldModel,
-    bank: ContextBank,
-    name: str,
-    policy: Policy,
-    label: str,
-    *,
-    obs: Literal["pixels", "features"],
-) -> None:
-    """Judge a policy on dreams that start from seeds of their own."""
-    config = run.config
-    if name in run.evaluations:
-        return
-    dreams = DreamVectorEnv(
-        min(config.num_envs, config.dream_eval_episodes),
-        world_model=model,
-        contexts=bank,
-        horizon=config.horizon,
-        obs=obs,
-        render_mode="rgb_array",
-        autoreset_mode=AutoresetMode.DISABLED,
-        num_denoising_steps=config.num_denoising_steps,
-    )
-    results = run_episodes(
-        policy,
-        dreams,
-        [FIRST_EVALUATION_SEED + i for i in range(config.dream_eval_episodes)],
-        episode_limit=config.horizon,
-        description=f"{label} in the dream",
-        num_recorded=4,
-    )
-    run.add_evaluation(name, label, "dream", results)
-    show_video(run, name, [r.frames for r in results[:4] if r.frames is not None])
-
-
-def evaluate_on_real(run: RunDirectory, policies: dict[str, tuple[Policy, str]]) -> None:
-    """Judge policies, by evaluation name, on the same episodes of the real env."""
-    config = run.config
-    todo = {name: p for name, p in policies.items() if name not in run.evaluations}
-    if not todo:
-        return
-    num_workers = min(config.num_workers, config.eval_episodes)
-    batch, limit = make_real_envs(config.env, num_workers, config.max_episode_steps)
-    try:
-        for name, (policy, label) in todo.items():
-            with torch_threads(1):
-                results = run_episodes(
-                    policy,
-                    batch,
-                    [FIRST_EVALUATION_SEED + i for i in range(config.eval_episodes)],
-                    episode_limit=limit,
-                    description=f"{label} on {config.env}",
-                    num_recorded=1,
-                )
-            run.add_evaluation(name, label, config.env, results)
-            if results[0].frames is not None:
-                show_video(run, name, [results[0].frames])
-    finally:
-        batch.close()
-
-
-def show_video(
-    run: RunDirectory, name: str, videos: list[np.ndarray], max_frames: int = 250
-) -> None:
-    """Save episodes side by side and show their beginning in TensorBoard."""
-    frames = tile(videos)
-    save_video(run.path / "videos" / f"{name.replace(' ', '-')}.mp4", frames)
-    add_video(run.writer, name, frames[:max_frames], run.get("finished_rounds", 0))
-
-
-def log_returns(run: RunDirectory, round_index: int) -> None:
-    """Write the mean returns of a round and of the baselines to TensorBoard."""
-    for name, evaluation in run.evaluations.items():
-        where = "dream" if evaluation["where"] == "dream" else "real"
-        if name.startswith(f"round {round_index}"):
-            run.writer.add_scalar(f"{where}/return", evaluation["mean_return"], round_index)
-        elif not name.startswith("round"):
-            tag = f"{where}/return_{name.split()[0]}"
-            run.writer.add_scalar(tag, evaluation["mean_return"], round_index)
-    run.writer.flush()
-
-
 def main(config: DreamTrainConfig) -> dict[str, Any]:
     """Do, or finish, a run; print its table and return what results.json holds."""
     start = time.monotonic()
@@ -368,16 +288,18 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
         if has_scripted_player(config.env):
             player = scripted_player(config.env, config.seed)
             baselines["data"] = (player, "scripted, as in the data")
-        evaluate_on_real(run, baselines)
-        evaluate_in_dream(run, model, bank, "random in dream", random, "random", obs="pixels")
+        if config.judge:
+            evaluate_on_real(run, baselines)
+            evaluate_in_dream(run, model, bank, "random in dream", random, "random", obs="pixels")
 
         train_in_dream(run, model, bank, round_index, world_model)
         name, label = f"round {round_index}", f"trained in the dream, round {round_index}"
-        policy = load_policy(policy_path, device=device)
-        # The dream shows the features itself, with all that the context has put into them.
-        inner = policy.policy if isinstance(policy, FeaturePolicy) else policy
-        evaluate_in_dream(run, model, bank, f"{name} in dream", inner, label, obs=config.obs)
-        evaluate_on_real(run, {name: (policy, label)})
+        if config.judge:
+            policy = load_policy(policy_path, device=device)
+            # The dream shows the features itself, with all that the context has put into them.
+            inner = policy.policy if isinstance(policy, FeaturePolicy) else policy
+            evaluate_in_dream(run, model, bank, f"{name} in dream", inner, label, obs=config.obs)
+            evaluate_on_real(run, {name: (policy, label)})
         run.keep(
             finished_rounds=round_index,
             finished_timesteps=run.get("finished_timesteps", 0) + run.get("round_timesteps", 0),
@@ -389,7 +311,8 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
     results = run.write_results()
     run.writer.close()
     rows = [(e["policy"], e["where"], e) for e in results["evaluations"].values()]
-    print(f"\n{format_table(sorted(rows, key=lambda row: row[1]))}\n")
+    if rows:
+        print(f"\n{format_table(sorted(rows, key=lambda row: row[1]))}\n")
     print(f"{(time.monotonic() - start) / 60:.1f} minutes; everything is in {run.path}")
     return results
 

@@ -1,0 +1,180 @@
+"""Table and plots of the agents benchmark, made from the JSON files of its runs.
+
+    python experiments/agents_report.py --output results/agents/memory-maze-9x9
+
+Returns are means over all episodes of all seeds, each with its 95 % bootstrap interval.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import tyro
+from scipy.stats import spearmanr
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from agents.statistics import bootstrap_interval
+
+LABELS = {
+    "random": "random",
+    "behaviour": "behaviour cloning",
+    "ppo_pixels": "PPO in the dream, pixels",
+    "recurrent_ppo_pixels": "RecurrentPPO in the dream, pixels",
+    "ppo_features": "PPO in the dream, memory read-out",
+    "actor_critic": "actor-critic in the dream",
+    "actor_critic_short_memory": "the same, memory cut",
+    "planner": "planner",
+    "model_free": "RecurrentPPO on the real env",
+    "data": "scripted, as in the data",
+}
+"""Agents of the benchmark, in the order of its table."""
+
+Runs = dict[str, list[dict[str, Any]]]
+"""Results by agent, one per seed."""
+
+
+def read_runs(output: Path) -> Runs:
+    """All results in a directory, agents in the table's order."""
+    runs: Runs = {}
+    for agent in LABELS:
+        files = sorted(output.glob(f"{agent}-seed*.json"))
+        if files:
+            runs[agent] = [json.loads(file.read_text()) for file in files]
+    return runs
+
+
+def write_report(output: Path) -> str:
+    """Write table.md, returns.png, curves.png and judge.png; returns the table.
+
+    Raises:
+        FileNotFoundError: there is no result.
+    """
+    runs = read_runs(output)
+    if not runs:
+        raise FileNotFoundError(f"no results in {output}: run experiments/benchmark_agents.py")
+    lines = [format_table(runs)]
+    plot_returns(output / "returns.png", runs)
+    plot_curves(output / "curves.png", runs)
+    judged = judge_pairs(runs)
+    if all(len({pair[side] for pair in judged}) > 2 for side in (1, 2)):  # else no rank to compare
+        correlation = float(spearmanr([p[1] for p in judged], [p[2] for p in judged]).statistic)
+        plot_judge(output / "judge.png", judged, correlation)
+        lines.append(
+            f"Rank correlation of dreamed and real returns over {len(judged)} policies: "
+            f"{correlation:.2f}."
+        )
+    table = "\n\n".join(lines)
+    (output / "table.md").write_text(table + "\n")
+    return table
+
+
+def all_returns(results: list[dict[str, Any]]) -> list[float]:
+    return [value for result in results for value in result["real"]["returns"]]
+
+
+def format_table(runs: Runs) -> str:
+    """Markdown: one row per agent."""
+    header = [
+        "agent",
+        "seeds",
+        "episodes",
+        "real return",
+        "95 %",
+        "real steps",
+        "minutes",
+        "ms/act",
+    ]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for agent, results in runs.items():
+        returns = all_returns(results)
+        low, high = bootstrap_interval(returns)
+        cells = [
+            LABELS[agent],
+            str(len(results)),
+            str(len(returns)),
+            f"{np.mean(returns):.2f}",
+            f"{low:.2f} to {high:.2f}",
+            f"{results[0]['real_steps']:,}",
+            f"{np.mean([r['training_minutes'] for r in results]):.1f}",
+            f"{1000 * np.mean([r['seconds_per_real_step'] for r in results]):.0f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "Minutes: training of one seed. ms/act: a real step with its decision."]
+    return "\n".join(lines)
+
+
+def plot_returns(file: Path, runs: Runs) -> None:
+    """Mean real returns with intervals; every seed's mean is a dot."""
+    figure, axes = plt.subplots(figsize=(8, 0.5 * len(runs) + 1.2), layout="constrained")
+    for row, results in enumerate(runs.values()):
+        returns = all_returns(results)
+        mean, (low, high) = float(np.mean(returns)), bootstrap_interval(returns)
+        axes.barh(row, mean, color="tab:blue", alpha=0.5)
+        axes.errorbar(mean, row, xerr=[[mean - low], [high - mean]], color="black", capsize=3)
+        for result in results:
+            axes.plot(result["real"]["mean_return"], row, "k.", alpha=0.5)
+    axes.set_yticks(range(len(runs)), [LABELS[agent] for agent in runs])
+    axes.invert_yaxis()
+    axes.set_xlabel("return of a real episode")
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def plot_curves(file: Path, runs: Runs) -> None:
+    """Return while training, against the agent's own steps: dreamed, or real where it trains."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for agent, results in runs.items():
+        curves = [np.array(r["curve"]) for r in results if r.get("curve")]
+        for i, curve in enumerate(curves):
+            label = LABELS[agent] if i == 0 else None
+            axes.plot(curve[:, 0], curve[:, 1], color=f"C{list(LABELS).index(agent)}", label=label)
+    if axes.lines:
+        axes.legend(fontsize=8)
+    axes.set(xlabel="training steps", ylabel="return of a training episode")
+    axes.grid(alpha=0.3)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def judge_pairs(runs: Runs) -> list[tuple[str, float, float]]:
+    """(agent, dreamed, real) mean reward per 1,000 steps of every policy judged in both."""
+    return [
+        (agent, *(1000 * sum(r[w]["returns"]) / sum(r[w]["lengths"]) for w in ("dream", "real")))
+        for agent, results in runs.items()
+        for r in results
+        if r["dream"] is not None
+    ]
+
+
+def plot_judge(file: Path, judged: list[tuple[str, float, float]], correlation: float) -> None:
+    """Dreamed against real reward, one dot per policy."""
+    figure, axes = plt.subplots(figsize=(5.5, 5), layout="constrained")
+    for agent in dict.fromkeys(name for name, _, _ in judged):
+        points = [(d, r) for name, d, r in judged if name == agent]
+        color = f"C{list(LABELS).index(agent)}"
+        axes.plot(*zip(*points, strict=True), "o", color=color, label=LABELS[agent])
+    limit = max(max(d, r) for _, d, r in judged) * 1.05 + 1e-6
+    axes.plot([0, limit], [0, limit], "--", color="grey", linewidth=1)
+    axes.legend(fontsize=8)
+    axes.set(
+        xlabel="reward per 1,000 dreamed steps",
+        ylabel="reward per 1,000 real steps",
+        title=f"rank correlation {correlation:.2f}",
+    )
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def main(output: Path = Path("results/agents/memory-maze-9x9")) -> None:
+    """Write the report of a directory of results and print its table."""
+    print(write_report(output))
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)

@@ -1,0 +1,371 @@
+"""Who acts best on the real env, and does the dream know it? All agents on equal terms.
+
+    python experiments/benchmark_agents.py
+    python experiments/benchmark_agents.py --agents actor_critic ppo_features --seeds 0 1 2
+    python experiments/benchmark_agents.py --env memory-maze-7x7 --world-model runs/mm7/checkpoint
+
+Every agent plays the same real episodes from seeds that nothing was trained on. Those trained in
+the dream take the same time each and no real step; the model-free agent takes as many real steps as
+the world model was trained on. All that can act in a dream are judged there too, to see whether the
+dream ranks policies as reality does. Every result is a JSON file in OUTPUT and is kept, so a run
+that was stopped goes on, and further agents and seeds add up over calls. At the end the table and
+the plots are made from all that OUTPUT holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from gymnasium.vector import AutoresetMode
+from sb3_contrib import RecurrentPPO
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecMonitor
+
+import envs
+import worldsim.checkpoint as checkpoint
+from agents.actor_critic import ActorCritic, ActorCriticPolicy
+from agents.explorers import RandomPolicy
+from agents.features import FeaturePolicy, ShortMemoryPolicy, load_policy
+from agents.planner import Planner, PlannerConfig
+from agents.rollout import Policy
+from agents.sb3 import SB3Policy
+from agents.scripted import has_scripted_player, scripted_player
+from experiments.agents_report import LABELS, write_report
+from experiments.dream_progress import DreamProgress
+from experiments.dream_train import DreamTrainConfig
+from experiments.dream_train import main as dream_train
+from experiments.evaluate import (
+    FIRST_EVALUATION_SEED,
+    make_real_envs,
+    run_episodes,
+    torch_threads,
+)
+from experiments.platform_settings import keep_memory
+from experiments.report import provenance, summarise, write_json
+from experiments.videos import save_video
+from worldsim.contexts import ContextBank, open_contexts
+from worldsim.dream import DreamVectorEnv
+from worldsim.world_model import WorldModel
+
+DREAM_TRAINED: dict[str, dict[str, Any]] = {
+    "ppo_pixels": {"algorithm": "ppo", "obs": "pixels"},
+    "recurrent_ppo_pixels": {"algorithm": "recurrent_ppo", "obs": "pixels"},
+    "ppo_features": {"algorithm": "ppo", "obs": "features"},
+    "actor_critic": {"algorithm": "actor_critic", "obs": "features"},
+}
+"""Agents trained by dream_train, with its options."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchmarkAgentsConfig:
+    """Compare agents on one real env."""
+
+    env: str = "memory-maze-9x9"
+    world_model: str | None = None
+    """Shipped name or checkpoint directory; by default the shipped model of the env's name."""
+    contexts: str | None = None
+    """Dataset whose stretches the dreams start from; by default those shipped with the model."""
+    agents: tuple[str, ...] = tuple(name for name in LABELS if name != "model_free")
+    """What to compare; "model_free" learns on the real env and takes the longest."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    minutes: float = 5.0
+    """Dream training per agent and seed, where total_timesteps is not given."""
+    total_timesteps: int | None = None
+    """Dream steps per agent and seed."""
+    real_steps: int | None = None
+    """Real steps of the model-free agent; by default the frames that the world model learned from,
+    one after the other."""
+    eval_episodes: int = 20
+    """Real episodes per agent and seed."""
+    dream_episodes: int = 64
+    """Dreamed episodes per agent and seed."""
+    horizon: int = 64
+    """Steps of a dreamed episode."""
+    num_envs: int = 32
+    """Dreams side by side."""
+    num_workers: int = 5
+    """Real envs side by side."""
+    max_episode_steps: int | None = None
+    """Cut real episodes shorter than they are."""
+    short_memory: int = 10
+    """Frames that an agent with its memory cut remembers."""
+    planner: PlannerConfig = dataclasses.field(
+        default_factory=lambda: PlannerConfig(method="rollout", horizon=12, num_candidates=16)
+    )
+    planner_episodes: int = 5
+    """Real episodes of the planner per seed; each of its decisions costs many dreamed steps."""
+    output: Path | None = None
+    """Results; by default results/agents/<env>."""
+    work: Path | None = None
+    """Policies and logs; by default runs/agents/<env>."""
+
+    def __post_init__(self) -> None:
+        for name in self.agents:
+            if name not in LABELS:
+                raise ValueError(f"unknown agent {name!r}: choose from {', '.join(LABELS)}")
+
+    @property
+    def output_directory(self) -> Path:
+        return self.output or Path("results/agents") / self.env
+
+    @property
+    def work_directory(self) -> Path:
+        return self.work or Path("runs/agents") / self.env
+
+
+class AgentsBenchmark:
+    """The state of one call: the world model and where its dreams start."""
+
+    def __init__(self, config: BenchmarkAgentsConfig) -> None:
+        self.config = config
+        self.name = config.world_model or config.env
+        self.model: WorldModel = checkpoint.load(self.name)
+        self.bank: ContextBank = open_contexts(
+            self.model, config.contexts, world_model=self.name, seed=0
+        )
+
+    def run(self, agent: str, seed: int) -> None:
+        """Train one agent with one seed where it is to be trained, judge it, keep the result."""
+        config = self.config
+        file = config.output_directory / f"{agent}-seed{seed}.json"
+        if file.is_file():
+            return
+        started = time.monotonic()
+        policy, details = self._make(agent, seed)
+        trained = time.monotonic()
+        episodes = config.planner_episodes if agent == "planner" else config.eval_episodes
+        real = self._judge_on_real(agent, seed, policy, episodes)
+        per_decision = (time.monotonic() - trained) / sum(real["lengths"])
+        result = {
+            "agent": agent,
+            "seed": seed,
+            "real": real,
+            "dream": self._judge_in_dream(agent, policy),
+            "real_steps": 0,
+            "training_minutes": (trained - started) / 60,
+            "seconds_per_real_step": per_decision,
+            **details,
+            "config": json.loads(json.dumps(dataclasses.asdict(config), default=str)),
+            **provenance(),
+        }
+        write_json(file, result)
+
+    def _make(self, agent: str, seed: int) -> tuple[Policy, dict[str, Any]]:
+        """The agent, ready to act on frames, and what is to be noted about it."""
+        config, model = self.config, self.model
+        if agent == "random":
+            return RandomPolicy(model.config.num_actions, seed=seed), {}
+        if agent == "data":
+            if not has_scripted_player(config.env):
+                raise ValueError(f"no scripted player is known for {config.env}: leave out 'data'")
+            return scripted_player(config.env, seed), {}
+        if agent == "behaviour":
+            cloned = ActorCritic.from_behaviour(model)
+            return FeaturePolicy(model, ActorCriticPolicy(cloned, seed=seed)), {}
+        if agent == "planner":
+            planner = Planner(model, config.planner, seed=seed)
+            return planner, {"planner": dataclasses.asdict(config.planner)}
+        if agent == "model_free":
+            return self._train_model_free(seed)
+        if agent == "actor_critic_short_memory":
+            trained, details = self._train_in_dream("actor_critic", seed)
+            assert isinstance(trained, FeaturePolicy)
+            policy = ShortMemoryPolicy(model, trained.policy, config.short_memory)
+            return policy, details | {"short_memory": config.short_memory}
+        return self._train_in_dream(agent, seed)
+
+    def _train_in_dream(self, agent: str, seed: int) -> tuple[Policy, dict[str, Any]]:
+        """Train by the main job, or go on with what it has left; only its policy is used."""
+        config = self.config
+        run = DreamTrainConfig(
+            env=config.env,
+            world_model=self.name,
+            contexts=config.contexts,
+            seed=seed,
+            minutes=config.minutes,
+            total_timesteps=config.total_timesteps,
+            num_envs=config.num_envs,
+            horizon=config.horizon,
+            judge=False,
+            output=config.work_directory / f"{agent}-seed{seed}",
+            **DREAM_TRAINED[agent],
+        )
+        dream_train(run)
+        details = {"training": run.algorithm, "curve": read_curve(run.run_directory)}
+        return load_policy(run.policy_path), details
+
+    def _train_model_free(self, seed: int) -> tuple[Policy, dict[str, Any]]:
+        """RecurrentPPO on pixels of the real env, for as many steps as the model has seen."""
+        config = self.config
+        real_steps = config.real_steps
+        if real_steps is None:
+            metadata = checkpoint.load_metadata(self.name)
+            if "training_frames" not in metadata:
+                raise ValueError(f"{self.name} does not say what it learned from: give real_steps")
+            real_steps = int(metadata["training_frames"])
+        work = config.work_directory / f"model_free-seed{seed}"
+        work.mkdir(parents=True, exist_ok=True)
+        path = work / "policy.zip"
+        options = {"max_episode_steps": config.max_episode_steps}
+        make = [_MakeEnv(config.env, {k: v for k, v in options.items() if v is not None})]
+        env = VecMonitor(SubprocVecEnv(make * config.num_workers, start_method="forkserver"))
+        try:
+            env.seed(MODEL_FREE_SEED + 1000 * seed)
+            if path.is_file():
+                agent = RecurrentPPO.load(path, env=env, tensorboard_log=str(work))
+            else:
+                agent = RecurrentPPO(
+                    "CnnLstmPolicy",
+                    env,
+                    n_steps=128,
+                    batch_size=128 * config.num_workers // 2,
+                    n_epochs=4,
+                    learning_rate=3e-4,
+                    gamma=0.99,
+                    ent_coef=0.01,
+                    seed=seed,
+                    tensorboard_log=str(work),
+                    device="cpu",
+                )
+
+            def save(seconds: float) -> None:
+                temporary = path.with_suffix(".tmp.zip")
+                agent.save(temporary)
+                temporary.replace(path)
+
+            rest = real_steps - agent.num_timesteps
+            if rest > 0:
+                progress = DreamProgress(
+                    save,
+                    description=f"model-free, seed {seed}",
+                    total_timesteps=real_steps,
+                    time_limit=None,
+                )
+                try:
+                    agent.learn(
+                        rest,
+                        callback=progress,
+                        reset_num_timesteps=False,
+                        tb_log_name="tensorboard",
+                    )
+                finally:
+                    progress.close()
+                    save(0.0)
+        finally:
+            env.close()
+        details = {"real_steps": real_steps, "curve": read_curve(work)}
+        return SB3Policy(agent), details
+
+    def _judge_on_real(
+        self, agent: str, seed: int, policy: Policy, num_episodes: int
+    ) -> dict[str, Any]:
+        config = self.config
+        workers = min(config.num_workers, num_episodes)
+        batch, limit = make_real_envs(config.env, workers, config.max_episode_steps)
+        threads = torch.get_num_threads() if agent == "planner" else 1
+        try:
+            with torch_threads(threads):
+                results = run_episodes(
+                    policy,
+                    batch,
+                    [FIRST_EVALUATION_SEED + i for i in range(num_episodes)],
+                    episode_limit=limit,
+                    description=f"{LABELS[agent]}, seed {seed}, on {config.env}",
+                    num_recorded=1,
+                )
+        finally:
+            batch.close()
+        if seed == config.seeds[0] and results[0].frames is not None:
+            video = config.output_directory / "videos" / f"{agent}.mp4"
+            save_video(video, results[0].frames[:250])
+        return summarise(results)
+
+    def _judge_in_dream(self, agent: str, policy: Policy) -> dict[str, Any] | None:
+        """Dreamed return; None for those that need the real env or too much time."""
+        config = self.config
+        if agent in ("data", "planner", "actor_critic_short_memory"):
+            return None
+        in_features = isinstance(policy, FeaturePolicy)
+        dreams = DreamVectorEnv(
+            min(config.num_envs, config.dream_episodes),
+            world_model=self.model,
+            contexts=self.bank,
+            horizon=config.horizon,
+            obs="features" if in_features else "pixels",
+            autoreset_mode=AutoresetMode.DISABLED,
+        )
+        results = run_episodes(
+            policy.policy if isinstance(policy, FeaturePolicy) else policy,
+            dreams,
+            [FIRST_EVALUATION_SEED + i for i in range(config.dream_episodes)],
+            episode_limit=config.horizon,
+            description=f"{LABELS[agent]} in the dream",
+        )
+        return summarise(results)
+
+
+# Apart from the seeds of the world model's data (0 and up), of validation (1,000,000 and up) and of
+# evaluation (2,000,000 and up).
+MODEL_FREE_SEED = 3_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class _MakeEnv:
+    """Makes a real env in another process."""
+
+    env: str
+    options: dict[str, Any]
+
+    def __call__(self) -> Any:
+        return envs.make(self.env, **self.options)
+
+
+def read_curve(directory: Path, tag: str = "dream/episodic_return") -> list[list[float]]:
+    """[step, return] from the TensorBoard logs of a run, thinned to at most 200 points."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    points: dict[int, float] = {}
+    for file in sorted(directory.rglob("events.out.tfevents.*")):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        if tag in events.Tags()["scalars"]:
+            points |= {e.step: float(e.value) for e in events.Scalars(tag)}
+    steps = sorted(points)
+    chosen = np.unique(np.linspace(0, len(steps) - 1, min(200, len(steps))).astype(int))
+    return [[steps[i], points[steps[i]]] for i in chosen]
+
+
+def main(config: BenchmarkAgentsConfig) -> str:
+    """Run what is missing; returns the table, which is printed too."""
+    keep_memory()
+    benchmark = AgentsBenchmark(config)
+    config.output_directory.mkdir(parents=True, exist_ok=True)
+    # Seed by seed, so that a run that is stopped has compared something.
+    for seed in config.seeds:
+        for agent in config.agents:
+            benchmark.run(agent, seed)
+    table = write_report(config.output_directory)
+    print(f"\n{table}\n\neverything is in {config.output_directory}")
+    return table
+
+
+def cli() -> None:
+    """Run from the command line, with errors as one message instead of a traceback."""
+    config = tyro.cli(BenchmarkAgentsConfig, description=__doc__)
+    try:
+        main(config)
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; what is finished is kept, the same command continues")
+    except (ValueError, FileNotFoundError, checkpoint.CheckpointError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    cli()

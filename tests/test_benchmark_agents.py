@@ -1,0 +1,120 @@
+"""The agents benchmark from end to end on a tiny model, and its parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_features import Spy
+from tiny import tiny_contexts, tiny_model
+
+from agents.features import ShortMemoryPolicy
+from agents.planner import PlannerConfig
+from experiments import benchmark_agents
+from experiments.agents_report import judge_pairs, read_runs, write_report
+from experiments.benchmark_agents import BenchmarkAgentsConfig
+from worldsim.checkpoint import save
+
+
+def make_config(tmp_path: Path) -> BenchmarkAgentsConfig:
+    save(tiny_model(), tmp_path / "model", contexts=tiny_contexts())
+    return BenchmarkAgentsConfig(
+        env="memory-maze-5x5",
+        world_model=str(tmp_path / "model"),
+        agents=("random", "behaviour", "actor_critic", "actor_critic_short_memory", "planner"),
+        seeds=(0,),
+        total_timesteps=64,
+        num_envs=2,
+        horizon=16,
+        eval_episodes=2,
+        dream_episodes=3,
+        planner_episodes=1,
+        planner=PlannerConfig(method="rollout", horizon=2, num_candidates=2),
+        num_workers=2,
+        max_episode_steps=6,
+        output=tmp_path / "results",
+        work=tmp_path / "work",
+    )
+
+
+def test_every_agent_is_judged_once_and_a_second_call_adds_only_what_is_missing(
+    tmp_path: Path,
+) -> None:
+    config = make_config(tmp_path)
+    table = benchmark_agents.main(config)
+    files = {f.stem: f for f in (tmp_path / "results").glob("*.json")}
+    assert set(files) == {f"{agent}-seed0" for agent in config.agents}
+    result = json.loads(files["actor_critic-seed0"].read_text())
+    assert result["real"]["lengths"] == [6, 6] and result["dream"]["lengths"] == [16] * 3
+    assert result["real_steps"] == 0 and len(result["curve"]) > 0
+    assert json.loads(files["planner-seed0"].read_text())["dream"] is None
+    for plot in ("returns.png", "curves.png", "table.md", "videos/random.mp4"):
+        assert (tmp_path / "results" / plot).stat().st_size > 0
+    assert len(table.split("\n\n")[0].splitlines()) == 2 + len(config.agents)
+
+    before = {stem: f.read_bytes() for stem, f in files.items()}
+    benchmark_agents.main(dataclasses.replace(config, seeds=(0, 1), agents=("random",)))
+    assert (tmp_path / "results/random-seed1.json").is_file()
+    assert {stem: files[stem].read_bytes() for stem in before} == before
+    assert read_runs(tmp_path / "results")["random"][1]["seed"] == 1
+
+
+def test_the_judge_compares_reward_per_step_of_policies_that_acted_in_both(tmp_path: Path) -> None:
+    def summary(reward: float, length: int) -> dict[str, object]:
+        return {"returns": [reward], "lengths": [length], "mean_return": reward}
+
+    for seed, (dreamed, real) in enumerate([(1.0, 20.0), (2.0, 30.0), (3.0, 40.0)]):
+        result = {
+            "dream": summary(dreamed, 10),
+            "real": summary(real, 100),
+            "real_steps": 0,
+            "training_minutes": 0.0,
+            "seconds_per_real_step": 0.0,
+        }
+        (tmp_path / f"ppo_pixels-seed{seed}.json").write_text(json.dumps(result))
+    (tmp_path / "data-seed0.json").write_text(json.dumps(result | {"dream": None}))
+    pairs = judge_pairs(read_runs(tmp_path))
+    assert pairs == [("ppo_pixels", 100.0, 200.0), ("ppo_pixels", 200.0, 300.0)] + [
+        ("ppo_pixels", 300.0, 400.0)
+    ]
+    assert "over 3 policies: 1.00" in write_report(tmp_path)
+    assert (tmp_path / "judge.png").stat().st_size > 0
+
+
+def test_an_unknown_agent_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="unknown agent 'sarsa'"):
+        BenchmarkAgentsConfig(agents=("sarsa",))
+
+
+def test_a_model_free_agent_takes_as_many_real_steps_as_it_is_given(tmp_path: Path) -> None:
+    config = dataclasses.replace(make_config(tmp_path), agents=("model_free",), real_steps=300)
+    benchmark_agents.main(config)
+    result = json.loads((tmp_path / "results/model_free-seed0.json").read_text())
+    assert result["real_steps"] == 300 and result["dream"] is not None
+
+
+def test_a_short_memory_sees_what_the_model_makes_of_the_last_frames_alone() -> None:
+    model, contexts = tiny_model(), tiny_contexts(n=2, length=7)
+    frames, actions = contexts.frames, contexts.actions
+    spy = Spy(np.roll(actions, -1, axis=1))
+    policy, state = ShortMemoryPolicy(model, spy, num_frames=3), None
+    for t in range(7):
+        _, state = policy.act(frames[:, t], state, np.array([t == 0, t in (0, 5)]))
+    # Env 0 remembers frames 4 to 6; env 1 began a new episode at frame 5.
+    for i, begin in [(0, 4), (1, 5)]:
+        led = torch.as_tensor(actions[i : i + 1, begin:]).clone()
+        if i == 1:
+            led[0, 0] = model.no_action
+        alone = model.observe(
+            model.initial_state(1), led, torch.as_tensor(frames[i : i + 1, begin:])
+        )
+        np.testing.assert_allclose(spy.features[-1][i], alone.features[0].numpy(), atol=1e-4)
+
+
+def test_a_memory_of_no_frames_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_frames must be at least 1"):
+        ShortMemoryPolicy(tiny_model(), Spy(np.zeros((1, 1), int)), num_frames=0)
