@@ -42,7 +42,8 @@ from experiments.memory_presets import BenchmarkConfig, presets
 from experiments.memory_report import read_json, write_report
 from experiments.platform_settings import keep_memory
 from experiments.report import provenance, write_json
-from experiments.train_world_model import TrainConfig, make_accelerator
+from experiments.train_config import TrainConfig
+from experiments.train_world_model import make_accelerator
 from worldsim.backbone import count_parameters
 from worldsim.diffusion import DiffusionForcingConfig, sample_signal_levels
 from worldsim.latents import LatentEpisodes

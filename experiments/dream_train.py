@@ -125,6 +125,8 @@ class DreamTrainConfig:
     seed: int = 0
     output: Path | None = None
     """Run directory; by default runs/dream_train/<env>-<algorithm>-<obs>-seed<seed>."""
+    compile: bool = False
+    """Compile the world model (torch.compile): a minute or so at the start, then faster dreams."""
     device: str = "auto"
     """Where the world model and the policy run."""
 
@@ -167,6 +169,7 @@ FREE_TO_CHANGE = (
     "rounds",
     "judge",
     "output",
+    "compile",
     "num_workers",
     "device",
 )
@@ -274,6 +277,8 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
         if round_index <= run.get("finished_rounds", 0):
             continue
         model = load(world_model, device=device)
+        if config.compile:
+            model.compile_network()
         bank = open_contexts(
             model,
             contexts,

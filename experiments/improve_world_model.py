@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from experiments import collect, train_world_model
+from experiments.train_config import TrainConfig, ValidationConfig
 from worldsim.episodes import EpisodeDataset
 from worldsim.training import DynamicsTraining, OptimizerConfig
 
@@ -60,7 +61,7 @@ def improve_world_model(
         # Segments as long as the real episodes allow: memory is not to be unlearned.
         length = min(SEGMENT_LENGTH, int(EpisodeDataset(datasets).lengths.max()))
         train_world_model.main(
-            train_world_model.TrainConfig(
+            TrainConfig(
                 dataset=datasets,
                 init=world_model,
                 output=output,
@@ -68,7 +69,7 @@ def improve_world_model(
                     optimizer=OptimizerConfig(steps=steps, learning_rate=3e-4),
                     curriculum=((length, 1.0),),
                 ),
-                validation=train_world_model.ValidationConfig(every=0),
+                validation=ValidationConfig(every=0),
                 device=device,
             )
         )

@@ -15,6 +15,7 @@ import envs
 from experiments import collect, dream_train, train_world_model
 from experiments.collect import CollectConfig
 from experiments.dream_train import DreamTrainConfig, PPOConfig
+from experiments.train_config import TrainConfig, ValidationConfig
 from worldsim.episodes import EpisodeDataset
 
 ENV = "minerl-navigate-dense-stand-in"
@@ -25,7 +26,7 @@ def short_env(config: CollectConfig) -> gymnasium.Env:
     return envs.make(config.env, max_ticks=96)
 
 
-def tiny_training(dataset: Path, output: Path) -> train_world_model.TrainConfig:
+def tiny_training(dataset: Path, output: Path) -> TrainConfig:
     preset = train_world_model.presets()["tiny"][1]
 
     def steps(training: object, **changes: object) -> object:
@@ -38,9 +39,7 @@ def tiny_training(dataset: Path, output: Path) -> train_world_model.TrainConfig:
         output=output,
         tokenizer_training=steps(preset.tokenizer_training),  # type: ignore[arg-type]
         dynamics=steps(preset.dynamics, frames_per_step=16, curriculum=((8, 1.0),)),  # type: ignore[arg-type]
-        validation=train_world_model.ValidationConfig(
-            every=0, num_contexts=1, context=8, horizon=2
-        ),
+        validation=ValidationConfig(every=0, num_contexts=1, context=8, horizon=2),
         device="cpu",
     )
 

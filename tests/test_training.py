@@ -15,7 +15,8 @@ from tiny import NUM_ACTIONS, tiny_config, write_dataset
 from torch import Tensor, nn
 
 import worldsim.checkpoint as checkpoint
-from experiments.train_world_model import TrainConfig, ValidationConfig, main
+from experiments.train_config import TrainConfig, ValidationConfig
+from experiments.train_world_model import main
 from worldsim.backbone import BlockSSMConfig
 from worldsim.diffusion import DiffusionForcingConfig
 from worldsim.episodes import EpisodeDataset

@@ -222,9 +222,10 @@ def load(
     model.to(device).eval().requires_grad_(False)
     model.compute_dtype = fast_dtype(device) if dtype is None else dtype
     if model.compute_dtype != torch.float32:
-        for module in model.denoiser.modules():
-            if isinstance(module, torch.nn.Linear):  # else autocast would do so at every call
-                module.to(model.compute_dtype)
+        for part in (model.denoiser, model.tokenizer):
+            for module in part.modules():
+                if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+                    module.to(model.compute_dtype)  # else autocast would do so at every call
     return model
 
 

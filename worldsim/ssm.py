@@ -128,7 +128,7 @@ def scan_chunked(
 
     # Between chunks: what each adds to the state, then the recurrence over chunks.
     before, chunks = [state], a.shape[1]
-    if update or chunks > 1:
+    if update or chunks > 1:  # else nothing but the state given is needed
         to_end = torch.exp(a[..., -1:] - a)[..., None].to(u.dtype)  # (b, c, h, q, 1)
         added = (u * to_end).transpose(-1, -2) @ B[:, :, None]  # (b, c, h, p, n)
         kept = torch.exp(a[..., -1])[..., None, None]  # (b, c, h, 1, 1)
@@ -136,15 +136,30 @@ def scan_chunked(
         for keep, add in zip(kept.unbind(1), added.float().unbind(1), strict=True):
             state = state * keep + add
             before.append(state)
-    if chunks == 1:
-        with torch.autocast(x.device.type, enabled=False):  # spares a copy of the state
-            carried = C[:, :, None].float() @ before[0][:, None].transpose(-1, -2)
-    else:
-        entering = torch.stack(before[:-1], dim=1).to(C.dtype)  # (b, c, h, p, n)
-        carried = C[:, :, None] @ entering.transpose(-1, -2)  # (b, c, h, q, p)
+    entering = torch.stack(before[:chunks], dim=1).to(C.dtype)  # (b, c, h, p, n)
+    carried = C[:, :, None] @ entering.transpose(-1, -2)  # (b, c, h, q, p)
     y = y + carried.to(y.dtype) * torch.exp(a)[..., None].to(y.dtype)
     y = rearrange(y, "b c h q p -> b (c q) h p")
     return y[:, :length], state
+
+
+def scan_step(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, update: bool = True
+) -> tuple[Tensor, Tensor]:
+    """The same scan for a single token, which moves little more than the state itself.
+
+    Shapes as in `scan_chunked`, with l = 1. At batch 32 the states are most of what a dream's step
+    reads and writes, so they are read once for the output and once for the new state.
+    """
+    decay = torch.exp(dt[:, 0] * A)[..., None]  # (b, h, 1)
+    u = x[:, 0].float() * dt[:, 0, :, None]  # (b, h, p)
+    B, C = B[:, 0].float(), C[:, 0].float()
+    with torch.autocast(x.device.type, enabled=False):  # spares a copy of the state
+        carried = (C[:, None, None] @ state.transpose(-1, -2)).squeeze(2)
+    y = carried * decay + u * (B * C).sum(-1)[:, None, None]
+    if update:
+        state = (state * decay[..., None]).addcmul_(u[..., None], B[:, None, None])
+    return y[:, None].to(x.dtype), state
 
 
 def scan_mamba_ssm(
@@ -254,4 +269,6 @@ class Mamba2Mixer(nn.Module):
             backend = "mamba_ssm" if x.is_cuda and has_mamba_ssm() else "torch"
         if backend == "mamba_ssm":
             return scan_mamba_ssm(x, dt, A, B, C, state, self.config.chunk_size)
+        if x.shape[1] == 1:
+            return scan_step(x, dt, A, B, C, state, update)
         return scan_chunked(x, dt, A, B, C, state, self.config.chunk_size, update)

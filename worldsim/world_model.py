@@ -39,7 +39,9 @@ class WorldModelConfig:
     dream_signal: float = 0.9
     """Signal level at which a dreamed frame is committed: a little noise hides its flaws."""
     reward_bins: int = 41
-    """Bins of the reward distribution, evenly spaced in symlog from -5 to 5."""
+    """Bins of the reward distribution, evenly spaced in symlog."""
+    reward_limit: float = 5.0
+    """Outermost bins in symlog, -limit and limit: 5 is a reward of 147, 7 one of 1,096."""
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
@@ -79,7 +81,7 @@ class WorldModel(nn.Module):
         self.reward_head = make_head(d, config.reward_bins)
         self.termination_head = make_head(d, 1)
         self.policy_head = make_head(d, config.num_actions)
-        bins = torch.linspace(-5, 5, config.reward_bins)
+        bins = torch.linspace(-config.reward_limit, config.reward_limit, config.reward_bins)
         self.register_buffer("reward_values", bins.sign() * bins.abs().expm1(), persistent=False)
 
     @property
@@ -251,10 +253,14 @@ class WorldModel(nn.Module):
         return model.train(self.training)
 
     def compile_network(self) -> None:
-        """Compile the layers (torch.compile); what cannot be compiled runs as before."""
+        """Compile layers and decoder (torch.compile); what cannot be compiled runs as before.
+
+        It happens at the first call of each batch size and length, and takes a minute or so.
+        """
         torch._dynamo.config.suppress_errors = True
-        for layer in getattr(self.denoiser.backbone, "layers", [self.denoiser.backbone]):
-            layer.compile(dynamic=False)
+        layers = getattr(self.denoiser.backbone, "layers", [self.denoiser.backbone])
+        for module in (*layers, self.tokenizer.decoder):
+            module.compile(dynamic=False)
 
     @torch.no_grad()
     def observe_latents(
@@ -316,9 +322,7 @@ class WorldModel(nn.Module):
         a = actions[:, None]
 
         def denoise(z: Tensor, level: float) -> Tensor:
-            signal = torch.full((b, 1), level, device=z.device)
-            with self._autocast():
-                return self.denoiser(z, signal, a, state.memory, state.steps)[0]
+            return self.denoise(state, a, z, level)
 
         if num_denoising_steps is None:
             num_denoising_steps = self.config.num_denoising_steps

@@ -1,0 +1,122 @@
+"""Settings of world-model training, and named starting points for hardware and worlds."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from worldsim.backbone import (
+    BackboneConfig,
+    BlockSSMConfig,
+    CausalConfig,
+    DFoTConfig,
+    FARConfig,
+    FrameSSMConfig,
+)
+from worldsim.diffusion import DiffusionForcingConfig
+from worldsim.tokenizer import TokenizerConfig
+from worldsim.training import DynamicsTraining, OptimizerConfig, TokenizerTraining
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Open-loop validation on held-out episodes while training."""
+
+    every: int = 500
+    """Steps between validations; 0 validates only at the end."""
+    num_contexts: int = 8
+    context: int = 128
+    """Real frames observed first."""
+    horizon: int = 32
+    """Frames dreamed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a world model on recorded episodes."""
+
+    dataset: tuple[str, ...] = ()
+    """Minari ids or paths of the training episodes."""
+    validation_dataset: tuple[str, ...] = ()
+    """Episodes never trained on; by default a tenth of the training episodes is set aside."""
+    datasets_root: Path | None = None
+    """Folder of all datasets; by default Minari's own."""
+    image_key: str | None = None
+    """Key of the images where observations are dicts with several."""
+    output: Path = Path("runs/world_model")
+    """Run directory: checkpoint, training state, TensorBoard logs."""
+    init: str | None = None
+    """World model (name or checkpoint) to continue from; its tokenizer and sizes are kept."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    backbone: BackboneConfig = field(default_factory=BlockSSMConfig)
+    diffusion: DiffusionForcingConfig = field(default_factory=DiffusionForcingConfig)
+    reward_limit: float = 5.0
+    """Largest reward that can be told, in symlog: 5 is 147, 7 is 1,096."""
+    tokenizer_training: TokenizerTraining = field(default_factory=TokenizerTraining)
+    dynamics: DynamicsTraining = field(default_factory=DynamicsTraining)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    save_every: int = 200
+    """Steps between checkpoints."""
+    compile: bool = False
+    """Compile the layers (torch.compile): a minute or two per segment length, then faster."""
+    precision: str = "auto"
+    """Mixed precision: bf16, no, or auto (bf16 where the hardware is fast at it)."""
+    device: str = "auto"
+    """cpu, cuda or auto."""
+
+
+def presets() -> dict[str, tuple[str, TrainConfig]]:
+    """Named starting points for hardware; every value can be overridden."""
+    gpu = TrainConfig(
+        backbone=BlockSSMConfig(d_model=512, num_layers=10, window=10, head_dim=64, expand=2),
+        tokenizer_training=TokenizerTraining(
+            optimizer=OptimizerConfig(steps=10_000, muon_learning_rate=0, weight_decay=0.0),
+            batch_size=256,
+        ),
+        dynamics=DynamicsTraining(
+            optimizer=OptimizerConfig(steps=30_000),
+            frames_per_step=8192,
+            curriculum=((64, 0.3), (256, 0.4), (512, 0.3)),
+        ),
+        validation=ValidationConfig(every=2000, num_contexts=16, context=256, horizon=64),
+        save_every=1000,
+    )
+    tiny = TrainConfig(
+        tokenizer=TokenizerConfig(channels=(16, 32, 64), latent_channels=16),
+        backbone=BlockSSMConfig(d_model=64, num_layers=2, head_dim=32, window=3, d_state=16),
+        tokenizer_training=TokenizerTraining(
+            optimizer=OptimizerConfig(steps=200, muon_learning_rate=0, weight_decay=0.0),
+            batch_size=16,
+        ),
+        dynamics=DynamicsTraining(
+            optimizer=OptimizerConfig(steps=200), frames_per_step=128, curriculum=((32, 1.0),)
+        ),
+        validation=ValidationConfig(every=0, num_contexts=2, context=16, horizon=8),
+    )
+    # Rewards of MineRL's Obtain tasks reach 1,024; its episodes may be far shorter than 256 frames.
+    minerl = TrainConfig(
+        reward_limit=7.0,
+        dynamics=DynamicsTraining(curriculum=((64, 0.7), (128, 0.3))),
+        validation=ValidationConfig(context=64),
+    )
+    named = {
+        "minerl": ("MineRL on two CPU cores, an hour or two.", minerl),
+        "cpu": ("Two CPU cores, an hour or two.", TrainConfig()),
+        "gpu": ("One GPU, half an hour to hours.", gpu),
+        "tiny": ("A minute, to see that everything runs.", tiny),
+    }
+    others: tuple[BackboneConfig, ...] = (
+        CausalConfig(),
+        DFoTConfig(),
+        FARConfig(),
+        FrameSSMConfig(),
+    )
+    for backbone in others:
+        config = TrainConfig(backbone=backbone)
+        if isinstance(backbone, DFoTConfig):  # it sees no more than its window
+            curriculum = ((backbone.window, 1.0),)
+            config = dataclasses.replace(config, dynamics=DynamicsTraining(curriculum=curriculum))
+        title = f"Like cpu, with the backbone {backbone.kind} of the same size."
+        named["cpu-" + backbone.kind.replace("_", "-")] = (title, config)
+    return named
