@@ -11,6 +11,8 @@ repetitions. That cost stays constant over a long dream is shown by benchmark_dr
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
+import os
 import sys
 import time
 import types
@@ -29,12 +31,18 @@ import envs
 import worldsim
 from experiments.platform_settings import keep_memory
 from experiments.report import provenance, write_json
+from experiments.train_config import TrainConfig
+from experiments.train_world_model import make_accelerator
 from worldsim.contexts import ContextBank
 from worldsim.dream import DreamVectorEnv
+from worldsim.latents import LatentEpisodes
+from worldsim.training import DynamicsTraining, OptimizerConfig, Trainer, dynamics_loss
 from worldsim.world_model import WorldModel
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+_barrier: Any = None  # of the processes that time real envs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +58,8 @@ class SpeedConfig:
     """Timed dream steps per setting."""
     real_steps: int = 300
     """Timed steps of the real envs; 0 leaves them out."""
+    training_length: int = 128
+    """Frames per segment where training is timed; 0 leaves it out."""
     compile: bool = False
     """Compile the network (torch.compile); the first steps of each batch size take minutes."""
     device: str = "cpu"
@@ -72,6 +82,7 @@ def main(config: SpeedConfig) -> dict[str, Any]:
         "matrix_product_peak_gflops": matrix_peak(model),
         "model_gflop_per_pass": flops_per_pass(model) / 1e9,
         "state_bytes_per_env": model.initial_state(1).nbytes,
+        "copy_gigabytes_per_second": copy_bandwidth(model),
         "dream": [],
     }
     contexts = worldsim.load_contexts(config.world_model)
@@ -84,8 +95,14 @@ def main(config: SpeedConfig) -> dict[str, Any]:
                 row = time_dream(model, bank, num_envs, steps, obs, config)
                 peak = results["matrix_product_peak_gflops"]
                 flops = row["steps_per_second"] * (steps + 1) * results["model_gflop_per_pass"]
-                results["dream"].append(row | {"share_of_peak": flops / peak})
+                # Every pass reads the state, and the one that commits writes a new one.
+                moved = row["steps_per_second"] * (steps + 2) * results["state_bytes_per_env"]
+                share = moved / 1e9 / results["copy_gigabytes_per_second"]
+                row |= {"share_of_peak": flops / peak, "share_of_copy_bandwidth": share}
+                results["dream"].append(row)
     results["parts"] = time_parts(model, max(config.num_envs[:3]))
+    if config.training_length:
+        results["training"] = time_training(config)
     results |= {"config": config, "provenance": provenance()}
     write_json(config.output / "results.json", results)
     plot(results, config.output / "dream_speed.png")
@@ -116,6 +133,50 @@ def matrix_peak(model: WorldModel, size: int = 2048) -> float:
     return 2 * size**3 / seconds / 1e9
 
 
+def copy_bandwidth(model: WorldModel, megabytes: int = 128) -> float:
+    """GB/s that a copy reads and writes together, of a tensor larger than the caches of a core."""
+    source = torch.ones(megabytes * 2**18, device=model.device)
+    target = source.clone()
+    seconds = median_time(lambda: target.copy_(source), 10, model.device)
+    return 2 * source.nbytes / seconds / 1e9
+
+
+def time_training(config: SpeedConfig, frames: int = 512, repetitions: int = 5) -> dict[str, Any]:
+    """Frames/s of training steps on noise, optimiser included."""
+    accelerator = make_accelerator(TrainConfig(device=config.device))
+    model = worldsim.load(config.world_model, config.device, dtype=torch.float32)
+    model.denoiser.requires_grad_(True)
+    if config.compile:
+        model.compile_network()
+    length, batch = config.training_length, max(frames // config.training_length, 1)
+    rng = np.random.default_rng(config.seed)
+    c = model.config
+    tokens = int(np.prod(c.tokenizer.grid))
+    shape = (batch * length, tokens, c.tokenizer.latent_channels)
+    episodes = LatentEpisodes(
+        latents=torch.from_numpy(rng.standard_normal(shape, np.float32)).half(),
+        actions=torch.from_numpy(rng.integers(c.num_actions, size=batch * length)),
+        rewards=torch.zeros(batch * length),
+        terminated=torch.zeros(batch * length, dtype=torch.bool),
+        lengths=np.full(batch, length),
+    )
+    training = DynamicsTraining(
+        optimizer=OptimizerConfig(steps=repetitions + 2),
+        frames_per_step=batch * length,
+        curriculum=((length, 1.0),),
+    )
+    loss = dynamics_loss(episodes, training, model, accelerator)
+    steps = Trainer(model, loss, training.optimizer, accelerator).run()
+    seconds = median_time(lambda: next(steps), repetitions, model.device)
+    flops = 3 * flops_per_pass(model) * batch * length / seconds
+    return {
+        "frames_per_second": batch * length / seconds,
+        "segment_length": length,
+        "frames_per_step": batch * length,
+        "gflops": flops / 1e9,
+    }
+
+
 def flops_per_pass(model: WorldModel) -> float:
     """Operations of the matrix products with weights, per env and network pass."""
     tokens = int(np.prod(model.config.tokenizer.grid))
@@ -128,23 +189,50 @@ def flops_per_pass(model: WorldModel) -> float:
 
 
 def time_real(steps: int, seed: int) -> dict[str, float]:
-    """Steps/s of one process: the package's own env and this project's, taken in turn."""
-    packaged = packaged_memory_maze(seed)
-    ours = envs.make("memory-maze-9x9")
-    packaged.reset()
-    ours.reset(seed=seed)
-    rng = np.random.default_rng(seed)
-    rates: dict[str, list[float]] = {"package": [], "ours": []}
-    for _ in range(5):
-        actions = rng.integers(6, size=max(steps // 5, 1))
-        for name, step in (("package", packaged.step), ("ours", ours.step)):
-            started = time.perf_counter()
-            for action in actions:
-                step(int(action))
-            rates[name].append(len(actions) / (time.perf_counter() - started))
-    medians = {name: float(np.median(values)) for name, values in rates.items()}
-    ours.close()
-    return medians | {"ratio": medians["ours"] / medians["package"]}
+    """Steps/s of the package's own env and this project's: one process, then one on every core."""
+    alone = {name: _real_rates(name, 1, steps, seed) for name in ("package", "ours")}
+    cores = os.cpu_count() or 1
+    together = {f"{n}_all_cores": _real_rates(n, cores, steps, seed) for n in ("package", "ours")}
+    return {
+        **alone,
+        **together,
+        "cores": cores,
+        "ratio": alone["ours"] / alone["package"],
+        "ratio_all_cores": together["ours_all_cores"] / together["package_all_cores"],
+    }
+
+
+def _real_rates(name: str, processes: int, steps: int, seed: int) -> float:
+    """Sum of the steps/s of processes that step at the same time."""
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(processes)
+    with context.Pool(processes, initializer=_keep_barrier, initargs=(barrier,)) as pool:
+        jobs = [(name, steps, seed + i) for i in range(processes)]
+        return sum(pool.starmap(_time_real_process, jobs, chunksize=1))
+
+
+def _keep_barrier(barrier: Any) -> None:
+    global _barrier
+    _barrier = barrier
+
+
+def _time_real_process(name: str, steps: int, seed: int) -> float:
+    """Steps/s of one env in this process, from when all processes are ready."""
+    os.environ.setdefault("LP_NUM_THREADS", "0")  # one rendering thread per process
+    if name == "package":
+        env = packaged_memory_maze(seed)
+        env.reset()
+    else:
+        env = envs.make("memory-maze-9x9")
+        env.reset(seed=seed)
+    actions = np.random.default_rng(seed).integers(6, size=steps)
+    for action in actions[:20]:
+        env.step(int(action))
+    _barrier.wait()
+    started = time.perf_counter()
+    for action in actions:
+        env.step(int(action))
+    return steps / (time.perf_counter() - started)
 
 
 def packaged_memory_maze(seed: int) -> Any:
@@ -180,7 +268,7 @@ def time_dream(
         num_denoising_steps=steps,
     )
     env.reset(seed=config.seed)
-    actions = np.random.default_rng(config.seed).integers(6, size=num_envs)
+    actions = np.random.default_rng(config.seed).integers(model.config.num_actions, size=num_envs)
     repetitions = max(config.steps if num_envs <= 32 else config.steps // 3, 3)
     seconds = median_time(lambda: env.step(actions), repetitions, model.device)
     return {
@@ -232,7 +320,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
         )
     for name, label in (("package", "Memory Maze as shipped"), ("ours", "Memory Maze, ours")):
         if "real" in results:
-            style = "--" if name == "package" else ":"
+            name, label = f"{name}_all_cores", f"{label}, all cores"
+            style = "--" if name.startswith("package") else ":"
             axis.axhline(results["real"][name], color="black", linestyle=style, label=label)
     axis.set(xlabel="dreams in the batch", ylabel="steps/s", xscale="log", yscale="log")
     axis.legend(fontsize=8)
@@ -243,11 +332,14 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 def print_table(results: dict[str, Any]) -> None:
     """The measurements on the terminal."""
-    package = results.get("real", {}).get("package")
+    package = results.get("real", {}).get("package_all_cores")
     if package:
         real = results["real"]
-        print(f"real, as shipped  {package:8.1f} steps/s in one process")
-        print(f"real, ours        {real['ours']:8.1f} steps/s in one process, x{real['ratio']:.1f}")
+        for name, label in (("package", "real, as shipped"), ("ours", "real, ours")):
+            both = real[f"{name}_all_cores"]
+            print(
+                f"{label:17s} {real[name]:8.1f} steps/s alone, {both:.1f} on {real['cores']} cores"
+            )
     for row in results["dream"]:
         against = f", x{row['steps_per_second'] / package:.1f}" if package else ""
         print(
@@ -255,6 +347,8 @@ def print_table(results: dict[str, Any]) -> None:
             f"{row['obs']:8s} {row['steps_per_second']:8.1f} steps/s{against}, "
             f"{100 * row['share_of_peak']:.0f} % of peak, reset {row['reset_milliseconds']:.1f} ms"
         )
+    if "training" in results:
+        print(f"training {results['training']['frames_per_second']:.0f} frames/s")
     print("parts, ms:", {k: round(v, 2) for k, v in results["parts"].items()})
 
 

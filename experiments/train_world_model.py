@@ -59,7 +59,6 @@ def main(config: TrainConfig) -> Path:
     accelerator = make_accelerator(config)
     set_seed(config.dynamics.optimizer.seed)
     train, held_out = open_datasets(config)
-    writer = SummaryWriter(str(config.output / "tensorboard"), purge_step=None)
     tell = tqdm.write if accelerator.is_main_process else lambda _: None
     tell(
         f"training on {len(train)} episodes ({train.num_frames} frames), validating on "
@@ -68,11 +67,10 @@ def main(config: TrainConfig) -> Path:
     model = build_model(config, train)
     model.to(accelerator.device)
     if config.init is None:
-        train_tokenizer(config, model.tokenizer, train, accelerator, writer)
+        train_tokenizer(config, model.tokenizer, train, accelerator)
     started = time.monotonic()
-    model = train_dynamics(config, model, train, held_out, accelerator, writer)
+    model = train_dynamics(config, model, train, held_out, accelerator)
     tell(f"world model trained in {(time.monotonic() - started) / 60:.1f} min of this run")
-    writer.close()
     path = config.output / "checkpoint"
     tell(f"checkpoint: {path}\nnext: python experiments/dream_train.py --world-model {path}")
     return path
@@ -124,17 +122,31 @@ def build_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:
     )
 
 
+def open_writer(config: TrainConfig, stage: str, trainer: Trainer) -> SummaryWriter | None:
+    """TensorBoard logs of a stage, in the main process alone.
+
+    What a run that was killed had logged after its last checkpoint is dropped.
+    """
+    if not trainer.accelerator.is_main_process:
+        return None
+    path = config.output / "tensorboard" / stage
+    return SummaryWriter(str(path), purge_step=trainer.step + 1)
+
+
 def run_with_progress(
-    trainer: Trainer, name: str, save_every: int, frames_per_step: int, writer: SummaryWriter
+    trainer: Trainer,
+    name: str,
+    save_every: int,
+    frames_per_step: int,
+    writer: SummaryWriter | None,
 ) -> Iterator[int]:
     """Run a trainer under a progress bar and write its losses; yields the step number."""
-    main_process = trainer.accelerator.is_main_process
     with tqdm(
         total=trainer.config.steps,
         initial=trainer.step,
         desc=name,
         unit="step",
-        disable=not main_process,
+        disable=writer is None,
         mininterval=2,
     ) as bar:
         last = time.monotonic()
@@ -143,7 +155,7 @@ def run_with_progress(
             now = time.monotonic()
             values["frames_per_second"] = frames_per_step / (now - last)
             last = now
-            if main_process and (trainer.step % 10 == 0 or trainer.step == trainer.config.steps):
+            if writer and (trainer.step % 10 == 0 or trainer.step == trainer.config.steps):
                 for key, value in values.items():
                     writer.add_scalar(f"{name}/{key}", value, trainer.step)
                 shown = {k: f"{v:.3g}" for k, v in values.items() if k not in ("rate", "grad_norm")}
@@ -156,7 +168,6 @@ def train_tokenizer(
     tokenizer: Tokenizer,
     dataset: EpisodeDataset,
     accelerator: Accelerator,
-    writer: SummaryWriter,
 ) -> None:
     """Train the tokenizer in place; ends with the averaged weights and calibrated latents."""
     training = config.tokenizer_training
@@ -170,10 +181,13 @@ def train_tokenizer(
     )
     if trainer.resume():
         tqdm.write(f"tokenizer: resumed at step {trainer.step}")
+    writer = open_writer(config, "tokenizer", trainer)
     for _ in run_with_progress(
         trainer, "tokenizer", config.save_every, training.batch_size, writer
     ):
         pass
+    if writer:
+        writer.close()
     average = trainer.average.module
     assert isinstance(average, TokenizerLoss)
     tokenizer.load_state_dict(average.tokenizer.state_dict())
@@ -189,7 +203,6 @@ def train_dynamics(
     dataset: EpisodeDataset,
     held_out: EpisodeDataset,
     accelerator: Accelerator,
-    writer: SummaryWriter,
 ) -> WorldModel:
     """Train everything but the tokenizer; returns the averaged model."""
     training = config.dynamics
@@ -222,11 +235,12 @@ def train_dynamics(
     average.compute_dtype = dtype
     if config.compile:
         model.compile_network()
+    writer = open_writer(config, "world_model", trainer)
     started, first = time.monotonic(), trainer.step
     for step in run_with_progress(
         trainer, "world model", config.save_every, training.frames_per_step, writer
     ):
-        if not accelerator.is_main_process:
+        if writer is None:
             continue
         last = step == training.optimizer.steps
         if last or (config.validation.every and step % config.validation.every == 0):
@@ -246,6 +260,8 @@ def train_dynamics(
                 "training": checkpoint.to_json(training),
             }
             checkpoint.save(average, config.output / "checkpoint", metadata=metadata)
+    if writer:
+        writer.close()
     average.eval().requires_grad_(False)
     return average
 

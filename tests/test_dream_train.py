@@ -14,7 +14,7 @@ from tiny import tiny_contexts, tiny_model
 
 from agents.imagination import ActorCriticConfig, ImaginationTrainer
 from agents.planner import PlannerConfig
-from experiments import benchmark_dream, dream_train, evaluate
+from experiments import benchmark_dream, benchmark_speed, dream_train, evaluate
 from experiments.dream_progress import DreamProgress
 from experiments.dream_train import DreamTrainConfig, PPOConfig
 from worldsim.checkpoint import load, save
@@ -243,3 +243,24 @@ def test_benchmark_measures_a_state_that_does_not_grow(tmp_path: Path) -> None:
     assert [row["step"] for row in report["results"]] == [2, 5, 40]
     assert len({row["state_bytes_per_env"] for row in report["results"]}) == 1
     assert (tmp_path / "cost.json").is_file()
+
+
+def test_benchmark_of_speed_measures_every_part(checkpoint: Path, tmp_path: Path) -> None:
+    config = benchmark_speed.SpeedConfig(
+        world_model=str(checkpoint),
+        num_envs=(1, 2),
+        num_denoising_steps=(1,),
+        steps=2,
+        real_steps=3,
+        training_length=4,
+        output=tmp_path,
+    )
+    results = benchmark_speed.main(config)
+    assert [(row["num_envs"], row["obs"]) for row in results["dream"]] == [
+        (1, "pixels"),
+        (1, "features"),
+        (2, "pixels"),
+        (2, "features"),
+    ]
+    assert min(results["real"].values()) > 0 and results["training"]["frames_per_second"] > 0
+    assert (tmp_path / "dream_speed.png").is_file() and (tmp_path / "results.json").is_file()

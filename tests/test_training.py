@@ -419,7 +419,8 @@ def test_the_whole_training_from_episodes_to_a_checkpoint(
     model = checkpoint.load(path, dtype=torch.float32)
     assert model.config.frame_shape == (16, 16, 3) and model.config.num_actions == NUM_ACTIONS
     assert model.config.diffusion.clean_prefix_probability == 0.25
-    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+    for stage in ("tokenizer", "world_model"):
+        assert list((tmp_path / "run" / "tensorboard" / stage).glob("events.*"))
     latents = model.tokenizer.encode(spaced_frames(EpisodeDataset(dataset), 1000))
     assert 0.5 < float(latents.std()) < 1.5  # calibrated
 
