@@ -11,12 +11,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import NUM_ACTIONS, tiny_config, write_dataset
 from torch import Tensor, nn
 
 import worldsim.checkpoint as checkpoint
 from experiments.train_config import TrainConfig, ValidationConfig
-from experiments.train_world_model import main
+from experiments.train_world_model import main, open_writer
 from worldsim.backbone import BlockSSMConfig
 from worldsim.diffusion import DiffusionForcingConfig
 from worldsim.episodes import EpisodeDataset
@@ -450,6 +451,21 @@ def test_the_whole_training_from_episodes_to_a_checkpoint(
             assert torch.equal(t, again[name]), name
         elif t.ndim == 2:
             assert not torch.equal(t, again[name]), name
+
+
+def test_a_resumed_run_logs_every_step_once(tmp_path: Path, accelerator: Accelerator) -> None:
+    config, trainer = TrainConfig(output=tmp_path), make_trainer(accelerator)
+    for resumed_at, steps, value in [(0, range(1, 6), 1.0), (3, range(4, 8), 2.0)]:
+        trainer.step = resumed_at
+        writer = open_writer(config, "world_model", trainer)
+        assert writer is not None
+        for step in steps:
+            writer.add_scalar("loss", value, step)
+        writer.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "world_model"))
+    events.Reload()
+    logged = [(e.step, e.value) for e in events.Scalars("loss")]
+    assert logged == [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (6, 2), (7, 2)]
 
 
 def test_missing_and_unfit_datasets_are_named(tmp_path: Path) -> None:
