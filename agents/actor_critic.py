@@ -18,24 +18,46 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from worldsim.denoiser import make_head
+from worldsim.heads import SymlogHead, make_head
 from worldsim.world_model import WorldModel
 
 
-class ActorCritic(nn.Module):
-    """Policy and value heads on features, each of the shape of the world model's own heads."""
+class Critic(nn.Module):
+    """Expected return: what the recorded behaviour makes, which stays, and a learned difference."""
 
-    def __init__(self, num_features: int, num_actions: int) -> None:
+    def __init__(self, num_features: int, num_bins: int, limit: float) -> None:
+        super().__init__()
+        self.behaviour = SymlogHead(num_features, num_bins, limit).requires_grad_(False)
+        self.difference = make_head(num_features, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(..., d) to (...)."""
+        return self.behaviour.expectation(features) + self.difference(features).squeeze(-1)
+
+
+class ActorCritic(nn.Module):
+    """Policy and critic on features, made of heads of the shape of the world model's own."""
+
+    def __init__(
+        self,
+        num_features: int,
+        num_actions: int,
+        value_bins: int = 41,
+        value_limit: float = 5.0,
+    ) -> None:
         super().__init__()
         self.num_features, self.num_actions = num_features, num_actions
+        self.value_bins, self.value_limit = value_bins, value_limit
         self.policy_head = make_head(num_features, num_actions)
-        self.value_head = make_head(num_features, 1)
+        self.critic = Critic(num_features, value_bins, value_limit)
 
     @classmethod
     def from_behaviour(cls, model: WorldModel) -> ActorCritic:
-        """Start from the recorded behaviour as the model has learned to predict it."""
-        agent = cls(model.config.num_features, model.config.num_actions).to(model.device)
+        """Start from the recorded behaviour, and its returns, as the model predicts them."""
+        c = model.config
+        agent = cls(c.num_features, c.num_actions, c.reward_bins, c.reward_limit).to(model.device)
         agent.policy_head.load_state_dict(model.policy_head.state_dict())
+        agent.critic.behaviour.load_state_dict(model.value_head.state_dict())
         return agent
 
     def logits(self, features: Tensor) -> Tensor:
@@ -44,7 +66,7 @@ class ActorCritic(nn.Module):
 
     def value(self, features: Tensor) -> Tensor:
         """Expected return: (..., d) to (...)."""
-        return self.value_head(features).squeeze(-1)
+        return self.critic(features)
 
     def save(self, path: str | Path, *, world_model: str) -> None:
         """Write `path` (.safetensors), and a JSON file of the same name beside it.
@@ -62,6 +84,8 @@ class ActorCritic(nn.Module):
             "obs": "features",
             "num_features": self.num_features,
             "num_actions": self.num_actions,
+            "value_bins": self.value_bins,
+            "value_limit": self.value_limit,
         }
         path.with_suffix(".json").write_text(json.dumps(note, indent=2) + "\n")
 
@@ -79,7 +103,8 @@ class ActorCritic(nn.Module):
         path = _weights_path(path)
         try:
             note = json.loads(path.with_suffix(".json").read_text())
-            agent = cls(note["num_features"], note["num_actions"])
+            sizes = ("num_features", "num_actions", "value_bins", "value_limit")
+            agent = cls(*(note[name] for name in sizes))
             agent.load_state_dict(load_file(path))
             return agent, note["world_model"]
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:

@@ -148,7 +148,7 @@ class ImaginationTrainer:
         self.agent, self.model, self.starts = agent, model, starts
         self.num_envs, self.horizon, self.seed = num_envs, horizon, seed
         self.prior = copy.deepcopy(agent.policy_head).requires_grad_(False)
-        self.target = copy.deepcopy(agent.value_head).requires_grad_(False)
+        self.target = copy.deepcopy(agent.critic).requires_grad_(False)
         self.optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, eps=1e-5)
         self.device = next(agent.parameters()).device
         self.generator = torch.Generator(self.device).manual_seed(seed)
@@ -166,7 +166,7 @@ class ImaginationTrainer:
             logits = self.agent.logits(dream.features[:-1])
             old = logits.log_softmax(-1).gather(-1, dream.actions[..., None]).squeeze(-1)
             prior = self.prior(dream.features[:-1]).log_softmax(-1)
-            values = self.target(dream.features).squeeze(-1)
+            values = self.target(dream.features)
             returns = lambda_returns(
                 dream.rewards, values[1:], dream.terminated, config.gamma, config.return_lambda
             )
@@ -178,7 +178,7 @@ class ImaginationTrainer:
             nn.utils.clip_grad_norm_(self.agent.parameters(), config.max_grad_norm)
             self.optimizer.step()
         with torch.no_grad():
-            pairs = zip(self.target.parameters(), self.agent.value_head.parameters(), strict=True)
+            pairs = zip(self.target.parameters(), self.agent.critic.parameters(), strict=True)
             for slow, fast in pairs:
                 slow.lerp_(fast, 1 - config.target_decay)
         return {

@@ -107,7 +107,8 @@ class Planner:
         config: how to plan.
         policy: features (b, d) to logits (b, num_actions); None: the behaviour that the model has
             learned to predict.
-        value: features (b, d) to the return beyond the horizon (b,); None: 0.
+        value: features (b, d) to the return beyond the horizon (b,); None: that of the recorded
+            behaviour as the model predicts it, or 0 without the config's `bootstrap`.
         seed: decides every plan, together with what was observed.
         num_denoising_steps: of each imagined frame; None: the model's own.
         on_plan: called with a trace of every decision; making traces costs some imagination.
@@ -132,6 +133,8 @@ class Planner:
         self.model = model
         self.config = config or PlannerConfig()
         self.dream = DreamModel(model, num_denoising_steps)
+        if value is None and self.config.bootstrap:
+            value = model.predict_value
         self.search = Search(
             self.dream, self.config, policy=policy or model.predict_policy, value=value
         )

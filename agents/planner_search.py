@@ -105,6 +105,9 @@ class PlannerConfig:
     for the rest. None: plan anew."""
     replan_every: int = 1
     """Steps of a plan that are taken before the next decision."""
+    bootstrap: bool = True
+    """Count what the model expects beyond the horizon: the return that the recorded behaviour would
+    make from there."""
     max_dream_steps: int | None = None
     """Imagined steps that a decision may cost, per env."""
     max_seconds: float | None = None

@@ -42,7 +42,7 @@ def train_actor_critic(
         starts_of(bank),
         options.actor_critic,
         num_envs=options.num_envs,
-        horizon=options.horizon,
+        horizon=options.training_horizon,
         seed=options.seed + 1000 * round_index,
     )
     if run.get("round_timesteps", 0):
@@ -85,7 +85,7 @@ def train_actor_critic(
                 done = trainer.num_dream_steps if limit is not None else round(seconds())
                 bar.update(max(0, min(done, bar.total) - bar.n))
                 rate = (trainer.num_dream_steps - resumed_at) / (time.monotonic() - start)
-                per_dream = options.horizon * sum(rewards) / len(rewards)
+                per_dream = options.training_horizon * sum(rewards) / len(rewards)
                 run.writer.add_scalar(
                     "dream/episodic_return", per_dream, first_step + trainer.num_dream_steps
                 )

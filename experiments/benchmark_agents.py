@@ -87,7 +87,7 @@ class BenchmarkAgentsConfig:
     dream_episodes: int = 64
     """Dreamed episodes per agent and seed."""
     horizon: int = 64
-    """Steps of a dreamed episode."""
+    """Steps of a dreamed episode where agents are judged."""
     num_envs: int = 32
     """Dreams side by side."""
     num_workers: int = 5
@@ -192,7 +192,6 @@ class AgentsBenchmark:
             minutes=config.minutes,
             total_timesteps=config.total_timesteps,
             num_envs=config.num_envs,
-            horizon=config.horizon,
             judge=False,
             output=config.work_directory / f"{agent}-seed{seed}",
             **DREAM_TRAINED[agent],

@@ -39,7 +39,7 @@ def evaluate_in_dream(
         min(config.num_envs, config.dream_eval_episodes),
         world_model=model,
         contexts=bank,
-        horizon=config.horizon,
+        horizon=config.judging_horizon,
         obs=obs,
         render_mode="rgb_array",
         autoreset_mode=AutoresetMode.DISABLED,
@@ -49,7 +49,7 @@ def evaluate_in_dream(
         policy,
         dreams,
         [FIRST_EVALUATION_SEED + i for i in range(config.dream_eval_episodes)],
-        episode_limit=config.horizon,
+        episode_limit=config.judging_horizon,
         description=f"{label} in the dream",
         num_recorded=4,
     )

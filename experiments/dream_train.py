@@ -97,8 +97,11 @@ class DreamTrainConfig:
     """Time for dream training per round, where --total-timesteps is not given."""
     num_envs: int = 32
     """Dreams in the batch."""
-    horizon: int = 64
-    """Steps of a dreamed episode."""
+    num_starts: int = 64
+    """States that dreams start from: of few contexts, several each."""
+    horizon: int | None = None
+    """Steps of a dreamed episode; by default 64, and 16 where the actor-critic trains: its critic,
+    which begins with the returns of real episodes, looks beyond."""
     num_denoising_steps: int | None = None
     """Sampler steps per dreamed frame; by default the model's own."""
     ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
@@ -132,7 +135,7 @@ class DreamTrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_envs", "horizon", "eval_episodes", "dream_eval_episodes", "rounds"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.total_timesteps is not None and self.total_timesteps < 1:
             raise ValueError(f"total_timesteps must be at least 1, got {self.total_timesteps}")
@@ -140,6 +143,16 @@ class DreamTrainConfig:
             raise ValueError(f"minutes must be positive, got {self.minutes}")
         if self.algorithm == "actor_critic" and self.obs != "features":
             raise ValueError("the actor_critic acts on features: give --obs features")
+
+    @property
+    def training_horizon(self) -> int:
+        """Steps of a dreamed episode to train on."""
+        return self.horizon or (16 if self.algorithm == "actor_critic" else 64)
+
+    @property
+    def judging_horizon(self) -> int:
+        """Steps of a dreamed episode to judge by."""
+        return self.horizon or 64
 
     @property
     def run_directory(self) -> Path:
@@ -214,7 +227,7 @@ def train_in_dream(
         config.num_envs,
         world_model=model,
         contexts=bank,
-        horizon=config.horizon,
+        horizon=config.training_horizon,
         obs=config.obs,
         autoreset_mode=AutoresetMode.SAME_STEP,
         num_denoising_steps=config.num_denoising_steps,
@@ -286,6 +299,7 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
             num_contexts=config.num_contexts,
             context_length=config.context_length,
             frames_to_reward=config.frames_to_reward,
+            num_starts=config.num_starts,
             seed=config.seed,
         )
         random = RandomPolicy(model.config.num_actions, seed=config.seed)

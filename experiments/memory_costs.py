@@ -58,6 +58,8 @@ def measure_training(
         torch.randint(model.config.num_actions, (b, length), generator=g),
         torch.zeros(b, length),
         torch.zeros(b, length, dtype=torch.bool),
+        torch.zeros(b, length),
+        torch.ones(b, length),
         torch.randn(shape, generator=g),
         signal,
         mask,

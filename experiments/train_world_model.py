@@ -215,6 +215,7 @@ def train_dynamics(
             config.output / "latents.safetensors" if accelerator.is_main_process else None,
             device=accelerator.device,
             dtype=dtype,
+            gamma=model.config.gamma,
             progress=lambda done, _: bar.update(done - bar.n),
         )
     trainer = Trainer(

@@ -106,6 +106,15 @@ def test_the_corridor_is_walked_and_its_value_known() -> None:
     assert metrics["reward_per_step"] > 0.22
 
 
+def test_a_critic_begins_with_the_returns_of_the_recorded_behaviour() -> None:
+    model = tiny_model()
+    agent = ActorCritic.from_behaviour(model)
+    features = torch.randn(7, model.config.num_features)
+    torch.testing.assert_close(agent.value(features), model.predict_value(features))
+    torch.testing.assert_close(agent.logits(features), model.predict_policy(features))
+    assert make_agent().value(one_hot(torch.arange(5)).features).abs().max() < 1e-4  # nothing known
+
+
 def test_the_prior_holds_the_policy() -> None:
     features = one_hot(torch.arange(5)).features
     before = make_agent().logits(features).softmax(-1)
@@ -174,12 +183,12 @@ def test_nothing_is_learned_from_after_the_end() -> None:
 
 def test_behaviour_is_cloned() -> None:
     agent, features = make_agent(), torch.eye(6).repeat(50, 1)
-    value_before = copy.deepcopy(agent.value_head.state_dict())
+    value_before = copy.deepcopy(agent.critic.state_dict())
     actions = features.argmax(-1) % 3
     losses = clone_behaviour(agent, features, actions, num_steps=150, learning_rate=1e-2)
     assert losses[-1] < 0.05 < losses[0]
     assert torch.equal(agent.logits(features).argmax(-1), actions)
-    assert all(torch.equal(t, value_before[k]) for k, t in agent.value_head.state_dict().items())
+    assert all(torch.equal(t, value_before[k]) for k, t in agent.critic.state_dict().items())
 
 
 def test_saved_agent_acts_the_same(tmp_path: Path) -> None:

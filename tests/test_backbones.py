@@ -304,6 +304,8 @@ def test_every_weight_learns(name: str) -> None:
         actions,
         torch.zeros(2, 8),
         torch.zeros(2, 8, dtype=torch.bool),
+        torch.zeros(2, 8),
+        torch.ones(2, 8),
         noise,
         signal,
         mask,

@@ -408,6 +408,25 @@ def test_a_dataset_gives_contexts(model: WorldModel, tmp_path: Path) -> None:
     assert all((last == frame).all(axis=(1, 2, 3)).any() for frame in bank.frames)
 
 
+@torch.no_grad()
+def test_a_context_can_begin_dreams_within_its_second_half(model: WorldModel) -> None:
+    contexts = tiny_contexts(n=3, length=9)
+    frames, actions = contexts.frames, contexts.actions
+    bank = ContextBank.observe(model, frames, actions, starts_per_context=3, batch_size=2)
+    assert len(bank) == 9
+    for i in range(3):
+        for j, end in enumerate((7, 8, 9)):
+            alone = ContextBank.observe(model, frames[i : i + 1, :end], actions[i : i + 1, :end])
+            row = bank.states[[3 * i + j]]
+            torch.testing.assert_close(row.features, alone.states.features, atol=1e-4, rtol=1e-4)
+            assert int(row.steps[0]) == end
+            assert np.array_equal(bank.frames[3 * i + j], frames[i, end - 1])
+    assert len(open_contexts(model, contexts, num_starts=7)) == 6
+    assert len(open_contexts(model, contexts, num_starts=1000)) == 12
+    with pytest.raises(ValueError, match="starts_per_context is 5; .* from 1 to 4"):
+        ContextBank.observe(model, frames, actions, starts_per_context=5)
+
+
 def test_contexts_can_be_drawn_from_before_a_reward(tmp_path: Path) -> None:
     rewards = {0: [], 1: [9], 2: [4, 15]}  # steps that pay, by episode of 20
     space = gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8)

@@ -11,7 +11,7 @@ import torch
 from tiny import write_dataset
 
 from worldsim.episodes import EpisodeDataset
-from worldsim.latents import LatentEpisodes, encode_dataset
+from worldsim.latents import LatentEpisodes, discounted_returns, encode_dataset
 from worldsim.tokenizer import Tokenizer, TokenizerConfig
 
 
@@ -34,6 +34,23 @@ def test_segments_stay_inside_one_episode_and_fields_stay_together() -> None:
     assert torch.equal(batch.actions, time.long())
     assert torch.equal(batch.rewards, episode)
     assert torch.equal(batch.terminated, time == 3)
+
+
+def test_returns_are_discounted_sums_of_the_episode_alone_and_say_how_much_is_known() -> None:
+    rewards = torch.tensor([9.0, 1.0, 0.0, 4.0])
+    running = torch.zeros(4, dtype=torch.bool)
+    returns, known = discounted_returns(rewards, running, 0.5)
+    torch.testing.assert_close(returns, torch.tensor([1 + 4 / 4, 4 / 2, 4.0, 0.0]))
+    torch.testing.assert_close(known, torch.tensor([1 - 1 / 8, 1 - 1 / 4, 1 / 2, 0.0]))
+    ended = torch.tensor([False, False, False, True])
+    assert torch.equal(discounted_returns(rewards, ended, 0.5)[1], torch.ones(4))
+
+    episodes = numbered(6, 9)  # rewards 0 in the first, 1 in the second
+    batch = episodes.sample(50, 6, np.random.default_rng(0))
+    first = batch.rewards[:, 0] == 0
+    assert (batch.returns[first] == 0).all() and (batch.returns[~first][:, :-3] > 0).all()
+    last = batch.latents[~first][:, -1, 0, 1] == 8
+    assert (batch.returns[~first][last, -1] == 0).all()  # nothing of another episode
 
 
 def test_every_start_is_as_likely_but_the_first() -> None:

@@ -110,11 +110,15 @@ def test_training_and_dreaming_see_the_same_reward() -> None:
     signal, terminated = torch.ones(2, 7), torch.zeros(2, 7, dtype=torch.bool)
     rewards = torch.zeros(2, 7)
     rewards[:, 3] = 2.0
+    returns, known = 3 * rewards, (rewards > 0).float()
+    noise = torch.zeros_like(latents)
     losses = model(
-        latents, actions, rewards, terminated, torch.zeros_like(latents), signal, signal.bool()
+        latents, actions, rewards, terminated, returns, known, noise, signal, signal.bool()
     )
-    expected = -(model._two_hot(rewards) * logits.log_softmax(-1)).sum(-1).mean()
+    expected = -(model.reward_head.two_hot(rewards) * logits.log_softmax(-1)).sum(-1).mean()
     torch.testing.assert_close(losses["reward"], expected, rtol=1e-3, atol=1e-4)
+    values = model.value_head.loss(features, returns)[:, 3]  # the others' returns are not known
+    torch.testing.assert_close(losses["value"], values.mean(), rtol=1e-3, atol=1e-4)
 
 
 def test_a_dream_is_a_function_of_state_action_and_noise(model: WorldModel) -> None:
@@ -222,21 +226,21 @@ def test_open_loop_dream_is_imagining_step_by_step(model: WorldModel) -> None:
 
 @torch.no_grad()
 def test_rewards_are_coded_exactly(model: WorldModel) -> None:
-    low, high = float(model.reward_values[0]), float(model.reward_values[-1])
+    low, high = float(model.reward_head.values[0]), float(model.reward_head.values[-1])
     values = torch.tensor([0.0, 1.0, -1.0, 0.1, 0.013, 17.3, -80.0, low, high])
-    code = model._two_hot(values)
+    code = model.reward_head.two_hot(values)
     assert code.shape == (9, model.config.reward_bins)
     torch.testing.assert_close(code.sum(-1), torch.ones(9))
     assert ((code > 0).sum(-1) <= 2).all() and (code >= 0).all()
-    torch.testing.assert_close(code @ model.reward_values, values, rtol=1e-5, atol=1e-5)
-    beyond = model._two_hot(torch.tensor([-1e6, 1e6])) @ model.reward_values
+    torch.testing.assert_close(code @ model.reward_head.values, values, rtol=1e-5, atol=1e-5)
+    beyond = model.reward_head.two_hot(torch.tensor([-1e6, 1e6])) @ model.reward_head.values
     torch.testing.assert_close(beyond, torch.tensor([low, high]))
 
 
 @torch.no_grad()
 def test_reward_is_the_expectation_of_its_distribution() -> None:
     model = tiny_model()
-    code = model._two_hot(torch.tensor(2.5))
+    code = model.reward_head.two_hot(torch.tensor(2.5))
     model.reward_head[2].weight.zero_()
     model.reward_head[2].bias.copy_((code + 1e-12).log())
     reward = model.predict_reward(torch.randn(3, model.config.num_features))
@@ -262,6 +266,8 @@ def losses(model: WorldModel, part: slice = slice(None), **changes: Tensor) -> d
         "actions": actions,
         "rewards": torch.randn(b, t, generator=generator(1)),
         "terminated": torch.zeros(b, t, dtype=torch.bool),
+        "returns": torch.randn(b, t, generator=generator(3)),
+        "return_weights": torch.rand(b, t, generator=generator(4)),
         "noise": torch.randn(latents.shape, generator=generator(2)),
         "signal": signal,
         "mask": mask,
@@ -272,7 +278,7 @@ def losses(model: WorldModel, part: slice = slice(None), **changes: Tensor) -> d
 def test_losses_of_halves_average_to_the_whole(model: WorldModel) -> None:
     whole = losses(model)
     first, second = losses(model, slice(0, 2)), losses(model, slice(2, 4))
-    assert whole.keys() == {"diffusion", "reward", "termination", "policy"}
+    assert whole.keys() == {"diffusion", "reward", "termination", "policy", "value"}
     for name, value in whole.items():
         torch.testing.assert_close((first[name] + second[name]) / 2, value, rtol=1e-4, atol=1e-5)
 

@@ -35,7 +35,13 @@ class ContextBank:
     @classmethod
     @torch.no_grad()
     def observe(
-        cls, model: WorldModel, frames: np.ndarray, actions: np.ndarray, *, batch_size: int = 8
+        cls,
+        model: WorldModel,
+        frames: np.ndarray,
+        actions: np.ndarray,
+        *,
+        batch_size: int = 8,
+        starts_per_context: int = 1,
     ) -> ContextBank:
         """Let the model observe contexts.
 
@@ -45,20 +51,39 @@ class ContextBank:
             actions: (n, m) integers; `actions[:, i]` led to `frames[:, i]`, `no_action` where an
                 episode begins.
             batch_size: contexts observed at once.
+            starts_per_context: states kept of each context, evenly spaced over its second half, the
+                last at its end; those of one context follow each other.
 
         Raises:
-            ValueError: no context, or arrays whose shape, dtype or values the model cannot read.
+            ValueError: no context, arrays whose shape, dtype or values the model cannot read, or
+                more starts than a context has frames in its second half.
         """
         frames, actions = np.asarray(frames), np.asarray(actions)
         _check(model, frames, actions)
+        length = frames.shape[1]
+        if not 1 <= starts_per_context <= max(length // 2, 1):
+            raise ValueError(
+                f"starts_per_context is {starts_per_context}; contexts of {length} frames have "
+                f"from 1 to {max(length // 2, 1)}"
+            )
+        step = length // 2 // starts_per_context
+        ends = [length - i * step for i in reversed(range(starts_per_context))]
         device = next(model.parameters()).device
         states = []
         for start in range(0, len(frames), batch_size):
             part = slice(start, start + batch_size)
             batch = torch.as_tensor(frames[part], device=device)
             led = torch.as_tensor(actions[part].astype(np.int64), device=device)
-            states.append(model.observe(model.initial_state(len(batch)), led, batch))
-        return cls(WorldState.cat(states), frames[:, -1].copy())
+            state, begin, kept = model.initial_state(len(batch)), 0, []
+            for end in ends:
+                state = model.observe(state, led[:, begin:end], batch[:, begin:end])
+                kept.append(state)
+                begin = end
+            order = torch.arange(len(batch) * len(ends), device=device)
+            order = order.view(len(ends), len(batch)).T.flatten()  # context by context
+            states.append(WorldState.cat(kept)[order] if len(kept) > 1 else state)
+        last = frames[:, [end - 1 for end in ends]]
+        return cls(WorldState.cat(states), last.reshape(-1, *frames.shape[2:]).copy())
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -138,6 +163,7 @@ def open_contexts(
     num_contexts: int = 64,
     context_length: int = 128,
     frames_to_reward: int | None = None,
+    num_starts: int | None = None,
     seed: int = 0,
 ) -> ContextBank:
     """Turn whatever names contexts into a bank.
@@ -151,6 +177,8 @@ def open_contexts(
         num_contexts: stretches drawn from a dataset.
         context_length: frames in each of them.
         frames_to_reward: draw them from shortly before rewards, see `sample_contexts`.
+        num_starts: about how many starts to make of few contexts, by starting dreams within their
+            second halves too; None: one of each.
         seed: decides which stretches are drawn.
 
     Raises:
@@ -172,7 +200,9 @@ def open_contexts(
     if isinstance(contexts, Contexts):
         contexts = contexts.frames, contexts.actions
     frames, actions = contexts
-    return ContextBank.observe(model, frames, actions)
+    most = max(np.shape(frames)[1] // 2, 1)
+    starts = 1 if num_starts is None else min(max(num_starts // len(frames), 1), most)
+    return ContextBank.observe(model, frames, actions, starts_per_context=starts)
 
 
 def open_world(

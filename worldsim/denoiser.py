@@ -1,42 +1,16 @@
 """The network of the world model: noised latents, level, action and memory to clean latents.
 
-Token embedding, backbone and output of the denoiser; the read-out that pools a frame's tokens; the
-heads on it.
+Token embedding, backbone and output.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from worldsim.backbone import BackboneConfig, Memory, make_backbone
 from worldsim.tokenizer import TokenizerConfig
-
-
-class ReadOut(nn.Module):
-    """Attention pooling of a frame's tokens by learned queries, one per head."""
-
-    def __init__(self, d_model: int, num_heads: int = 4) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.scores = nn.Linear(d_model, num_heads)
-        self.values = nn.Linear(d_model, d_model)
-        self.mix = nn.Linear(d_model, d_model)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(b, t, n, d) to (b, t, d)."""
-        weights = self.scores(tokens).softmax(dim=-2)
-        values = rearrange(self.values(tokens), "b t n (h e) -> b t n h e", h=self.num_heads)
-        pooled = (weights[..., None] * values).sum(2).flatten(-2)
-        return F.rms_norm(self.mix(F.silu(pooled)).float(), (pooled.shape[-1],), eps=1e-5)
-
-
-def make_head(d_model: int, num_outputs: int) -> nn.Sequential:
-    last = nn.Linear(d_model, num_outputs)
-    nn.init.zeros_(last.weight)
-    return nn.Sequential(nn.Linear(d_model, d_model), nn.SiLU(), last)
 
 
 class Denoiser(nn.Module):

@@ -24,6 +24,29 @@ class LatentBatch(NamedTuple):
     actions: Tensor  # (b, t) int64
     rewards: Tensor  # (b, t) float32
     terminated: Tensor  # (b, t) bool
+    returns: Tensor  # (b, t) float32 discounted rewards after each frame
+    return_weights: Tensor  # (b, t) float32 share of each return that was recorded
+
+
+def discounted_returns(rewards: Tensor, terminated: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """Returns that followed each frame of an episode, and how much of each was recorded.
+
+    Args:
+        rewards: (t,) of arriving at each frame. terminated: (t,) bool.
+        gamma: discount.
+
+    Returns:
+        (t,) float32 `sum of gamma^(k-1) rewards[i+k]`, and (t,) float32 weights: 1 where the
+        episode terminated, else 1 - gamma^(frames left), since what followed is not known.
+    """
+    returns, following = torch.zeros(len(rewards)), 0.0
+    values = rewards.tolist()
+    for i in reversed(range(len(values) - 1)):
+        following = values[i + 1] + gamma * following
+        returns[i] = following
+    left = torch.arange(len(values) - 1, -1, -1).float()
+    known = torch.ones(len(values)) if bool(terminated.any()) else 1 - gamma**left
+    return returns, known
 
 
 class LatentEpisodes:
@@ -32,6 +55,7 @@ class LatentEpisodes:
     Args:
         latents: (frames, n, c) float16. actions, rewards, terminated: (frames,).
         lengths: frames of each episode, in order.
+        gamma: discount of the returns.
     """
 
     def __init__(
@@ -41,10 +65,18 @@ class LatentEpisodes:
         rewards: Tensor,
         terminated: Tensor,
         lengths: np.ndarray,
+        gamma: float = 0.98,
     ) -> None:
         self.latents, self.actions = latents, actions
         self.rewards, self.terminated = rewards, terminated
         self.lengths = np.asarray(lengths)
+        parts = zip(
+            rewards.split(self.lengths.tolist()),
+            terminated.split(self.lengths.tolist()),
+            strict=True,
+        )
+        pairs = [discounted_returns(r, ended, gamma) for r, ended in parts]
+        self.returns, self.return_weights = (torch.cat(part) for part in zip(*pairs, strict=True))
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
 
     @property
@@ -83,6 +115,8 @@ class LatentEpisodes:
             self.actions[index],
             self.rewards[index],
             self.terminated[index],
+            self.returns[index],
+            self.return_weights[index],
         )
 
 
@@ -105,6 +139,7 @@ def encode_dataset(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    gamma: float = 0.98,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LatentEpisodes:
     """Encode every frame of a dataset.
@@ -114,6 +149,7 @@ def encode_dataset(
         dataset: episodes; damaged ones are warned of and left out.
         cache: file to keep the latents in and to take them from if they are still these.
         device, dtype: where and in what precision to encode.
+        gamma: discount of the returns.
         progress: called with (frames done, frames in all).
     """
     key = fingerprint(tokenizer, dataset)
@@ -123,10 +159,11 @@ def encode_dataset(
             with safe_open(cache, framework="pt") as file:
                 if file.metadata().get("fingerprint") == key:
                     a, b, c, d = (file.get_tensor(name) for name in names)
-                    return LatentEpisodes(a, b, c, d, file.get_tensor("lengths").numpy())
+                    lengths = file.get_tensor("lengths").numpy()
+                    return LatentEpisodes(a, b, c, d, lengths, gamma)
         except (SafetensorError, OSError):
             pass  # a damaged cache is made again
-    latents, actions, rewards, terminated, lengths = [], [], [], [], []
+    latents, actions, rewards, terminated, sizes = [], [], [], [], []
     done = 0
     for episode in dataset:
         for frames in torch.from_numpy(episode.frames).split(256):
@@ -137,13 +174,14 @@ def encode_dataset(
         actions.append(torch.from_numpy(episode.actions))
         rewards.append(torch.from_numpy(episode.rewards))
         terminated.append(torch.from_numpy(episode.terminated))
-        lengths.append(len(episode))
+        sizes.append(len(episode))
     result = LatentEpisodes(
         torch.cat(latents),
         torch.cat(actions),
         torch.cat(rewards),
         torch.cat(terminated),
-        np.array(lengths),
+        np.array(sizes),
+        gamma,
     )
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)

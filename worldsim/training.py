@@ -76,6 +76,7 @@ class DynamicsTraining:
     reward_weight: float = 1.0
     termination_weight: float = 0.1
     policy_weight: float = 0.1
+    value_weight: float = 0.1
 
     def segment_length(self, step: int) -> int:
         """Frames per segment at a step."""
@@ -336,6 +337,7 @@ def dynamics_loss(
             + config.reward_weight * losses["reward"]
             + config.termination_weight * losses["termination"]
             + config.policy_weight * losses["policy"]
+            + config.value_weight * losses["value"]
         )
         return total, losses
 

@@ -19,8 +19,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from worldsim.backbone import BackboneConfig, BlockSSMConfig
-from worldsim.denoiser import Denoiser, ReadOut, make_head
+from worldsim.denoiser import Denoiser
 from worldsim.diffusion import DiffusionForcingConfig, add_noise, diffusion_loss, sample
+from worldsim.heads import ReadOut, SymlogHead, make_head
 from worldsim.state import WorldState
 from worldsim.tokenizer import Tokenizer, TokenizerConfig
 
@@ -39,9 +40,11 @@ class WorldModelConfig:
     dream_signal: float = 0.9
     """Signal level at which a dreamed frame is committed: a little noise hides its flaws."""
     reward_bins: int = 41
-    """Bins of the reward distribution, evenly spaced in symlog."""
+    """Bins of the distributions of reward and value, evenly spaced in symlog."""
     reward_limit: float = 5.0
     """Outermost bins in symlog, -limit and limit: 5 is a reward of 147, 7 one of 1,096."""
+    gamma: float = 0.98
+    """Discount of the returns that the value head predicts."""
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
@@ -68,8 +71,6 @@ class WorldModel(nn.Module):
         compute_dtype: autocast dtype of the networks in `observe` and `imagine`; float32 is off.
     """
 
-    reward_values: Tensor
-
     def __init__(self, config: WorldModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -78,11 +79,10 @@ class WorldModel(nn.Module):
         self.denoiser = Denoiser(config.num_actions, config.tokenizer, config.backbone)
         d = config.num_features
         self.read_out = ReadOut(d)
-        self.reward_head = make_head(d, config.reward_bins)
+        self.reward_head = SymlogHead(d, config.reward_bins, config.reward_limit)
         self.termination_head = make_head(d, 1)
         self.policy_head = make_head(d, config.num_actions)
-        bins = torch.linspace(-config.reward_limit, config.reward_limit, config.reward_bins)
-        self.register_buffer("reward_values", bins.sign() * bins.abs().expm1(), persistent=False)
+        self.value_head = SymlogHead(d, config.reward_bins, config.reward_limit)
 
     @property
     def no_action(self) -> int:
@@ -97,7 +97,7 @@ class WorldModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.reward_values.device
+        return self.reward_head.values.device
 
     def initial_state(self, batch_size: int) -> WorldState:
         """Memory of nothing, for `batch_size` envs."""
@@ -113,6 +113,8 @@ class WorldModel(nn.Module):
         actions: Tensor,
         rewards: Tensor,
         terminated: Tensor,
+        returns: Tensor,
+        return_weights: Tensor,
         noise: Tensor,
         signal: Tensor,
         mask: Tensor,
@@ -122,11 +124,13 @@ class WorldModel(nn.Module):
         Args:
             latents: (b, t, n, c) float32 from `tokenizer.encode`.
             actions: (b, t) int64. rewards: (b, t) float32. terminated: (b, t) bool.
+            returns: (b, t) float32 discounted rewards that followed each frame.
+            return_weights: (b, t) float32, how much of each return was recorded.
             noise: like latents, standard normal.
             signal, mask: (b, t) from `sample_signal_levels`.
 
         Returns:
-            Scalars "diffusion", "reward", "termination", "policy".
+            Scalars "diffusion", "reward", "termination", "policy", "value".
         """
         state = self.initial_state(latents.shape[0])
         z = add_noise(latents, noise, signal)
@@ -137,9 +141,6 @@ class WorldModel(nn.Module):
         def mean(loss: Tensor, weight: Tensor) -> Tensor:
             return ((loss * weight).sum(1) / weight.sum(1).clamp(min=1e-6)).mean()
 
-        reward_logits = self.reward_head(features).float()
-        target = self._two_hot(rewards)
-        reward_loss = -(target * reward_logits.log_softmax(-1)).sum(-1)
         termination_loss = F.binary_cross_entropy_with_logits(
             self.termination_head(features).float().squeeze(-1),
             terminated.float(),
@@ -154,24 +155,15 @@ class WorldModel(nn.Module):
         known = actions[:, 1:] < self.no_action
         return {
             "diffusion": diffusion_loss(prediction, latents, mask),
-            "reward": mean(reward_loss, weight),
+            "reward": mean(self.reward_head.loss(features, rewards), weight),
             "termination": mean(termination_loss, weight),
             "policy": mean(policy_loss, weight[:, :-1] * known),
+            "value": mean(self.value_head.loss(features, returns), weight * return_weights),
         }
-
-    def _two_hot(self, value: Tensor) -> Tensor:
-        """Two-hot code over the reward bins (Hafner et al. 2023, arXiv 2301.04104): (..., bins)."""
-        values = self.reward_values
-        value = value.float().clamp(values[0], values[-1])[..., None]
-        above = (values < value).sum(-1, keepdim=True).clamp(1, len(values) - 1)
-        low, high = values[above - 1], values[above]
-        share = (value - low) / (high - low)
-        code = torch.zeros(*value.shape[:-1], len(values), device=value.device)
-        return code.scatter(-1, above - 1, 1 - share).scatter(-1, above, share)
 
     def predict_reward(self, features: Tensor) -> Tensor:
         """Expected reward of arriving at the frame that was read out: (..., d) to (...)."""
-        return self.reward_head(features).float().softmax(-1) @ self.reward_values
+        return self.reward_head.expectation(features)
 
     def predict_termination(self, features: Tensor) -> Tensor:
         """Probability that the episode terminated on that frame: (..., d) to (...)."""
@@ -180,6 +172,10 @@ class WorldModel(nn.Module):
     def predict_policy(self, features: Tensor) -> Tensor:
         """Logits of the recorded behaviour's next action: (..., d) to (..., num_actions)."""
         return self.policy_head(features).float()
+
+    def predict_value(self, features: Tensor) -> Tensor:
+        """Discounted return that the recorded behaviour makes from there on: (..., d) to (...)."""
+        return self.value_head.expectation(features)
 
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
         if self.compute_dtype == torch.float32:
