@@ -423,7 +423,7 @@ def test_a_context_can_begin_dreams_within_its_second_half(model: WorldModel) ->
             assert np.array_equal(bank.frames[3 * i + j], frames[i, end - 1])
     assert len(open_contexts(model, contexts, num_starts=7)) == 6
     assert len(open_contexts(model, contexts, num_starts=1000)) == 12
-    with pytest.raises(ValueError, match="starts_per_context is 5; .* from 1 to 4"):
+    with pytest.raises(ValueError, match=r"starts_per_context is 5; .* from 1 to 4"):
         ContextBank.observe(model, frames, actions, starts_per_context=5)
 
 
