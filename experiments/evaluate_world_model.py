@@ -28,6 +28,7 @@ from agents.statistics import bootstrap_interval
 from experiments.platform_settings import keep_memory
 from experiments.report import provenance, write_json
 from worldsim.episodes import EpisodeDataset
+from worldsim.latents import discounted_returns
 from worldsim.metrics import average_precision
 from worldsim.open_loop import OpenLoopResult, draw_stretches, evaluate_open_loop
 from worldsim.world_model import WorldModel
@@ -176,8 +177,11 @@ def summarise_by_step(
 def rewards_on_real_frames(
     model: WorldModel, dataset: EpisodeDataset, num_episodes: int
 ) -> dict[str, float]:
-    """How well the reward head tells rewarded frames when it observes whole real episodes."""
-    scores, rewards = [], []
+    """How well rewards and returns are told when whole real episodes are observed.
+
+    Returns are compared where at least nine tenths of them were recorded.
+    """
+    scores, rewards, values, returns = [], [], [], []
     for i in tqdm(range(min(num_episodes, len(dataset))), desc="rewards", unit="episode"):
         episode = dataset.episode(i)
         latents = torch.cat(
@@ -190,6 +194,14 @@ def rewards_on_real_frames(
         _, features = model.observe_latents(model.initial_state(1), actions, latents)
         scores.append(model.predict_reward(features)[0].cpu().numpy())
         rewards.append(episode.rewards)
+        followed, known = discounted_returns(
+            torch.from_numpy(episode.rewards),
+            torch.from_numpy(episode.terminated),
+            model.config.gamma,
+        )
+        values.append(model.predict_value(features)[0].cpu().numpy()[known > 0.9])
+        returns.append(followed.numpy()[known > 0.9])
+    value, made = np.concatenate(values), np.concatenate(returns)
     score, real = np.concatenate(scores), np.concatenate(rewards) > 0.5
     flagged = score > 0.5
     hits = float((flagged & real).sum())
@@ -201,6 +213,9 @@ def rewards_on_real_frames(
         "real_frames": len(score),
         "mean_predicted_where_rewarded": float(score[real].mean()) if real.any() else float("nan"),
         "mean_predicted_elsewhere": float(score[~real].mean()),
+        "return_correlation": float(np.corrcoef(value, made)[0, 1]) if made.std() > 0 else 0.0,
+        "return_mean": float(made.mean()),
+        "return_predicted_mean": float(value.mean()),
     }
 
 
