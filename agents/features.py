@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -159,6 +160,59 @@ def observe_frames(
         torch.as_tensor(actions, device=device)[:, None],
         torch.as_tensor(frames, device=device)[:, None],
     )
+
+
+class MemoryFeatures(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
+    """A real env whose observation is the model's read-out of all frames of the episode so far.
+
+    The same observation as a dream env's with `obs="features"`, so that a policy trained there can be
+    evaluated, or trained on, by whatever takes a Gymnasium env. Many envs at once are faster under
+    `FeaturePolicy`, which observes them in one batch.
+
+    Args:
+        env: observations are frames (h, w, c) uint8, actions those of the model.
+        world_model: a model, a shipped name or a checkpoint directory.
+
+    Raises:
+        ValueError: the env has other frames or actions than the model.
+    """
+
+    def __init__(self, env: gymnasium.Env, world_model: str | Path | WorldModel) -> None:
+        super().__init__(env)
+        model = world_model if isinstance(world_model, WorldModel) else load(world_model)
+        c = model.config
+        space, actions = env.observation_space, env.action_space
+        if space.shape != tuple(c.frame_shape) or space.dtype != np.uint8:
+            raise ValueError(
+                f"the env shows {space.dtype} of shape {space.shape}; the model takes uint8 frames "
+                f"of shape {tuple(c.frame_shape)}"
+            )
+        if not isinstance(actions, gymnasium.spaces.Discrete) or actions.n != c.num_actions:
+            raise ValueError(f"the env has actions {actions}; the model {c.num_actions} discrete")
+        self.model = model.eval()
+        limit = float(np.finfo(np.float32).max)
+        self.observation_space = gymnasium.spaces.Box(-limit, limit, (c.num_features,), np.float32)
+        self._world: WorldState | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode, and the memory with it."""
+        frame, info = self.env.reset(seed=seed, options=options)
+        self._world = None
+        return self._observe(frame, self.model.no_action), info
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Step, and observe the frame that the action led to."""
+        frame, reward, terminated, truncated, info = self.env.step(action)
+        return self._observe(frame, int(action)), float(reward), terminated, truncated, info
+
+    def _observe(self, frame: np.ndarray, action: int) -> np.ndarray:
+        start = np.array([self._world is None])
+        self._world = observe_frames(
+            self.model, self._world, np.array([action]), frame[None], start
+        )
+        return self._world.features[0].float().cpu().numpy()
 
 
 def feature_policy_kwargs(model: WorldModel) -> dict[str, Any]:

@@ -6,15 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
+from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.vec_env import VecMonitor
 from tiny import NUM_ACTIONS, tiny_contexts, tiny_model
 
 from agents.features import (
     FeaturePolicy,
+    MemoryFeatures,
     feature_policy_kwargs,
     load_policy,
     start_from_behaviour,
@@ -22,7 +25,8 @@ from agents.features import (
 from agents.sb3 import BatchedVecEnv, SB3Policy
 from experiments.report import write_json
 from worldsim.checkpoint import save
-from worldsim.dream import DreamVectorEnv
+from worldsim.contexts import ContextBank
+from worldsim.dream import DreamEnv, DreamVectorEnv
 from worldsim.world_model import WorldModel
 
 
@@ -80,6 +84,53 @@ def test_features_of_real_frames_are_those_of_the_whole_episode(model: WorldMode
             torch.as_tensor(frames[i : i + 1, begin:]),
         )
         np.testing.assert_allclose(spy.features[-1][i], whole.features[0], atol=1e-4, rtol=1e-4)
+
+
+class Replay(gymnasium.Env):
+    """Shows recorded frames, whatever is done."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+    action_space = gymnasium.spaces.Discrete(NUM_ACTIONS)
+
+    def __init__(self, frames: np.ndarray) -> None:
+        self.frames = frames
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.t = 0
+        return self.frames[0], {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.t += 1
+        return self.frames[self.t], 0.0, False, self.t == len(self.frames) - 1, {}
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_real_env_and_a_dream_show_identical_features_for_identical_frames(
+    model: WorldModel,
+) -> None:
+    contexts = tiny_contexts(n=1, length=8)
+    frames, actions = contexts.frames[0], contexts.actions[0]
+    env = MemoryFeatures(Replay(frames), model)
+    check_env(env)
+    for _ in range(2):  # a new episode forgets the old one
+        features = [env.reset()[0]]
+        features += [env.step(int(a))[0] for a in actions[1:]]
+    for t in (0, 4, 7):
+        bank = ContextBank.observe(model, contexts.frames[:, : t + 1], contexts.actions[:, : t + 1])
+        dream = DreamEnv(world_model=model, contexts=bank, obs="features")
+        assert dream.observation_space == env.observation_space
+        np.testing.assert_allclose(features[t], dream.reset(seed=0)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_an_env_that_the_model_does_not_know_is_refused(model: WorldModel) -> None:
+    env = Replay(np.zeros((3, 64, 64, 3), np.uint8))
+    env.action_space = gymnasium.spaces.Discrete(3)
+    with pytest.raises(ValueError, match=r"the env has actions Discrete.3.; the model 6 discrete"):
+        MemoryFeatures(env, model)
+    env.observation_space = gymnasium.spaces.Box(0, 255, (32, 32, 3), np.uint8)
+    with pytest.raises(ValueError, match="the env shows uint8 of shape"):
+        MemoryFeatures(env, model)
 
 
 def test_agent_starts_from_the_behaviour_the_model_predicts(model: WorldModel) -> None:
