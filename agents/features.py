@@ -165,7 +165,7 @@ def observe_frames(
 class MemoryFeatures(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
     """A real env whose observation is the model's read-out of all frames of the episode so far.
 
-    The same observation as a dream env's with `obs="features"`, so that a policy trained there can be
+    The same observation as a dream env's with `obs="features"`: a policy trained there can be
     evaluated, or trained on, by whatever takes a Gymnasium env. Many envs at once are faster under
     `FeaturePolicy`, which observes them in one batch.
 

@@ -18,9 +18,11 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 import tyro
@@ -213,8 +215,10 @@ class AgentsBenchmark:
         work.mkdir(parents=True, exist_ok=True)
         path = work / "policy.zip"
         options = {"max_episode_steps": config.max_episode_steps}
-        make = [_MakeEnv(config.env, {k: v for k, v in options.items() if v is not None})]
-        env = VecMonitor(SubprocVecEnv(make * config.num_workers, start_method="forkserver"))
+        make: Callable[[], gymnasium.Env] = _MakeEnv(
+            config.env, {k: v for k, v in options.items() if v is not None}
+        )
+        env = VecMonitor(SubprocVecEnv([make] * config.num_workers, start_method="forkserver"))
         try:
             env.seed(MODEL_FREE_SEED + 1000 * seed)
             if path.is_file():
