@@ -236,6 +236,9 @@ def train_dynamics(
     average.compute_dtype = dtype
     if config.compile:
         model.compile_network()
+    seen_before = 0
+    if config.init is not None:
+        seen_before = checkpoint.load_metadata(config.init).get("frames_seen", 0)
     writer = open_writer(config, "world_model", trainer)
     started, first = time.monotonic(), trainer.step
     for step in run_with_progress(
@@ -251,7 +254,8 @@ def train_dynamics(
         if last or (config.save_every and step % config.save_every == 0):
             metadata = {
                 "step": step,
-                "frames_seen": step * training.frames_per_step,
+                "frames_seen": seen_before + step * training.frames_per_step,
+                "continued_from": config.init,
                 "training_frames": dataset.num_frames,
                 "training_episodes": len(dataset),
                 "minutes_this_run": (time.monotonic() - started) / 60,
