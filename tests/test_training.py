@@ -446,6 +446,8 @@ def test_the_whole_training_from_episodes_to_a_checkpoint(
     # Trained further from that checkpoint, the tokenizer stays as it is.
     further = tiny_training(dataset, tmp_path / "further", init=str(path))
     again = final_weights(main(further))
+    metadata = checkpoint.load_metadata(tmp_path / "further" / "checkpoint")
+    assert metadata["frames_seen"] == (6 + 6) * 16 and metadata["continued_from"] == str(path)
     for name, t in final_weights(path).items():
         if name.startswith("tokenizer"):
             assert torch.equal(t, again[name]), name
