@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import tiny_contexts, tiny_model
 
 from agents.imagination import ActorCriticConfig, ImaginationTrainer
 from agents.planner import PlannerConfig
-from experiments import benchmark_dream, benchmark_speed, dream_train, evaluate
+from experiments import benchmark_dream, benchmark_speed, dream_judging, dream_train, evaluate
 from experiments.dream_progress import DreamProgress
 from experiments.dream_train import DreamTrainConfig, PPOConfig
 from worldsim.checkpoint import load, save
@@ -151,13 +152,13 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert (tmp_path / "run/policy.zip").is_file()
 
     played: list[str] = []
-    run_episodes = dream_train.run_episodes
+    run_episodes = dream_judging.run_episodes
 
     def count(*args: Any, description: str, **kwargs: Any) -> Any:
         played.append(description)
         return run_episodes(*args, description=description, **kwargs)
 
-    monkeypatch.setattr(dream_train, "run_episodes", count)
+    monkeypatch.setattr(dream_judging, "run_episodes", count)
     results = dream_train.main(config)
     assert len(played) == 2 and all("trained" in p for p in played)
     assert dream_train.main(config)["evaluations"] == results["evaluations"]
@@ -246,6 +247,7 @@ def test_benchmark_measures_a_state_that_does_not_grow(tmp_path: Path) -> None:
 
 
 def test_benchmark_of_speed_measures_every_part(checkpoint: Path, tmp_path: Path) -> None:
+    AcceleratorState._reset_state(True)
     config = benchmark_speed.SpeedConfig(
         world_model=str(checkpoint),
         num_envs=(1, 2),
