@@ -1,7 +1,7 @@
 """The main job: train a policy inside the dream of a real env, judge it on the real env.
 
     python experiments/dream_train.py
-    python experiments/dream_train.py --algorithm recurrent_ppo --total-timesteps 200000 --seed 1
+    python experiments/dream_train.py --algorithm ppo --total-timesteps 200000 --seed 1
     python experiments/dream_train.py --rounds 3
 
 The policy is trained in the dream only, by PPO or as an imagination actor-critic. It, a random
@@ -87,7 +87,8 @@ class DreamTrainConfig:
     """Real frames in each of them."""
     frames_to_reward: int | None = None
     """Draw only stretches that a reward followed within so many frames."""
-    algorithm: Literal["ppo", "recurrent_ppo", "actor_critic"] = "ppo"
+    algorithm: Literal["ppo", "recurrent_ppo", "actor_critic"] = "actor_critic"
+    """SB3's PPO or RecurrentPPO, or the imagination actor-critic."""
     obs: Literal["pixels", "features"] = "features"
     """What the policy sees: frames, or the world model's memory read-out. On features, PPO starts
     from the recorded behaviour that the world model has learned to predict."""

@@ -33,6 +33,7 @@ def make_config(checkpoint: Path, output: Path, **changes: Any) -> DreamTrainCon
     config = DreamTrainConfig(
         env="memory-maze-5x5",
         world_model=str(checkpoint),
+        algorithm="ppo",
         total_timesteps=64,
         num_envs=2,
         horizon=8,
