@@ -75,8 +75,6 @@ def main(config: SpeedConfig) -> dict[str, Any]:
     """
     keep_memory()
     model = worldsim.load(config.world_model, config.device)
-    if config.compile:
-        model.compile_network()
     results: dict[str, Any] = {
         "dtype": str(model.compute_dtype),
         "matrix_product_peak_gflops": matrix_peak(model),
@@ -87,6 +85,8 @@ def main(config: SpeedConfig) -> dict[str, Any]:
     }
     contexts = worldsim.load_contexts(config.world_model)
     bank = ContextBank.observe(model, contexts.frames, contexts.actions)
+    if config.compile:
+        model.compile_network()
     if config.real_steps:
         results["real"] = time_real(config.real_steps, config.seed)
     for num_envs in tqdm(config.num_envs, desc="dream", unit="batch size"):

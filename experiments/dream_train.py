@@ -291,8 +291,6 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
         if round_index <= run.get("finished_rounds", 0):
             continue
         model = load(world_model, device=device)
-        if config.compile:
-            model.compile_network()
         bank = open_contexts(
             model,
             contexts,
@@ -303,6 +301,8 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
             num_starts=config.num_starts,
             seed=config.seed,
         )
+        if config.compile:
+            model.compile_network()
         random = RandomPolicy(model.config.num_actions, seed=config.seed)
         baselines: dict[str, tuple[Policy, str]] = {"random": (random, "random")}
         if has_scripted_player(config.env):

@@ -254,6 +254,7 @@ class WorldModel(nn.Module):
         It happens at the first call of each batch size and length, and takes a minute or so.
         """
         torch._dynamo.config.suppress_errors = True
+        torch._dynamo.config.recompile_limit = 64  # layers of one kind share a count of versions
         layers = getattr(self.denoiser.backbone, "layers", [self.denoiser.backbone])
         for module in (*layers, self.tokenizer.decoder):
             module.compile(dynamic=False)
