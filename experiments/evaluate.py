@@ -1,6 +1,6 @@
 """Judge any policy on any real env or in any dream: mean return with its interval.
 
-python experiments/evaluate.py --policy runs/dream_train/policy.zip --env memory-maze-9x9
+python experiments/evaluate.py --policy runs/dream_train/my_run/policy.safetensors
 python experiments/evaluate.py --policy explorer --num-episodes 20 --video explorer.mp4
 python experiments/evaluate.py --policy policy.zip --world-model memory-maze-9x9 --horizon 64
 python experiments/evaluate.py --policy planner --planner.method rollout --planner.horizon 8
