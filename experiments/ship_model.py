@@ -20,7 +20,7 @@ import tyro
 
 import worldsim
 from worldsim.backbone import count_parameters
-from worldsim.checkpoint import PRETRAINED, Contexts
+from worldsim.checkpoint import PRETRAINED, Contexts, load_metadata
 from worldsim.episodes import EpisodeDataset
 from worldsim.world_model import WorldModel
 
@@ -64,7 +64,7 @@ def main(config: ShipConfig) -> Path:
         if getattr(config, key) is not None
     }
     model = trained.reconfigured(**changes)
-    metadata = json.loads((config.checkpoint / "metadata.json").read_text())
+    metadata = load_metadata(config.checkpoint)
     contexts = choose_contexts(config)
     path = config.output / config.name
     worldsim.save(model, path, contexts=contexts, half=True, metadata=metadata)

@@ -39,14 +39,12 @@ def discounted_returns(rewards: Tensor, terminated: Tensor, gamma: float) -> tup
         (t,) float32 `sum of gamma^(k-1) rewards[i+k]`, and (t,) float32 weights: 1 where the
         episode terminated, else 1 - gamma^(frames left), since what followed is not known.
     """
-    returns, following = torch.zeros(len(rewards)), 0.0
-    values = rewards.tolist()
-    for i in reversed(range(len(values) - 1)):
-        following = values[i + 1] + gamma * following
-        returns[i] = following
-    left = torch.arange(len(values) - 1, -1, -1).float()
-    known = torch.ones(len(values)) if bool(terminated.any()) else 1 - gamma**left
-    return returns, known
+    returns = [0.0]  # after the last frame, then backwards
+    for reward in reversed(rewards[1:].tolist()):
+        returns.append(reward + gamma * returns[-1])
+    left = torch.arange(len(rewards) - 1, -1, -1).float()
+    known = torch.ones(len(rewards)) if bool(terminated.any()) else 1 - gamma**left
+    return torch.tensor(returns[::-1]), known
 
 
 class LatentEpisodes:
