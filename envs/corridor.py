@@ -1,11 +1,11 @@
 """A ring-shaped corridor whose panels can only be known by having seen them: an instrument.
 
 Every panel, one on each wall of each cell, gets a colour and a mark drawn at random per episode.
-A frame shows the panel in front of the agent and, on the floor, the number of the cell and the
-side: so where one is can be read off the frame, where one will be follows from the action, and what
-hangs there follows from memory and from nothing else. From the second lap on every frame is exactly
-predictable by recall. A model that remembers k frames must fail on panels last seen earlier than
-that, a model with a memory must not.
+A frame shows the panel in front of the agent and, on floor and ceiling, the number of the cell in
+binary, in shades that tell the side: so where one is can be read off any part of the frame, where
+one will be follows from the action, and what hangs there follows from memory and from nothing else.
+From the second lap on every frame is exactly predictable by recall. A model that remembers k frames
+must fail on panels last seen earlier than that, a model with a memory must not.
 """
 
 from __future__ import annotations
@@ -92,17 +92,25 @@ def draw_frames(
     """
     shape = np.shape(cell)
     color, mark, cell, side = (np.ravel(a) for a in (panel.color, panel.mark, cell, side))
-    wall = size - size // 4
+    wall, strip = _wall_rows(size)
     frames = np.empty((len(cell), size, size, 3), np.uint8)
-    frames[:, :wall] = COLORS[color][:, None, None]
-    frames[:, :wall][_mark_masks(wall, size)[mark]] = 255
-    frames[:, wall:] = np.where(side == 0, 20, 90)[:, None, None, None]
-    width = max(size // num_cells, 1)
-    left = np.rint(cell * (size - width) / max(num_cells - 1, 1)).astype(int)
-    columns = np.arange(size)
-    number = (columns >= left[:, None]) & (columns < left[:, None] + width)  # (n, size)
-    frames[:, wall:][np.broadcast_to(number[:, None], (len(cell), size - wall, size))] = 255
+    frames[:, wall] = COLORS[color][:, None, None]
+    frames[:, wall][_mark_masks(size - 2 * strip, size)[mark]] = 255
+    bits = max(int(num_cells - 1).bit_length(), 1)
+    width = max(size // 2 // bits, 1)
+    column = np.arange(size) % (size // 2) // width  # which bit, in either half of the frame
+    number = (cell[:, None] >> column.clip(max=bits)) & 1  # (n, size)
+    dark, light = (np.where(side == 0, *pair)[:, None] for pair in ((20, 90), (255, 180)))
+    code = np.where((number == 1) & (column < bits), light, dark)[:, None, :, None]
+    frames[:, :strip] = code
+    frames[:, size - strip :] = code
     return frames.reshape(*shape, size, size, 3)
+
+
+def _wall_rows(size: int) -> tuple[slice, int]:
+    """Rows of the wall, and how many the ceiling has, and the floor."""
+    strip = size // 8
+    return slice(strip, size - strip), strip
 
 
 def read_panels(frames: np.ndarray) -> Panel:
@@ -115,9 +123,9 @@ def read_panels(frames: np.ndarray) -> Panel:
         Colours and marks (...), always some; the chance of a blind guess is 1/8 and 1/4.
     """
     shape, size = frames.shape[:-3], frames.shape[-2]
-    wall = size - size // 4
-    marks = _mark_masks(wall, size).reshape(NUM_MARKS, -1).astype(np.float32)
-    walls = frames[..., :wall, :, :].reshape(-1, wall * size, 3).astype(np.float32)
+    rows, strip = _wall_rows(size)
+    marks = _mark_masks(size - 2 * strip, size).reshape(NUM_MARKS, -1).astype(np.float32)
+    walls = frames[..., rows, :, :].reshape(-1, marks.shape[-1], 3).astype(np.float32)
     # |wall - template|^2 for templates "white on the mark, the colour elsewhere", without the
     # terms that all templates share.
     background = 1 - marks
@@ -160,8 +168,8 @@ class Corridor(gymnasium.Env[np.ndarray, np.int64]):
     many frames ago it was seen before, or -1.
 
     Args:
-        num_cells: cells of the ring, 2 or more; one lap is as many steps.
-        size: side of the frame in pixels, a multiple of 4 and at least 16 and `num_cells`.
+        num_cells: cells of the ring, 2 to 256; one lap is as many steps.
+        size: side of the frame in pixels, a multiple of 4 and at least 16.
         render_mode: None or "rgb_array".
 
     Raises:
@@ -173,13 +181,10 @@ class Corridor(gymnasium.Env[np.ndarray, np.int64]):
     def __init__(
         self, num_cells: int = 16, *, size: int = 32, render_mode: str | None = None
     ) -> None:
-        if num_cells < 2:
-            raise ValueError(f"a ring has 2 cells or more: got {num_cells}")
-        if size < 16 or size % 4 or size < num_cells:
-            raise ValueError(
-                f"size is a multiple of 4, at least 16 and at least num_cells ({num_cells}), "
-                f"so that the cell's number can be read: got {size}"
-            )
+        if size < 16 or size % 4:
+            raise ValueError(f"size is a multiple of 4 and at least 16: got {size}")
+        if not 2 <= num_cells <= 256:  # 8 bits are what the smallest frames have room for
+            raise ValueError(f"a ring has from 2 to 256 cells: got {num_cells}")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be None or 'rgb_array': got {render_mode!r}")
         self.num_cells = num_cells

@@ -142,10 +142,10 @@ class Corridor:
         size = self.task.frame_size
         return dataclasses.replace(config, frame_shape=(size, size, 3))
 
-    def _encode_all(self, tokenizer: Tokenizer) -> Tensor:
-        device = next(tokenizer.parameters()).device
+    def _encode_all(self, encoder: Tokenizer | WorldModel) -> Tensor:
+        device = next(encoder.parameters()).device
         parts = self.training_frames().split(256)
-        return torch.cat([tokenizer.encode(part.to(device)).cpu() for part in parts])
+        return torch.cat([encoder.encode(part.to(device)).cpu() for part in parts])
 
     def training_latents(self, tokenizer: Tokenizer) -> LatentEpisodes:
         """Training episodes, encoded."""
@@ -195,7 +195,7 @@ class Corridor:
     def _measure_recall(self, model: WorldModel) -> dict[str, Any]:
         task, device = self.task, model.device
         walks = simulate(task, task.test_episodes, task.episode_length, self.seed + 2)
-        latents = self._encode_all(model.tokenizer)[torch.from_numpy(self._index(walks))]
+        latents = self._encode_all(model)[torch.from_numpy(self._index(walks))]
         latents, actions = latents.to(device), torch.from_numpy(walks.actions).to(device)
         generator = torch.Generator(device).manual_seed(self.seed)
         state = model.initial_state(len(actions))

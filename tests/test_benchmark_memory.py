@@ -172,6 +172,13 @@ def test_runs_add_up_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         benchmark_memory.main(dataclasses.replace(config, sizes=sizes))
 
 
+def test_models_are_evaluated_in_bfloat16(tmp_path: Path) -> None:
+    config = tiny(tmp_path, backbones=("block_ssm",), costs=None)
+    output = benchmark_memory.main(dataclasses.replace(config, precision="bf16"))
+    evaluation = json.loads((output / "block_ssm-seed0.json").read_text())["evaluation"]
+    assert all(np.isfinite(evaluation["psnr"]))
+
+
 def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny(tmp_path, backbones=("ssm",), costs=None)
     expected = benchmark_memory.main(tiny(tmp_path / "whole", backbones=("ssm",), costs=None))

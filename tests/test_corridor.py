@@ -147,9 +147,9 @@ def test_moves_are_batched() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_cells": 1}, "2 cells or more: got 1"),
+        ({"num_cells": 1}, "from 2 to 256 cells: got 1"),
         ({"size": 18}, "got 18"),
-        ({"num_cells": 40}, "at least num_cells"),
+        ({"num_cells": 257}, "got 257"),
         ({"render_mode": "human"}, "'human'"),
     ],
 )
