@@ -5,14 +5,15 @@
 
 Observes a real context of each held-out episode, dreams on under the true actions and compares with
 what really happened, by step: beside the autoencoder (the ceiling), the last context frame copied
-and the same dream under shuffled actions (the floors). Also how well rewards are told on real
-frames and in dreams. Leaves results.json, plots, real/dream strips and a video in the output.
+and the same dream under shuffled actions (the floors), or after a shorter context (what memory is
+worth). Also how well rewards are told on real frames, and whether dreams reward reaching the target
+and nothing else. Leaves results.json, plots, real/dream strips and a video in the output.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 import worldsim
 from agents.statistics import bootstrap_interval
+from experiments.dreamed_rewards import dreamed_rewards, print_dreamed_rewards
 from experiments.platform_settings import keep_memory
 from experiments.report import provenance, write_json
 from worldsim.episodes import EpisodeDataset
@@ -44,7 +46,7 @@ LABELS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """Judge a world model on held-out episodes."""
 
@@ -62,6 +64,8 @@ class EvaluateConfig:
     """Frames dreamed."""
     num_denoising_steps: tuple[int, ...] = ()
     """Also score these numbers of denoising steps, without floors."""
+    shorter_contexts: tuple[int, ...] = (8, 64)
+    """Also score dreams after only so many real frames: what a longer memory is worth."""
     reward_episodes: int = 8
     """Whole held-out episodes on which rewards are told from real frames."""
     batch_size: int = 8
@@ -82,7 +86,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     dataset = EpisodeDataset(config.dataset, config.datasets_root)
     length = config.context + config.horizon
     stretches = draw_stretches(dataset, config.num_contexts, length, config.seed)
-    result = dream_in_batches(model, stretches, config, None, "dream")
+    result = dream_in_batches(model, stretches, config, "dream")
     values: dict[str, Any] = {
         "open_loop": summarise_by_step(result.psnr, result.ssim),
         "rewards": {
@@ -92,16 +96,21 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
             "dreamed_events": int((result.rewards > 0.5).sum()),
             **rewards_on_real_frames(model, dataset, config.reward_episodes),
         },
+        "dreamed_rewards": dreamed_rewards(
+            model, dataset, batch_size=config.batch_size, seed=config.seed
+        ),
         "state_bytes_per_env": model.initial_state(1).nbytes,
         "denoising_steps": {},
+        "shorter_contexts": {},
     }
     for steps in config.num_denoising_steps:
-        other = dream_in_batches(model, stretches, config, steps, f"{steps} steps")
-        values["denoising_steps"][steps] = {
-            key: value
-            for key, value in summarise_by_step(other.psnr, other.ssim)["dream"].items()
-            if key.startswith("first_")
-        }
+        other = dream_in_batches(model, stretches, config, f"{steps} steps", steps, floors=False)
+        values["denoising_steps"][steps] = summarise_first(other)
+    for context in config.shorter_contexts:
+        cut = tuple(x[:, config.context - context :] for x in stretches)
+        shorter = dataclasses.replace(config, context=context)
+        other = dream_in_batches(model, cut, shorter, f"context of {context}", floors=False)
+        values["shorter_contexts"][context] = summarise_first(other)
     values |= {"config": config, "provenance": provenance()}
     write_json(config.output / "results.json", values)
     plot_by_step(values["open_loop"], config.output / "quality_by_step.png")
@@ -114,14 +123,14 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
 
 def dream_in_batches(
     model: WorldModel,
-    stretches: tuple[np.ndarray, np.ndarray, np.ndarray],
+    stretches: tuple[np.ndarray, ...],
     config: EvaluateConfig,
-    num_denoising_steps: int | None,
     name: str,
+    num_denoising_steps: int | None = None,
+    floors: bool = True,
 ) -> OpenLoopResult:
     """`evaluate_open_loop` over parts of the stretches, under a progress bar."""
     parts = []
-    floors = num_denoising_steps is None
     starts = range(0, len(stretches[0]), config.batch_size)
     total = len(starts) * config.horizon * (1 + floors)
     with tqdm(total=total, desc=name, unit="step", mininterval=2) as bar:
@@ -150,6 +159,12 @@ def dream_in_batches(
         return np.concatenate(values)
 
     return OpenLoopResult(**{field: join(field) for field in OpenLoopResult.__dataclass_fields__})
+
+
+def summarise_first(result: OpenLoopResult) -> dict[str, Any]:
+    """Scores of dreams over their first steps."""
+    summary = summarise_by_step(result.psnr, result.ssim)["dream"]
+    return {key: value for key, value in summary.items() if key.startswith("first_")}
 
 
 def summarise_by_step(
@@ -275,11 +290,14 @@ def print_tables(values: Mapping[str, Any]) -> None:
             f"{summary[name][h]['psnr']:.2f} / {summary[name][h]['ssim']:.3f}" for h in horizons
         )
         print(f"{label:28s}" + "".join(f"{c:>16s}" for c in cells))
-    for steps, scores in values["denoising_steps"].items():
+    others = {f"{n} denoising steps": v for n, v in values["denoising_steps"].items()}
+    others |= {f"context of {n} frames": v for n, v in values["shorter_contexts"].items()}
+    for label, scores in others.items():
         cells = (f"{scores[h]['psnr']:.2f} / {scores[h]['ssim']:.3f}" for h in horizons)
-        print(f"{f'{steps} denoising steps':28s}" + "".join(f"{c:>16s}" for c in cells))
+        print(f"{label:28s}" + "".join(f"{c:>16s}" for c in cells))
     for key, value in values["rewards"].items():
         print(f"{key:32s} {value:.4g}")
+    print_dreamed_rewards(values["dreamed_rewards"])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,148 @@
+"""What dreams reward: moments are what they are called, and shares count what is dreamed there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+import worldsim.checkpoint as checkpoint
+from experiments.dreamed_rewards import (
+    arrivals_at_other_targets,
+    dreamed_rewards,
+    find_moments,
+)
+from experiments.evaluate_world_model import EvaluateConfig
+from experiments.evaluate_world_model import main as evaluate_world_model
+from tests.tiny import NUM_ACTIONS, tiny_model
+from worldsim.dataset_writer import DatasetWriter
+from worldsim.episodes import EpisodeDataset
+from worldsim.recording import RecordedEpisode
+
+REWARDED, OTHER = 20, 45
+"""Frames at which every episode is rewarded, and at which the agent comes to another target."""
+GRAB = 3
+"""The action that is only taken to be rewarded."""
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> EpisodeDataset:
+    """Three episodes of 80 frames; targets 0 (current) and 1 hang at (1, 1) and (3, 3)."""
+    spaces = (gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8), gymnasium.spaces.Discrete(6))
+    with DatasetWriter("moments-v0", *spaces, {"seed": 0}, root=tmp_path) as writer:
+        for index in range(3):
+            rng = np.random.default_rng(index)
+            actions = rng.choice([a for a in range(NUM_ACTIONS) if a != GRAB], size=79)
+            actions[REWARDED - 1] = GRAB
+            position = np.full((80, 2), 5.0, np.float32)
+            position[REWARDED], position[OTHER : OTHER + 3] = (1.0, 1.2), (3.0, 2.8)
+            targets = np.array([[1, 1], [3, 3]], np.float32)
+            episode = RecordedEpisode(
+                observations=rng.integers(0, 256, (80, 64, 64, 3)).astype(np.uint8),
+                actions=actions,
+                rewards=(actions == GRAB).astype(np.float64),
+                terminations=np.zeros(79, bool),
+                truncations=np.arange(79) == 78,
+                infos={
+                    "agent_pos": position,
+                    "targets_pos": np.broadcast_to(targets, (80, 2, 2)).copy(),
+                    "target_index": np.zeros(80, np.int64),
+                },
+                seed=index,
+                metadata={},
+            )
+            writer.save(index, episode)
+    return EpisodeDataset(writer.path)
+
+
+def test_only_arrivals_at_targets_not_asked_for_count() -> None:
+    position = np.array([[0, 0], [1, 1], [1, 1], [5, 5], [3, 3.2], [9, 9]], np.float32)
+    infos = {
+        "agent_pos": position,
+        "targets_pos": np.broadcast_to(np.float32([[1, 1], [3, 3]]), (6, 2, 2)),
+        "target_index": np.zeros(6, np.int64),
+    }
+    assert arrivals_at_other_targets(infos).tolist() == [4]
+    assert arrivals_at_other_targets(infos | {"target_index": np.ones(6, np.int64)}).tolist() == [1]
+
+
+def test_moments_are_what_they_are_called(dataset: EpisodeDataset) -> None:
+    moments = find_moments(dataset, context=8, before=4, after=2)
+    assert moments["target"] == [(i, REWARDED) for i in range(3)]
+    assert moments["other target"] == [(i, OTHER) for i in range(3)]
+    assert len(moments["elsewhere"]) == 3
+    for _, frame in moments["elsewhere"]:
+        assert abs(frame - REWARDED) > 6 and abs(frame - OTHER) > 6
+        assert 12 <= frame < 78
+
+
+def test_moments_without_room_for_a_context_are_left_out(dataset: EpisodeDataset) -> None:
+    assert not find_moments(dataset, context=17, before=4, after=2)["target"]
+    assert len(find_moments(dataset, context=16, before=4, after=2)["target"]) == 3
+
+
+class Dreamer:
+    """Stands for a world model: rewards grabbing, `delay` steps late."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, delay: int = 0, always: bool = False) -> None:
+        self.delay, self.always = delay, always
+
+    def initial_state(self, batch_size: int) -> None:
+        return None
+
+    def observe(self, state: None, actions: torch.Tensor, frames: torch.Tensor) -> None:
+        assert actions.shape == frames.shape[:2] == (len(actions), 8)
+
+    def dream(self, state: None, actions: torch.Tensor, **_: Any) -> tuple[None, torch.Tensor]:
+        rewards = (actions == GRAB).float()
+        late = torch.zeros_like(rewards)
+        late[:, self.delay :] = rewards[:, : rewards.shape[1] - self.delay]
+        return None, torch.ones_like(rewards) if self.always else late
+
+
+@pytest.mark.parametrize(
+    ("dreamer", "shares"),
+    [
+        (Dreamer(), {"target": 1.0, "other target": 0.0, "elsewhere": 0.0}),
+        (Dreamer(delay=2), {"target": 1.0, "other target": 0.0, "elsewhere": 0.0}),
+        (Dreamer(delay=3), {"target": 0.0, "other target": 0.0, "elsewhere": 0.0}),
+        (Dreamer(always=True), {"target": 1.0, "other target": 1.0, "elsewhere": 1.0}),
+    ],
+)
+def test_shares_count_what_is_dreamed_at_the_moment(
+    dataset: EpisodeDataset, dreamer: Any, shares: dict[str, float]
+) -> None:
+    result = dreamed_rewards(dreamer, dataset, leads=(1, 4), context=8, batch_size=2)
+    assert list(result) == ["1", "4"]
+    for row in result.values():
+        assert {kind: value["rewarded"] for kind, value in row.items()} == shares
+        assert all(value["count"] == 3 for value in row.values())
+
+
+def test_a_model_is_judged_with_all_its_scores(dataset: EpisodeDataset, tmp_path: Path) -> None:
+    checkpoint.save(tiny_model(), tmp_path / "model", metadata={})
+    (folder,) = tmp_path.glob("moments-v0")
+    config = EvaluateConfig(
+        world_model=str(tmp_path / "model"),
+        dataset=(str(folder),),
+        num_contexts=3,
+        context=12,
+        horizon=8,
+        shorter_contexts=(4,),
+        num_denoising_steps=(1,),
+        reward_episodes=1,
+        output=tmp_path / "results",
+    )
+    evaluate_world_model(config)
+    values = json.loads((config.output / "results.json").read_text())
+    assert values["denoising_steps"]["1"]["first_8"] != values["shorter_contexts"]["4"]["first_8"]
+    assert values["open_loop"]["dream"]["first_8"] != values["shorter_contexts"]["4"]["first_8"]
+    for name in ("quality_by_step.png", "strips.png", "dreams.gif"):
+        assert (config.output / name).stat().st_size > 0
