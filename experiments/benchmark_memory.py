@@ -45,7 +45,7 @@ from experiments.report import provenance, write_json
 from experiments.train_config import TrainConfig
 from experiments.train_world_model import make_accelerator
 from worldsim.backbone import count_parameters
-from worldsim.diffusion import DiffusionForcingConfig, sample_signal_levels
+from worldsim.diffusion import sample_signal_levels
 from worldsim.latents import LatentEpisodes
 from worldsim.tokenizer import Tokenizer, TokenizerConfig
 from worldsim.training import (
@@ -147,7 +147,7 @@ class Benchmark:
             num_actions=self.task.num_actions,
             tokenizer=tokenizer,
             backbone=matched_config(name, self.config.sizes, tokenizer.grid),
-            diffusion=diffusion_for(name),
+            diffusion=diffusion_for(name, self.config.diffusion),
         )
 
     def make_model(self, name: str, seed: int) -> WorldModel:
@@ -197,7 +197,7 @@ class Benchmark:
         for i in range(num_batches):
             rng, generator = step_rng(2**31, i)
             batch = self.test_episodes.sample(batch_size, length, rng)
-            levels = sample_signal_levels(batch_size, length, DiffusionForcingConfig(), generator)
+            levels = sample_signal_levels(batch_size, length, self.config.diffusion, generator)
             noise = torch.randn(batch.latents.shape, generator=generator)
             tensors = (x.to(model.device) for x in (*batch, noise, *levels))
             with self.accelerator.autocast():

@@ -76,7 +76,8 @@ def dreamed_rewards(
     dataset: EpisodeDataset,
     *,
     leads: tuple[int, ...] = (1, 4, 8),
-    context: int = 64,
+    context: int = 32,
+    max_moments: int = 100,
     batch_size: int = 32,
     seed: int = 0,
 ) -> dict[str, dict[str, dict[str, float]]]:
@@ -87,6 +88,7 @@ def dreamed_rewards(
         dataset: held-out episodes.
         leads: at which step of the dream the moment comes.
         context: real frames observed before the dream.
+        max_moments: of each kind; where there are more, so many are drawn.
         batch_size: dreams side by side.
         seed: of the dreams' noise and of the moments drawn.
 
@@ -95,7 +97,11 @@ def dreamed_rewards(
         dreams with a predicted reward above 0.5 at the moment or at most two steps from it.
     """
     result: dict[str, dict[str, dict[str, float]]] = {}
-    kinds = find_moments(dataset, context, max(leads), SLACK, seed)
+    rng = np.random.default_rng(seed)
+    kinds = {
+        kind: [found[k] for k in rng.permutation(len(found))[:max_moments]]
+        for kind, found in find_moments(dataset, context, max(leads), SLACK, seed).items()
+    }
     total = len(leads) * sum(map(len, kinds.values()))
     generator = torch.Generator(model.device).manual_seed(seed)
     with tqdm(total=total, desc="rewards in dreams", unit="dream", mininterval=2) as bar:

@@ -228,7 +228,14 @@ def rewards_on_real_frames(
         "real_frames": len(score),
         "mean_predicted_where_rewarded": float(score[real].mean()) if real.any() else float("nan"),
         "mean_predicted_elsewhere": float(score[~real].mean()),
-        "return_correlation": float(np.corrcoef(value, made)[0, 1]) if made.std() > 0 else 0.0,
+        **(compare_returns(value, made) if len(set(made.tolist())) > 1 else {}),
+    }
+
+
+def compare_returns(value: np.ndarray, made: np.ndarray) -> dict[str, float]:
+    """Returns that were told, (n,), beside those that were made."""
+    return {
+        "return_correlation": float(np.corrcoef(value, made)[0, 1]),
         "return_mean": float(made.mean()),
         "return_predicted_mean": float(value.mean()),
     }

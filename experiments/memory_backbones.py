@@ -67,7 +67,8 @@ class Entry:
     label: str
     config: Callable[[BackboneSizes, int], BackboneConfig]
     """From the sizes and the side of the token grid."""
-    clean_prefix: bool = True
+    context: bool = True
+    """Whether some frames of a training segment are context, (almost) without noise."""
 
 
 BACKBONES: dict[str, Entry] = {
@@ -107,8 +108,8 @@ BACKBONES: dict[str, Entry] = {
 }
 ABLATIONS: dict[str, Entry] = {
     "block_1": Entry("ours, block size 1", lambda sizes, side: _block_ssm(sizes, (1,))),
-    "no_clean_prefix": Entry(
-        "ours, no clean prefix", lambda sizes, side: _block_ssm(sizes), clean_prefix=False
+    "no_clean_context": Entry(
+        "ours, noise on every frame", lambda sizes, side: _block_ssm(sizes), context=False
     ),
     "window_2": Entry("ours, window 2", lambda sizes, side: _block_ssm(sizes, None, 2)),
 }
@@ -128,11 +129,11 @@ def matched_config(name: str, sizes: BackboneSizes, grid: tuple[int, int]) -> Ba
     return match_parameters(ALL[name].config(sizes, min(grid)), target, grid)
 
 
-def diffusion_for(name: str) -> DiffusionForcingConfig:
-    """How noise is laid over a model's training segments."""
-    if ALL[name].clean_prefix:
-        return DiffusionForcingConfig()
-    return DiffusionForcingConfig(clean_prefix_probability=0.0)
+def diffusion_for(name: str, common: DiffusionForcingConfig) -> DiffusionForcingConfig:
+    """How noise is laid over a model's training segments: as for all, or for the ablation of it."""
+    if ALL[name].context:
+        return common
+    return dataclasses.replace(common, clean_prefix_probability=0.0, context_probability=0.0)
 
 
 def training_for(

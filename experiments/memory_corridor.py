@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -48,6 +48,9 @@ class CorridorTask:
     """How the corridor is walked and what is measured on it."""
 
     num_cells: int = 16
+    conditioning: Literal["pose", "move"] = "pose"
+    """What the models are told of every frame: where it is seen from, as in Po et al. 2025, so that
+    memory alone is measured; or the move that led there, from which they must learn where it is."""
     frame_size: int = 32
     training_episodes: int = 2000
     episode_length: int = 256
@@ -67,7 +70,7 @@ class CorridorTask:
 
 @dataclasses.dataclass(frozen=True)
 class Walks:
-    """Simulated episodes; (n, t) int64 each, `actions[:, 0]` being "no action"."""
+    """Simulated episodes; (n, t) int64 each; with moves, `actions[:, 0]` is "no action"."""
 
     actions: np.ndarray
     cell: np.ndarray
@@ -97,6 +100,8 @@ def simulate(task: CorridorTask, num_episodes: int, length: int, seed: int) -> W
         action[draw < task.turn_probability] = TURN
         cell, side = move(cell, side, action, task.num_cells)
         actions[:, t], cells[:, t], sides[:, t] = action, cell, side
+    if task.conditioning == "pose":
+        actions = 2 * cells + sides
     rows = np.arange(num_episodes)[:, None]
     return Walks(
         actions=actions,
@@ -118,10 +123,9 @@ class Corridor:
         seed: of the training episodes; test episodes have others.
     """
 
-    num_actions = NUM_ACTIONS
-
     def __init__(self, task: CorridorTask, seed: int = 0) -> None:
         self.task = task
+        self.num_actions = 2 * task.num_cells if task.conditioning == "pose" else NUM_ACTIONS
         self.seed = seed
         shape = (len(COLORS), NUM_MARKS, task.num_cells, 2)
         color, mark, cell, side = np.indices(shape).reshape(4, -1)

@@ -139,8 +139,20 @@ def model_card(
             f"{rewards['real_average_precision']:.3f}, precision {rewards['real_precision']:.3f} "
             f"and recall {rewards['real_recall']:.3f} at one half. In the dreams above, "
             f"{rewards['dreamed_events']} events: average precision "
-            f"{rewards['dreamed_average_precision']:.3f}. Returns told from real frames correlate "
-            f"with those that followed by {rewards['return_correlation']:.2f}.",
+            f"{rewards['dreamed_average_precision']:.3f}.",
+        ]
+        if "return_correlation" in rewards:
+            lines[-1] += (
+                " Returns told from real frames correlate with those that followed by "
+                f"{rewards['return_correlation']:.2f}."
+            )
+        for lead, kinds in evaluation["dreamed_rewards"].items():
+            shares = (f"{kind} {v['rewarded']:.0%} of {v['count']}" for kind, v in kinds.items())
+            lines.append(f"Rewarded in a dream at step {lead}: {', '.join(shares)}.")
+        for context, row in evaluation["shorter_contexts"].items():
+            cells = ", ".join(f"{row[h]['psnr']:.2f}" for h in horizons)
+            lines.append(f"After a context of {context} frames only: {cells} dB.")
+        lines += [
             "",
             f"Made by `{evaluation['provenance']['command']}`.",
         ]

@@ -23,7 +23,7 @@ from worldsim.backbone import count_backbone_parameters
 
 
 def test_simulated_walks_are_those_of_the_env() -> None:
-    task = CorridorTask(num_cells=6)
+    task = CorridorTask(num_cells=6, conditioning="move")
     walks = simulate(task, 3, 80, seed=4)
     assert (walks.actions[:, 0] == 4).all() and (walks.actions[:, 1:] < 4).all()
     world = Corridor(task)
@@ -42,6 +42,16 @@ def test_simulated_walks_are_those_of_the_env() -> None:
             assert (info["cell"], info["side"]) == (walks.cell[i, t], walks.side[i, t])
             assert info["last_seen"] == walks.distance[i, t]
             assert np.array_equal(frame, frames[t])
+
+
+def test_poses_are_told_of_the_same_walks() -> None:
+    task = CorridorTask(num_cells=6)
+    posed, moved = (
+        simulate(dataclasses.replace(task, conditioning=c), 3, 50, seed=2) for c in ("pose", "move")
+    )
+    assert np.array_equal(posed.cell, moved.cell) and np.array_equal(posed.color, moved.color)
+    assert np.array_equal(posed.actions, 2 * moved.cell + moved.side)
+    assert posed.actions.max() < Corridor(task).num_actions == 12
 
 
 def test_walks_ask_for_recall_over_all_laps() -> None:
