@@ -150,8 +150,8 @@ def model_card(
             shares = (f"{kind} {v['rewarded']:.0%} of {v['count']}" for kind, v in kinds.items())
             lines.append(f"Rewarded in a dream at step {lead}: {', '.join(shares)}.")
         for context, row in evaluation["shorter_contexts"].items():
-            cells = ", ".join(f"{row[h]['psnr']:.2f}" for h in horizons)
-            lines.append(f"After a context of {context} frames only: {cells} dB.")
+            scores = ", ".join(f"{row[h]['psnr']:.2f}" for h in horizons)
+            lines.append(f"After a context of {context} frames only: {scores} dB.")
         lines += [
             "",
             f"Made by `{evaluation['provenance']['command']}`.",
