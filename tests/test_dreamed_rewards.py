@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from tiny import NUM_ACTIONS, tiny_model
 
 import worldsim.checkpoint as checkpoint
 from experiments.dreamed_rewards import (
@@ -19,7 +20,6 @@ from experiments.dreamed_rewards import (
 )
 from experiments.evaluate_world_model import EvaluateConfig
 from experiments.evaluate_world_model import main as evaluate_world_model
-from tests.tiny import NUM_ACTIONS, tiny_model
 from worldsim.dataset_writer import DatasetWriter
 from worldsim.episodes import EpisodeDataset
 from worldsim.recording import RecordedEpisode
