@@ -8,7 +8,6 @@ for, and moments at which it was at none. A dream is right to reward the first k
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -131,10 +130,6 @@ def dreamed_rewards(
     return result
 
 
-def print_dreamed_rewards(result: Mapping[str, Any]) -> None:
-    """One line per lead on the terminal."""
-    for lead, kinds in result.items():
-        cells = ", ".join(
-            f"{kind} {v['rewarded']:.0%} of {v['count']}" for kind, v in kinds.items()
-        )
-        print(f"rewarded at dreamed step {lead}: {cells}")
+def format_shares(kinds: Mapping[str, Mapping[str, float]]) -> str:
+    """One lead's shares in words."""
+    return ", ".join(f"{kind} {v['rewarded']:.0%} of {v['count']}" for kind, v in kinds.items())

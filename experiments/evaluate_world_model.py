@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import worldsim
 from agents.statistics import bootstrap_interval
-from experiments.dreamed_rewards import dreamed_rewards, print_dreamed_rewards
+from experiments.dreamed_rewards import dreamed_rewards, format_shares
 from experiments.platform_settings import keep_memory
 from experiments.report import provenance, write_json
 from worldsim.episodes import EpisodeDataset
@@ -304,7 +304,8 @@ def print_tables(values: Mapping[str, Any]) -> None:
         print(f"{label:28s}" + "".join(f"{c:>16s}" for c in cells))
     for key, value in values["rewards"].items():
         print(f"{key:32s} {value:.4g}")
-    print_dreamed_rewards(values["dreamed_rewards"])
+    for lead, kinds in values["dreamed_rewards"].items():
+        print(f"rewarded at dreamed step {lead}: {format_shares(kinds)}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import torch
 import tyro
 
 import worldsim
+from experiments.dreamed_rewards import format_shares
 from worldsim.backbone import count_parameters
 from worldsim.checkpoint import PRETRAINED, Contexts, load_metadata
 from worldsim.episodes import EpisodeDataset
@@ -147,8 +148,7 @@ def model_card(
                 f"{rewards['return_correlation']:.2f}."
             )
         for lead, kinds in evaluation["dreamed_rewards"].items():
-            shares = (f"{kind} {v['rewarded']:.0%} of {v['count']}" for kind, v in kinds.items())
-            lines.append(f"Rewarded in a dream at step {lead}: {', '.join(shares)}.")
+            lines.append(f"Rewarded in a dream at step {lead}: {format_shares(kinds)}.")
         for context, row in evaluation["shorter_contexts"].items():
             scores = ", ".join(f"{row[h]['psnr']:.2f}" for h in horizons)
             lines.append(f"After a context of {context} frames only: {scores} dB.")
