@@ -48,7 +48,7 @@ class BenchmarkConfig:
 def presets() -> dict[str, tuple[str, BenchmarkConfig]]:
     """Starting points; every value can be overridden."""
     # A small ring, few layers, fast rates and much pure noise: with these, recall is learned within
-    # some 1,500 steps; with 16 cells, six layers and a fifth of the rates not within 600.
+    # the steps given (results/memory/corridor).
     corridor = BenchmarkConfig(
         sizes=BackboneSizes(
             d_model=64,
