@@ -318,8 +318,6 @@ def run_all(benchmark: Benchmark, rates: dict[str, float]) -> None:
 def measure_all_costs(benchmark: Benchmark) -> None:
     """Measure the costs of models that have none yet."""
     config = benchmark.config
-    if config.costs is None:
-        return
     file = config.output / "costs.json"
     kept = (read_json(file) or {}).get("models", {})
     for name in config.backbones:
@@ -351,7 +349,8 @@ def main(config: BenchmarkConfig) -> Path:
     benchmark = Benchmark(config)
     with benchmark.bar:
         run_all(benchmark, choose_rates(benchmark))
-        measure_all_costs(benchmark)
+        if config.measure_costs:
+            measure_all_costs(benchmark)
     print(write_report(config.output, config.work))
     return config.output
 

@@ -34,7 +34,9 @@ class BenchmarkConfig:
     sweep: tuple[float, ...] = ()
     """Factors on the learning rates to choose from for each family, by validation loss."""
     sweep_steps: int = 150
-    costs: CostConfig | None = dataclasses.field(default_factory=CostConfig)
+    measure_costs: bool = True
+    """Measure time and memory too, once per model, after all runs."""
+    costs: CostConfig = dataclasses.field(default_factory=CostConfig)
     output: Path = Path("results/memory/corridor")
     """Results: one JSON per run, costs, table, plots."""
     work: Path = Path("runs/memory/corridor")
