@@ -1,7 +1,7 @@
 """A policy and a critic on the world model's memory read-out; `agents.imagination` improves them.
 
 The policy starts from behaviour cloning: from the head with which the world model predicts the
-recorded behaviour, or trained on recorded read-outs.
+recorded behaviour, or trained on recorded read-outs (`agents.cloning`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -147,36 +146,3 @@ class ActorCriticPolicy:
         if not self.deterministic:
             logits = logits + np.random.default_rng([self.seed, step]).gumbel(size=logits.shape)
         return logits.argmax(-1).astype(np.int64), step + 1
-
-
-def clone_behaviour(
-    agent: ActorCritic,
-    features: Tensor,
-    actions: Tensor,
-    *,
-    num_steps: int = 500,
-    batch_size: int = 256,
-    learning_rate: float = 1e-3,
-    seed: int = 0,
-) -> list[float]:
-    """Train the policy to predict recorded actions.
-
-    Args:
-        agent: its policy is changed, its critic is not.
-        features: (n, d) read-outs of recorded frames, see `WorldModel.observe_latents`.
-        actions: (n,) int64, taken after them.
-        num_steps, batch_size, learning_rate, seed: of the training.
-
-    Returns:
-        The loss of every step, in nats.
-    """
-    optimizer = torch.optim.Adam(agent.policy_head.parameters(), lr=learning_rate)
-    generator, losses = torch.Generator().manual_seed(seed), []
-    for _ in range(num_steps):
-        rows = torch.randint(len(features), (batch_size,), generator=generator).to(features.device)
-        loss = F.cross_entropy(agent.logits(features[rows]), actions[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses

@@ -9,13 +9,37 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from agents.actor_critic import ActorCritic
+from agents.cloning import CloningConfig, clone_advantages, read_out_episodes
 from agents.imagination import ImaginationTrainer, starts_of
 from agents.planner import DreamModel
 from experiments.run_directory import RunDirectory
 from worldsim.contexts import ContextBank
+from worldsim.episodes import EpisodeDataset
 from worldsim.world_model import WorldModel
 
 SAVE_SECONDS = 60.0
+
+
+def clone_recorded(
+    agent: ActorCritic, model: WorldModel, dataset: str, config: CloningConfig, seed: int
+) -> dict[str, float]:
+    """Let an agent learn from a dataset's episodes, actions weighted by their advantage.
+
+    Returns:
+        What `clone_advantages` says of it.
+    """
+    episodes = EpisodeDataset(dataset)
+    with tqdm(unit="frame", desc="observing episodes", dynamic_ncols=True) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        data = read_out_episodes(model, episodes, config.num_episodes, progress=progress)
+    values = clone_advantages(agent, data, config, seed)
+    shown = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items())
+    print(f"cloned {len(data.actions):,} actions: {shown}")
+    return values
 
 
 def train_actor_critic(
@@ -35,7 +59,13 @@ def train_actor_critic(
     """
     options, path = run.config, run.config.policy_path
     training = run.path / "training.safetensors"
-    agent = ActorCritic.load(path)[0] if path.is_file() else ActorCritic.from_behaviour(model)
+    if path.is_file():
+        agent = ActorCritic.load(path)[0]
+    else:
+        agent = ActorCritic.from_behaviour(model)
+        if options.clone is not None:
+            clone_recorded(agent, model, options.clone, options.cloning, options.seed)
+            agent.save(path, world_model=world_model)
     trainer = ImaginationTrainer(
         agent.to(model.device),
         DreamModel(model, options.num_denoising_steps),

@@ -33,12 +33,14 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecMonitor
 import envs
 import worldsim.checkpoint as checkpoint
 from agents.actor_critic import ActorCritic, ActorCriticPolicy
+from agents.cloning import CloningConfig
 from agents.explorers import RandomPolicy
 from agents.features import FeaturePolicy, ShortMemoryPolicy, load_policy
 from agents.planner import Planner, PlannerConfig
 from agents.rollout import Policy
 from agents.sb3 import SB3Policy
 from agents.scripted import has_scripted_player, scripted_player
+from experiments.actor_critic_training import clone_recorded
 from experiments.agents_report import LABELS, write_report
 from experiments.dream_progress import DreamProgress
 from experiments.dream_train import DreamTrainConfig
@@ -61,8 +63,11 @@ DREAM_TRAINED: dict[str, dict[str, Any]] = {
     "recurrent_ppo_pixels": {"algorithm": "recurrent_ppo", "obs": "pixels"},
     "ppo_features": {"algorithm": "ppo", "obs": "features"},
     "actor_critic": {"algorithm": "actor_critic", "obs": "features"},
+    "actor_critic_cloned": {"algorithm": "actor_critic", "obs": "features"},
 }
 """Agents trained by dream_train, with its options."""
+FROM_EPISODES = ("advantage_weighted", "actor_critic_cloned")
+"""Agents that learn from recorded episodes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,8 +79,15 @@ class BenchmarkAgentsConfig:
     """Shipped name or checkpoint directory; by default the shipped model of the env's name."""
     contexts: str | None = None
     """Dataset whose stretches the dreams start from; by default those shipped with the model."""
-    agents: tuple[str, ...] = tuple(name for name in LABELS if name != "model_free")
-    """What to compare; "model_free" learns on the real env and takes the longest."""
+    agents: tuple[str, ...] = tuple(
+        name for name in LABELS if name not in (*FROM_EPISODES, "model_free")
+    )
+    """What to compare; "model_free" learns on the real env and takes the longest, and
+    "advantage_weighted" and "actor_critic_cloned" learn from a dataset."""
+    dataset: str | None = None
+    """Recorded episodes for those that learn from some."""
+    cloning: CloningConfig = dataclasses.field(default_factory=CloningConfig)
+    """How they do."""
     seeds: tuple[int, ...] = (0, 1, 2)
     minutes: float = 5.0
     """Dream training per agent and seed, where total_timesteps is not given."""
@@ -112,6 +124,8 @@ class BenchmarkAgentsConfig:
         for name in self.agents:
             if name not in LABELS:
                 raise ValueError(f"unknown agent {name!r}: choose from {', '.join(LABELS)}")
+            if name in FROM_EPISODES and self.dataset is None:
+                raise ValueError(f"{name} learns from recorded episodes: give --dataset")
 
     @property
     def output_directory(self) -> Path:
@@ -171,6 +185,8 @@ class AgentsBenchmark:
         if agent == "behaviour":
             cloned = ActorCritic.from_behaviour(model)
             return FeaturePolicy(model, ActorCriticPolicy(cloned, seed=seed)), {}
+        if agent == "advantage_weighted":
+            return self._clone(seed)
         if agent == "planner":
             planner = Planner(model, config.planner, seed=seed)
             return planner, {"planner": dataclasses.asdict(config.planner)}
@@ -182,6 +198,18 @@ class AgentsBenchmark:
             policy = ShortMemoryPolicy(model, trained.policy, config.short_memory)
             return policy, details | {"short_memory": config.short_memory}
         return self._train_in_dream(agent, seed)
+
+    def _clone(self, seed: int) -> tuple[Policy, dict[str, Any]]:
+        """Learn from recorded episodes, or take what was learned before."""
+        config = self.config
+        path = config.work_directory / f"advantage_weighted-seed{seed}" / "policy.safetensors"
+        if not path.is_file():
+            assert config.dataset is not None
+            agent = ActorCritic.from_behaviour(self.model)
+            clone_recorded(agent, self.model, config.dataset, config.cloning, seed)
+            agent.save(path, world_model=self.name)
+        agent = ActorCritic.load(path)[0]
+        return FeaturePolicy(self.model, ActorCriticPolicy(agent, seed=seed)), {}
 
     def _train_in_dream(self, agent: str, seed: int) -> tuple[Policy, dict[str, Any]]:
         """Train by the main job, or go on with what it has left; only its policy is used."""
@@ -195,6 +223,8 @@ class AgentsBenchmark:
             total_timesteps=config.total_timesteps,
             num_envs=config.num_envs,
             judge=False,
+            clone=config.dataset if agent in FROM_EPISODES else None,
+            cloning=config.cloning,
             output=config.work_directory / f"{agent}-seed{seed}",
             **DREAM_TRAINED[agent],
         )

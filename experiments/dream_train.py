@@ -31,6 +31,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
+from agents.cloning import CloningConfig
 from agents.explorers import RandomPolicy
 from agents.features import (
     FeaturePolicy,
@@ -107,6 +108,10 @@ class DreamTrainConfig:
     """Sampler steps per dreamed frame; by default the model's own."""
     ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
     actor_critic: ActorCriticConfig = dataclasses.field(default_factory=ActorCriticConfig)
+    clone: str | None = None
+    """Dataset from which the actor-critic first learns which recorded actions turned out well; by
+    default it starts from the behaviour that the world model has learned to predict."""
+    cloning: CloningConfig = dataclasses.field(default_factory=CloningConfig)
     judge: bool = True
     """Judge the policies, in the dream and on the real env; without it they are only trained."""
     eval_episodes: int = 10
@@ -144,6 +149,8 @@ class DreamTrainConfig:
             raise ValueError(f"minutes must be positive, got {self.minutes}")
         if self.algorithm == "actor_critic" and self.obs != "features":
             raise ValueError("the actor_critic acts on features: give --obs features")
+        if self.clone is not None and self.algorithm != "actor_critic":
+            raise ValueError(f"clone is for the actor_critic, not for {self.algorithm}")
 
     @property
     def training_horizon(self) -> int:

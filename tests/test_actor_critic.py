@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from planning_problems import Corridor, Situation
 from safetensors.torch import load_file, save_file
 from tiny import NUM_ACTIONS, tiny_contexts, tiny_model
 
-from agents.actor_critic import ActorCritic, ActorCriticPolicy, clone_behaviour
+from agents.actor_critic import ActorCritic, ActorCriticPolicy
 from agents.features import FeaturePolicy, load_policy
 from agents.imagination import (
     ActorCriticConfig,
@@ -179,16 +178,6 @@ def test_nothing_is_learned_from_after_the_end() -> None:
         if dream.terminated[:, i].any():
             assert dream.alive[: end + 1, i].all() and not dream.alive[end + 1 :, i].any()
     assert not dream.alive.all() and dream.rewards[dream.alive].max() <= 1.0
-
-
-def test_behaviour_is_cloned() -> None:
-    agent, features = make_agent(), torch.eye(6).repeat(50, 1)
-    value_before = copy.deepcopy(agent.critic.state_dict())
-    actions = features.argmax(-1) % 3
-    losses = clone_behaviour(agent, features, actions, num_steps=150, learning_rate=1e-2)
-    assert losses[-1] < 0.05 < losses[0]
-    assert torch.equal(agent.logits(features).argmax(-1), actions)
-    assert all(torch.equal(t, value_before[k]) for k, t in agent.critic.state_dict().items())
 
 
 def test_saved_agent_acts_the_same(tmp_path: Path) -> None:

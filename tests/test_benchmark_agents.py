@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from test_features import Spy
-from tiny import tiny_contexts, tiny_model
+from tiny import tiny_contexts, tiny_model, write_dataset
 
+from agents.cloning import CloningConfig
 from agents.features import ShortMemoryPolicy
 from agents.planner import PlannerConfig
 from experiments import benchmark_agents
@@ -61,6 +62,20 @@ def test_every_agent_is_judged_once_and_a_second_call_adds_only_what_is_missing(
     assert (tmp_path / "results/random-seed1.json").is_file()
     assert {stem: files[stem].read_bytes() for stem in before} == before
     assert read_runs(tmp_path / "results")["random"][1]["seed"] == 1
+
+
+def test_agents_that_learn_from_episodes_need_some(tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        make_config(tmp_path),
+        agents=("advantage_weighted", "actor_critic_cloned"),
+        dataset=str(write_dataset(tmp_path, size=64)),
+        cloning=CloningConfig(num_episodes=2, num_steps=3, batch_size=8),
+    )
+    assert "advantage-weighted cloning" in benchmark_agents.main(config)
+    for agent in config.agents:
+        assert (tmp_path / "work" / f"{agent}-seed0/policy.safetensors").is_file()
+    with pytest.raises(ValueError, match="advantage_weighted learns from recorded episodes"):
+        dataclasses.replace(config, dataset=None)
 
 
 def test_the_judge_compares_reward_per_step_of_policies_that_acted_in_both(tmp_path: Path) -> None:

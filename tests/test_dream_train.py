@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import tiny_contexts, tiny_model
+from tiny import tiny_contexts, tiny_model, write_dataset
 
+from agents.actor_critic import ActorCritic
+from agents.cloning import CloningConfig
 from agents.imagination import ActorCriticConfig, ImaginationTrainer
 from agents.planner import PlannerConfig
 from experiments import benchmark_dream, benchmark_speed, dream_judging, dream_train, evaluate
@@ -215,6 +218,28 @@ def test_an_interrupted_actor_critic_goes_on_where_it_was(
     assert calls[4:] == [24, 32, 40, 48, 56], "64 steps in all, in updates of 2 dreams x 4 steps"
     with pytest.raises(ValueError, match="obs features"):
         make_config(checkpoint, tmp_path / "run", algorithm="actor_critic", obs="pixels")
+
+
+def test_an_actor_critic_learns_from_episodes_first_and_once(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = str(write_dataset(tmp_path, size=64))
+    config = dataclasses.replace(
+        make_config(checkpoint, tmp_path / "run", algorithm="actor_critic", obs="features"),
+        clone=dataset,
+        cloning=CloningConfig(num_episodes=3, num_steps=4, batch_size=8),
+        judge=False,
+        total_timesteps=8,
+    )
+    dream_train.main(config)
+    assert "cloned 57 actions" in capsys.readouterr().out  # 3 episodes of 20 frames
+    trained = load_file(config.policy_path)
+    behaviour = ActorCritic.from_behaviour(load(checkpoint)).state_dict()
+    assert not torch.equal(trained["policy_head.2.weight"], behaviour["policy_head.2.weight"])
+    dream_train.main(dataclasses.replace(config, total_timesteps=16))
+    assert "cloned" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match="clone is for the actor_critic, not for ppo"):
+        make_config(checkpoint, tmp_path / "run", clone=dataset)
 
 
 def test_a_planner_is_judged_by_name(checkpoint: Path) -> None:

@@ -63,21 +63,23 @@ def tiny_contexts(
     return Contexts(frames, actions)
 
 
-def write_dataset(root: Path, num_episodes: int = 6, num_steps: int = 19, seed: int = 0) -> Path:
-    """Record episodes of frames (16, 16, 3) that show the action that led to them.
+def write_dataset(
+    root: Path, num_episodes: int = 6, num_steps: int = 19, seed: int = 0, size: int = 16
+) -> Path:
+    """Record episodes of frames (size, size, 3) that show the action that led to them.
 
     Action 0 is rewarded; every second episode terminates, the others are truncated.
     """
     rng = np.random.default_rng(seed)
     colours = np.random.default_rng(0).integers(0, 256, (NUM_ACTIONS + 1, 2, 2, 3), dtype=np.uint8)
-    spaces = (gymnasium.spaces.Box(0, 255, (16, 16, 3), np.uint8), gymnasium.spaces.Discrete(6))
+    spaces = (gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8), gymnasium.spaces.Discrete(6))
     with DatasetWriter("tiny/episodes-v0", *spaces, {"seed": seed}, root=root) as writer:
         for index in range(num_episodes):
             actions = rng.integers(NUM_ACTIONS, size=num_steps)
             frames = colours[np.concatenate([[NUM_ACTIONS], actions])]
             ends = np.arange(num_steps) == num_steps - 1
             episode = RecordedEpisode(
-                observations=frames.repeat(8, axis=1).repeat(8, axis=2),
+                observations=frames.repeat(size // 2, axis=1).repeat(size // 2, axis=2),
                 actions=actions,
                 rewards=(actions == 0).astype(np.float64),
                 terminations=ends & (index % 2 == 0),
