@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from agents.actor_critic import ActorCritic
-from agents.cloning import CloningConfig, clone_advantages, read_out_episodes
+from agents.cloning import CloningConfig, ReadOuts, clone_advantages, read_out_episodes
 from agents.imagination import ImaginationTrainer, starts_of
 from agents.planner import DreamModel
 from experiments.run_directory import RunDirectory
@@ -20,14 +20,8 @@ from worldsim.world_model import WorldModel
 SAVE_SECONDS = 60.0
 
 
-def clone_recorded(
-    agent: ActorCritic, model: WorldModel, dataset: str, config: CloningConfig, seed: int
-) -> dict[str, float]:
-    """Let an agent learn from a dataset's episodes, actions weighted by their advantage.
-
-    Returns:
-        What `clone_advantages` says of it.
-    """
+def read_out_dataset(model: WorldModel, dataset: str, num_episodes: int) -> ReadOuts:
+    """Have the model observe a dataset's episodes, with a progress bar."""
     episodes = EpisodeDataset(dataset)
     with tqdm(unit="frame", desc="observing episodes", dynamic_ncols=True) as bar:
 
@@ -35,11 +29,14 @@ def clone_recorded(
             bar.total = total
             bar.update(done - bar.n)
 
-        data = read_out_episodes(model, episodes, config.num_episodes, progress=progress)
+        return read_out_episodes(model, episodes, num_episodes, progress=progress)
+
+
+def clone_and_report(agent: ActorCritic, data: ReadOuts, config: CloningConfig, seed: int) -> None:
+    """Let an agent learn from recorded episodes, and say how that went."""
     values = clone_advantages(agent, data, config, seed)
     shown = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items())
     print(f"cloned {len(data.actions):,} actions: {shown}")
-    return values
 
 
 def train_actor_critic(
@@ -64,7 +61,8 @@ def train_actor_critic(
     else:
         agent = ActorCritic.from_behaviour(model)
         if options.clone is not None:
-            clone_recorded(agent, model, options.clone, options.cloning, options.seed)
+            data = read_out_dataset(model, options.clone, options.cloning.num_episodes)
+            clone_and_report(agent, data, options.cloning, options.seed)
             agent.save(path, world_model=world_model)
     trainer = ImaginationTrainer(
         agent.to(model.device),

@@ -15,6 +15,7 @@ the plots are made from all that OUTPUT holds.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 import time
@@ -33,14 +34,14 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecMonitor
 import envs
 import worldsim.checkpoint as checkpoint
 from agents.actor_critic import ActorCritic, ActorCriticPolicy
-from agents.cloning import CloningConfig
+from agents.cloning import CloningConfig, ReadOuts
 from agents.explorers import RandomPolicy
 from agents.features import FeaturePolicy, ShortMemoryPolicy, load_policy
 from agents.planner import Planner, PlannerConfig
 from agents.rollout import Policy
 from agents.sb3 import SB3Policy
 from agents.scripted import has_scripted_player, scripted_player
-from experiments.actor_critic_training import clone_recorded
+from experiments.actor_critic_training import clone_and_report, read_out_dataset
 from experiments.agents_report import LABELS, write_report
 from experiments.dream_progress import DreamProgress
 from experiments.dream_train import DreamTrainConfig
@@ -147,6 +148,13 @@ class AgentsBenchmark:
             self.model, config.contexts, world_model=self.name, seed=0
         )
 
+    @functools.cached_property
+    def read_outs(self) -> ReadOuts:
+        """Of the recorded episodes."""
+        config = self.config
+        assert config.dataset is not None
+        return read_out_dataset(self.model, config.dataset, config.cloning.num_episodes)
+
     def run(self, agent: str, seed: int) -> None:
         """Train one agent with one seed where it is to be trained, judge it, keep the result."""
         config = self.config
@@ -204,9 +212,8 @@ class AgentsBenchmark:
         config = self.config
         path = config.work_directory / f"advantage_weighted-seed{seed}" / "policy.safetensors"
         if not path.is_file():
-            assert config.dataset is not None
             agent = ActorCritic.from_behaviour(self.model)
-            clone_recorded(agent, self.model, config.dataset, config.cloning, seed)
+            clone_and_report(agent, self.read_outs, config.cloning, seed)
             agent.save(path, world_model=self.name)
         agent = ActorCritic.load(path)[0]
         return FeaturePolicy(self.model, ActorCriticPolicy(agent, seed=seed)), {}
