@@ -47,6 +47,7 @@ from experiments.train_world_model import make_accelerator
 from worldsim.backbone import count_parameters
 from worldsim.diffusion import sample_signal_levels
 from worldsim.latents import LatentEpisodes
+from worldsim.pose import PoseConfig
 from worldsim.tokenizer import Tokenizer, TokenizerConfig
 from worldsim.training import (
     DynamicsTraining,
@@ -63,6 +64,8 @@ class Task(Protocol):
     """What the benchmark needs to know of a world."""
 
     num_actions: int
+    pose: PoseConfig | None
+    """Where set, its models are told poses instead of actions."""
 
     def tokenizer_config(self, config: TokenizerConfig) -> TokenizerConfig:
         """The config with this world's frame shape."""
@@ -148,6 +151,7 @@ class Benchmark:
             tokenizer=tokenizer,
             backbone=matched_config(name, self.config.sizes, tokenizer.grid),
             diffusion=diffusion_for(name, self.config.diffusion),
+            pose=self.task.pose,
         )
 
     def make_model(self, name: str, seed: int) -> WorldModel:

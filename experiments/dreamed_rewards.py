@@ -56,7 +56,7 @@ def find_moments(
         quiet = np.convolve(rewarded, kernel, mode="same")[: len(rewarded)] < 0.5
         usable = np.zeros(len(rewarded), bool)
         usable[context + before : len(rewarded) - after] = True
-        infos = dataset.episode(i).infos
+        infos = dataset.infos(i)
         others = np.zeros(len(rewarded), bool)
         if "target_index" in infos and "targets_pos" in infos:
             others[arrivals_at_other_targets(infos)] = True

@@ -36,6 +36,7 @@ from envs.corridor import (
 from experiments.memory_recall import recall_table, share
 from worldsim.latents import LatentEpisodes
 from worldsim.metrics import psnr, ssim
+from worldsim.pose import PoseConfig
 from worldsim.tokenizer import Tokenizer, TokenizerConfig
 from worldsim.world_model import WorldModel
 
@@ -126,6 +127,7 @@ class Corridor:
     def __init__(self, task: CorridorTask, seed: int = 0) -> None:
         self.task = task
         self.num_actions = 2 * task.num_cells if task.conditioning == "pose" else NUM_ACTIONS
+        self.pose: PoseConfig | None = None  # poses are few here, and told like actions
         self.seed = seed
         shape = (len(COLORS), NUM_MARKS, task.num_cells, 2)
         color, mark, cell, side = np.indices(shape).reshape(4, -1)

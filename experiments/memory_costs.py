@@ -36,6 +36,14 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
+def random_actions(model: WorldModel, batch_size: int, length: int, g: torch.Generator) -> Tensor:
+    """Actions (b, t), or poses (b, t, 3) where the model is told poses; on g's device."""
+    if model.config.pose is not None:
+        return torch.randn(batch_size, length, 3, generator=g, device=g.device)
+    shape = (batch_size, length)
+    return torch.randint(model.config.num_actions, shape, generator=g, device=g.device)
+
+
 def measure_training(
     model: WorldModel, length: int, config: CostConfig, dtype: torch.dtype
 ) -> dict[str, float]:
@@ -55,7 +63,7 @@ def measure_training(
     signal, mask = sample_signal_levels(b, length, model.config.diffusion, g)
     batch = [
         torch.randn(shape, generator=g),
-        torch.randint(model.config.num_actions, (b, length), generator=g),
+        random_actions(model, b, length, g),
         torch.zeros(b, length),
         torch.zeros(b, length, dtype=torch.bool),
         torch.zeros(b, length),
@@ -112,7 +120,7 @@ def measure_dreaming(model: WorldModel, config: CostConfig) -> list[dict[str, fl
         latents = torch.randn(
             b, new, h * w, model.config.tokenizer.latent_channels, generator=g, device=device
         )
-        actions = torch.randint(model.config.num_actions, (b, new), generator=g, device=device)
+        actions = random_actions(model, b, new, g)
         state, _ = model.observe_latents(state, actions, latents)
         done = context
         seconds = []

@@ -1,8 +1,8 @@
 """The memory benchmark's tasks on real Memory Mazes: retrieval and reasoning, with held-out mazes.
 
-Po et al. 2025 (arXiv 2505.20171), section 5, but conditioned on actions instead of poses. The model
-observes a tour of the maze and dreams what follows under the true actions: the same tour again
-(retrieval), or a walk anywhere (reasoning). For every dreamed frame the privileged poses tell how
+Po et al. 2025 (arXiv 2505.20171), section 5. The model observes a tour of the maze and dreams what
+follows under the true poses, or actions: the same tour again (retrieval), or a walk anywhere
+(reasoning). For every dreamed frame the privileged poses tell how
 many frames ago its place and heading were last seen in the tour, if at all.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ from worldsim.dataset_writer import DatasetWriter
 from worldsim.episodes import EpisodeDataset
 from worldsim.latents import LatentEpisodes, encode_dataset
 from worldsim.metrics import psnr, ssim
+from worldsim.pose import PoseConfig
 from worldsim.tokenizer import Tokenizer, TokenizerConfig
 from worldsim.training import spaced_frames
 from worldsim.world_model import WorldModel
@@ -44,6 +46,9 @@ class MazeTask:
     """Which mazes, how long, and on what data."""
 
     env: str = "memory-maze-9x9"
+    conditioning: Literal["pose", "action"] = "pose"
+    """What the models are told of every frame: where it is seen from, as in Po et al. 2025, so that
+    memory alone is measured; or the action that led there."""
     training_dataset: tuple[str, ...] = ()
     """Minari ids or paths of training episodes; by default the explorer records some."""
     datasets_root: str | None = None
@@ -60,6 +65,21 @@ class MazeTask:
     num_workers: int = 2
     max_frames: int = 50_000
     """Frames kept to train the tokenizer on."""
+
+
+def poses_of(infos: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Poses (t, 3) float32 of an episode: x and y in cells, and the heading in radians.
+
+    Raises:
+        ValueError: the infos have none.
+    """
+    if "agent_pos" not in infos or "agent_dir" not in infos:
+        raise ValueError(
+            "these episodes have no poses (agent_pos and agent_dir): collect them with privileged "
+            "infos, or let the models be told actions (--maze.conditioning action)"
+        )
+    heading = np.arctan2(infos["agent_dir"][:, 1], infos["agent_dir"][:, 0])
+    return np.concatenate([infos["agent_pos"], heading[:, None]], axis=1).astype(np.float32)
 
 
 def pose_recall_distance(
@@ -176,6 +196,7 @@ class MemoryMazes:
         self.train = self._training_episodes()
         self.tests = {kind: self._test_episodes(kind) for kind in THEN}
         self.num_actions = self.train.num_actions
+        self.pose = PoseConfig() if task.conditioning == "pose" else None
         self._colors: ColorReader | None = None
 
     def _training_episodes(self) -> EpisodeDataset:
@@ -241,7 +262,13 @@ class MemoryMazes:
     def _encode(self, tokenizer: Tokenizer, episodes: EpisodeDataset, name: str) -> LatentEpisodes:
         device = next(tokenizer.parameters()).device
         cache = self.datasets / f"latents-{name}.safetensors"
-        return encode_dataset(tokenizer, episodes, cache, device=device)
+        encoded = encode_dataset(tokenizer, episodes, cache, device=device)
+        if self.pose is not None:
+            poses = [poses_of(episodes.infos(i)) for i in range(len(episodes))]
+            encoded.actions = torch.from_numpy(np.concatenate(poses))
+            if len(encoded.actions) != len(encoded.latents):
+                raise ValueError(f"the {name} episodes are damaged: collect them anew")
+        return encoded
 
     @torch.no_grad()
     def evaluate(
@@ -291,7 +318,8 @@ class MemoryMazes:
             stop = min(start + task.batch_size, len(self.tests[kind]))
             episodes = [self.tests[kind].episode(i, 0, length) for i in range(start, stop)]
             frames = torch.from_numpy(np.stack([e.frames for e in episodes])).to(model.device)
-            actions = torch.from_numpy(np.stack([e.actions for e in episodes])).to(model.device)
+            told = [e.actions if self.pose is None else poses_of(e.infos) for e in episodes]
+            actions = torch.from_numpy(np.stack(told)).to(model.device)
             generator = torch.Generator(model.device).manual_seed(start)
             state = model.observe(
                 model.initial_state(len(episodes)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,13 @@ import experiments.benchmark_memory as benchmark_memory
 from envs.corridor import Corridor as CorridorEnv
 from experiments.memory_backbones import ALL, BACKBONES, BackboneSizes, matched_config
 from experiments.memory_corridor import Corridor, CorridorTask, seen_in_context, simulate
-from experiments.memory_mazes import ColorReader, pose_recall_distance, reward_recall
+from experiments.memory_mazes import (
+    ColorReader,
+    MazeTask,
+    pose_recall_distance,
+    poses_of,
+    reward_recall,
+)
 from experiments.memory_presets import BenchmarkConfig, presets
 from experiments.memory_recall import recall_table, share
 from experiments.memory_report import format_table, read_runs, wilson
@@ -145,10 +152,13 @@ def fresh_accelerator() -> None:
     AcceleratorState._reset_state(True)
 
 
-def tiny(path: Path, **changes: object) -> BenchmarkConfig:
+def paths(path: Path) -> dict[str, Any]:
+    return {"output": path / "results", "work": path / "work"}
+
+
+def tiny(path: Path, **changes: Any) -> BenchmarkConfig:
     config = presets()["tiny"][1]
-    paths = {"output": path / "results", "work": path / "work"}
-    return dataclasses.replace(config, device="cpu", precision="no", **paths, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(config, device="cpu", precision="no", **paths(path), **changes)
 
 
 def test_runs_add_up_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,16 +192,51 @@ def test_runs_add_up_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         benchmark_memory.main(dataclasses.replace(config, sizes=sizes))
 
 
+@pytest.mark.parametrize("conditioning", ["pose", "action"])
+def test_mazes_are_toured_and_dreamed(tmp_path: Path, conditioning: Any) -> None:
+    task = MazeTask(
+        env="memory-maze-5x5",
+        conditioning=conditioning,
+        training_episodes=1,
+        test_episodes=2,
+        context=12,
+        horizon=6,
+        num_workers=1,
+    )
+    config = tiny(tmp_path, task="memory-maze", maze=task, backbones=("block_ssm",))
+    config = dataclasses.replace(
+        config, tokenizer=dataclasses.replace(config.tokenizer, patch_size=32)
+    )
+    output = benchmark_memory.main(config)
+    run = json.loads((output / "block_ssm-seed0.json").read_text())
+    assert (run["settings"]["model"]["pose"] is None) == (conditioning == "action")
+    parts = run["evaluation"]["parts"]
+    for kind in ("retrieval", "reasoning"):
+        counts = [row["count"] for row in parts[kind]["recall"]["bins"]]
+        assert sum(counts) + parts[kind]["recall"]["never"]["count"] == 2 * 6
+        assert len(parts[kind]["psnr"]) == 6
+    assert (output / "recall.png").stat().st_size > 0
+
+
+def test_poses_come_from_privileged_infos() -> None:
+    infos = {"agent_pos": np.array([[1.5, 2.5]]), "agent_dir": np.array([[0.0, -1.0]])}
+    np.testing.assert_allclose(poses_of(infos), [[1.5, 2.5, -np.pi / 2]], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"maze\.conditioning action"):
+        poses_of({})
+
+
 def test_models_are_evaluated_in_bfloat16(tmp_path: Path) -> None:
-    config = tiny(tmp_path, backbones=("block_ssm",), costs=None)
+    config = tiny(tmp_path, backbones=("block_ssm",), measure_costs=False)
     output = benchmark_memory.main(dataclasses.replace(config, precision="bf16"))
     evaluation = json.loads((output / "block_ssm-seed0.json").read_text())["evaluation"]
     assert all(np.isfinite(evaluation["psnr"]))
 
 
 def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny(tmp_path, backbones=("ssm",), costs=None)
-    expected = benchmark_memory.main(tiny(tmp_path / "whole", backbones=("ssm",), costs=None))
+    config = tiny(tmp_path, backbones=("ssm",), measure_costs=False)
+    expected = benchmark_memory.main(
+        tiny(tmp_path / "whole", backbones=("ssm",), measure_costs=False)
+    )
     whole = json.loads((expected / "ssm-seed0.json").read_text())
 
     class Killed(Exception):

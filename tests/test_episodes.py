@@ -92,6 +92,9 @@ def test_part_of_an_episode_equals_the_slice_of_all_of_it(tmp_path: Path) -> Non
     for field in ("frames", "actions", "rewards", "terminated"):
         np.testing.assert_array_equal(getattr(part, field), getattr(whole, field)[30:75])
     np.testing.assert_array_equal(part.infos["position"], whole.infos["position"][30:75])
+    alone = dataset.infos(0, 30, 75)
+    assert alone.keys() == part.infos.keys()
+    np.testing.assert_array_equal(alone["position"], part.infos["position"])
     with pytest.raises(IndexError, match="frames 80 to 92"):
         dataset.episode(0, 80, 92)
 

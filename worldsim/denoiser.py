@@ -1,6 +1,6 @@
 """The network of the world model: noised latents, level, action and memory to clean latents.
 
-Token embedding, backbone and output.
+Token embedding, backbone and output. Instead of the action, poses may tell what is seen.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldsim.backbone import BackboneConfig, Memory, make_backbone
+from worldsim.pose import PoseConfig, PoseEmbedding
 from worldsim.tokenizer import TokenizerConfig
 
 
@@ -17,19 +18,22 @@ class Denoiser(nn.Module):
     """Predicts clean latents from noised ones, given level, action and memory."""
 
     def __init__(
-        self, num_actions: int, tokenizer: TokenizerConfig, backbone: BackboneConfig
+        self,
+        num_actions: int,
+        tokenizer: TokenizerConfig,
+        backbone: BackboneConfig,
+        pose: PoseConfig | None = None,
     ) -> None:
         super().__init__()
         d, c, grid = backbone.d_model, tokenizer.latent_channels, tokenizer.grid
         self.latent_in = nn.Linear(c, d)
         self.position = nn.Parameter(0.02 * torch.randn(grid[0] * grid[1], d))
-        self.action_in = nn.Embedding(num_actions + 1, d)
-        self.action_condition = nn.Embedding(num_actions + 1, d)
+        self.pose = pose
+        self.action_in = _action_embedding(num_actions, pose, d)
+        self.action_condition = _action_embedding(num_actions, pose, d)
         self.signal_condition = nn.Sequential(nn.Linear(64, d), nn.SiLU(), nn.Linear(d, d))
         self.backbone = make_backbone(backbone, grid)
         self.latent_out = nn.Linear(d, c)
-        for embedding in (self.action_in, self.action_condition):
-            nn.init.normal_(embedding.weight, std=0.5)
         nn.init.zeros_(self.latent_out.weight)
 
     def forward(
@@ -44,14 +48,16 @@ class Denoiser(nn.Module):
         """Denoise frames in order.
 
         Args:
-            z: (b, t, n, c) noised latents. signal: (b, t). actions: (b, t) int64.
+            z: (b, t, n, c) noised latents. signal: (b, t).
+            actions: (b, t) int64, or poses (b, t, 3) float32 where the model is told poses.
             memory, steps: what came before.
             update: False where the memory afterwards is not needed.
 
         Returns:
             Predicted clean latents (b, t, n, c), final tokens (b, t, n, d), memory afterwards.
         """
-        actions = actions.long()
+        if self.pose is None:
+            actions = actions.long()
         x = self.latent_in(z) + self.position + self.action_in(actions)[:, :, None]
         frequencies = torch.pi * torch.arange(1, 33, device=z.device)
         angle = signal[..., None] * frequencies / 2
@@ -60,3 +66,12 @@ class Denoiser(nn.Module):
         x, memory = self.backbone(x, condition, memory, steps, update)
         x = F.rms_norm(x, (x.shape[-1],), eps=1e-5)
         return self.latent_out(x).float(), x, memory
+
+
+def _action_embedding(num_actions: int, pose: PoseConfig | None, d_model: int) -> nn.Module:
+    """Of actions, "no action" among them, or of poses."""
+    if pose is not None:
+        return PoseEmbedding(pose, d_model)
+    embedding = nn.Embedding(num_actions + 1, d_model)
+    nn.init.normal_(embedding.weight, std=0.5)
+    return embedding

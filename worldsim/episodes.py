@@ -172,6 +172,18 @@ class EpisodeDataset:
         """Return the rewards (t,) float32 of an episode without reading its frames."""
         return self._records[index].rewards
 
+    def infos(self, index: int, start: int = 0, stop: int | None = None) -> dict[str, np.ndarray]:
+        """Return the infos of an episode, or of frames start to stop, without reading its frames.
+
+        Raises:
+            DamagedEpisodeError: If they cannot be read.
+        """
+        record = self._records[index]
+        try:
+            return record.reader.infos(record.index, start, stop or len(record.actions))
+        except (OSError, KeyError, RuntimeError, ValueError) as error:
+            raise DamagedEpisodeError(f"{record.name} is damaged: {error}") from error
+
     def episode(self, index: int, start: int = 0, stop: int | None = None) -> Episode:
         """Read an episode, or frames start to stop of it; only these are read from the disk.
 
@@ -186,9 +198,8 @@ class EpisodeDataset:
         """
         record = self._records[index]
         stop = len(record.actions) if stop is None else stop
-        frames = self._frames(record, start, stop)
+        frames, infos = self._frames(record, start, stop), self.infos(index, start, stop)
         try:
-            infos = record.reader.infos(record.index, start, stop)
             metadata = record.reader.metadata(record.index)
         except (OSError, KeyError, RuntimeError, ValueError) as error:
             raise DamagedEpisodeError(f"{record.name} is damaged: {error}") from error

@@ -21,7 +21,7 @@ class LatentBatch(NamedTuple):
     """Segments of latents; fields as in `episodes.Segments`."""
 
     latents: Tensor  # (b, t, n, c) float32
-    actions: Tensor  # (b, t) int64
+    actions: Tensor  # (b, t) int64, or poses (b, t, 3) float32
     rewards: Tensor  # (b, t) float32
     terminated: Tensor  # (b, t) bool
     returns: Tensor  # (b, t) float32 discounted rewards after each frame
@@ -51,7 +51,8 @@ class LatentEpisodes:
     """All frames of a dataset, encoded, one after the other.
 
     Args:
-        latents: (frames, n, c) float16. actions, rewards, terminated: (frames,).
+        latents: (frames, n, c) float16. actions, rewards, terminated: (frames,); for a model that
+            is told poses, poses (frames, 3) float32 in place of actions.
         lengths: frames of each episode, in order.
         gamma: discount of the returns.
     """

@@ -22,6 +22,7 @@ from worldsim.backbone import BackboneConfig, BlockSSMConfig
 from worldsim.denoiser import Denoiser
 from worldsim.diffusion import DiffusionForcingConfig, add_noise, diffusion_loss, sample
 from worldsim.heads import ReadOut, SymlogHead, make_head
+from worldsim.pose import PoseConfig
 from worldsim.state import WorldState
 from worldsim.tokenizer import Tokenizer, TokenizerConfig
 
@@ -35,6 +36,9 @@ class WorldModelConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     backbone: BackboneConfig = field(default_factory=BlockSSMConfig)
     diffusion: DiffusionForcingConfig = field(default_factory=DiffusionForcingConfig)
+    pose: PoseConfig | None = None
+    """Where set, the model is told from where each frame is seen instead of the action that led
+    there, as in Po et al. 2025: wherever actions are asked for it takes poses, float32 (..., 3)."""
     num_denoising_steps: int = 4
     """Network evaluations per dreamed frame, before the one that commits it."""
     dream_signal: float = 0.9
@@ -64,6 +68,11 @@ class Dream(NamedTuple):
     terminated: Tensor  # (b,) bool
 
 
+def _weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:
+    """Mean over segments of a weighted mean over frames; (b, t) each."""
+    return ((loss * weight).sum(1) / weight.sum(1).clamp(min=1e-6)).mean()
+
+
 class WorldModel(nn.Module):
     """Tokenizer, denoiser and heads.
 
@@ -76,7 +85,7 @@ class WorldModel(nn.Module):
         self.config = config
         self.compute_dtype = torch.float32
         self.tokenizer = Tokenizer(config.tokenizer)
-        self.denoiser = Denoiser(config.num_actions, config.tokenizer, config.backbone)
+        self.denoiser = Denoiser(config.num_actions, config.tokenizer, config.backbone, config.pose)
         d = config.num_features
         self.read_out = ReadOut(d)
         self.reward_head = SymlogHead(d, config.reward_bins, config.reward_limit)
@@ -138,28 +147,32 @@ class WorldModel(nn.Module):
         features = self.read_out(tokens)
         weight = signal.square()
 
-        def mean(loss: Tensor, weight: Tensor) -> Tensor:
-            return ((loss * weight).sum(1) / weight.sum(1).clamp(min=1e-6)).mean()
-
         termination_loss = F.binary_cross_entropy_with_logits(
             self.termination_head(features).float().squeeze(-1),
             terminated.float(),
             reduction="none",
         )
-        # The policy head predicts the action taken after frame t; the last frame has none.
-        policy_loss = F.cross_entropy(
-            rearrange(self.policy_head(features[:, :-1]).float(), "b t a -> (b t) a"),
-            actions[:, 1:].clamp(max=self.no_action - 1).flatten(),
-            reduction="none",
-        ).unflatten(0, actions[:, 1:].shape)
-        known = actions[:, 1:] < self.no_action
         return {
             "diffusion": diffusion_loss(prediction, latents, mask),
-            "reward": mean(self.reward_head.loss(features, rewards), weight),
-            "termination": mean(termination_loss, weight),
-            "policy": mean(policy_loss, weight[:, :-1] * known),
-            "value": mean(self.value_head.loss(features, returns), weight * return_weights),
+            "reward": _weighted_mean(self.reward_head.loss(features, rewards), weight),
+            "termination": _weighted_mean(termination_loss, weight),
+            "policy": self._policy_loss(features, actions, weight),
+            "value": _weighted_mean(
+                self.value_head.loss(features, returns), weight * return_weights
+            ),
         }
+
+    def _policy_loss(self, features: Tensor, actions: Tensor, weight: Tensor) -> Tensor:
+        """Of predicting the action taken after each frame but the last, where actions are known."""
+        if self.config.pose is not None:
+            return features.new_zeros(())
+        following = actions[:, 1:]
+        losses = F.cross_entropy(
+            rearrange(self.policy_head(features[:, :-1]).float(), "b t a -> (b t) a"),
+            following.clamp(max=self.no_action - 1).flatten(),
+            reduction="none",
+        ).unflatten(0, following.shape)
+        return _weighted_mean(losses, weight[:, :-1] * (following < self.no_action))
 
     def predict_reward(self, features: Tensor) -> Tensor:
         """Expected reward of arriving at the frame that was read out: (..., d) to (...)."""
@@ -183,6 +196,13 @@ class WorldModel(nn.Module):
         return torch.autocast(self.device.type, self.compute_dtype)
 
     def _check_actions(self, actions: Tensor, shape: tuple[int, ...]) -> None:
+        if self.config.pose is not None:
+            if tuple(actions.shape) != (*shape, 3) or actions.dtype != torch.float32:
+                raise ValueError(
+                    f"this world model is told poses: expected are float32 {(*shape, 3)} in place "
+                    f"of actions, got {actions.dtype} {tuple(actions.shape)}"
+                )
+            return
         if tuple(actions.shape) != shape:
             raise ValueError(f"actions have shape {tuple(actions.shape)}; expected {shape}")
         if actions.is_floating_point() or actions.dtype == torch.bool:
@@ -237,7 +257,7 @@ class WorldModel(nn.Module):
             state: memory of a batch of envs. actions: (b, 1) int64.
             z: (b, 1, n, c) latents noised to signal level `level`.
         """
-        signal = torch.full(actions.shape, level, device=z.device)
+        signal = torch.full(actions.shape[:2], level, device=z.device)
         with self._autocast():
             return self.denoiser(z, signal, actions, state.memory, state.steps, update=False)[0]
 
@@ -266,7 +286,7 @@ class WorldModel(nn.Module):
         """`observe` for encoded frames; also gives the features of every frame (b, t, d)."""
         features = []
         for a, x in zip(actions.split(chunk, 1), latents.split(chunk, 1), strict=True):
-            signal = torch.ones(a.shape, device=x.device)
+            signal = torch.ones(a.shape[:2], device=x.device)
             state, f = self._commit(state, a, x, signal)
             features.append(f)
         return state, torch.cat(features, dim=1)

@@ -1,0 +1,109 @@
+"""Models that are told poses: the features of poses, and a model that takes them for actions."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_model
+
+from worldsim.checkpoint import load, save
+from worldsim.pose import PoseConfig, pose_features
+from worldsim.world_model import WorldModel
+
+
+def told_poses() -> WorldModel:
+    """A tiny model that is told poses, no weight left at zero."""
+    config = dataclasses.replace(tiny_model().config, pose=PoseConfig())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = WorldModel(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if not parameter.any():
+                    parameter.normal_(std=0.3)
+    return model.eval()
+
+
+def sample(t: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Poses (2, t, 3) and frames."""
+    generator = torch.Generator().manual_seed(seed)
+    poses = 8 * torch.rand(2, t, 3, generator=generator)
+    frames = torch.randint(0, 256, (2, t, 64, 64, 3), generator=generator, dtype=torch.uint8)
+    return poses, frames
+
+
+def test_features_tell_poses_apart_and_full_turns_alike() -> None:
+    config = PoseConfig()
+    poses = torch.tensor([[1.0, 2.0, 0.5], [1.0, 2.0, 0.5 + 2 * math.pi], [1.1, 2.0, 0.5]])
+    features = pose_features(poses, config)
+    assert features.shape == (3, config.num_features)
+    torch.testing.assert_close(features[0], features[1], atol=1e-5, rtol=0)
+    far = pose_features(torch.tensor([[5.0, 7.0, 0.5]]), config)[0]
+    assert 0.05 < (features[0] - features[2]).norm() < (features[0] - far).norm()
+
+
+def test_every_part_of_the_pose_matters() -> None:
+    base = torch.tensor([3.0, 4.0, 1.0])
+    for part in range(3):
+        other = base.clone()
+        other[part] += 0.25
+        a, b = (pose_features(p, PoseConfig()) for p in (base, other))
+        assert (a - b).abs().max() > 0.05
+
+
+def test_many_frames_at_once_equal_one_by_one() -> None:
+    model, (poses, frames) = told_poses(), sample(7)
+    together = model.observe(model.initial_state(2), poses, frames)
+    state = model.initial_state(2)
+    for t in range(7):
+        state = model.observe(state, poses[:, t : t + 1], frames[:, t : t + 1])
+    for name, value in together.memory.items():
+        torch.testing.assert_close(value, state.memory[name], atol=1e-4, rtol=1e-4)
+
+
+def test_dreams_depend_on_the_pose() -> None:
+    model, (poses, frames) = told_poses(), sample(4)
+    state = model.observe(model.initial_state(2), poses, frames)
+    noise = torch.randn(2, *model.noise_shape, generator=torch.Generator().manual_seed(0))
+    here, again, there = (
+        model.imagine(state, p, noise=noise).frame.float()
+        for p in (poses[:, 0], poses[:, 0], poses[:, 0] + 1)
+    )
+    assert torch.equal(here, again) and not torch.equal(here, there)
+    dreamed, rewards = model.dream(state, poses[:, :3])
+    assert dreamed.shape == (2, 3, 64, 64, 3) and rewards.shape == (2, 3)
+
+
+def test_it_learns_from_poses_and_predicts_no_action() -> None:
+    model, (poses, frames) = told_poses(), sample(5)
+    latents = model.encode(frames)
+    rewards, level = torch.zeros(2, 5), torch.full((2, 5), 0.5)
+    ended, mask = torch.zeros(2, 5, dtype=torch.bool), torch.ones(2, 5, dtype=torch.bool)
+    noise = torch.randn(latents.shape)
+    losses = model(latents, poses, rewards, ended, rewards, rewards, noise, level, mask)
+    assert losses["policy"] == 0
+    losses["diffusion"].backward()
+    gradient = model.denoiser.action_in.layers[0].weight.grad
+    assert gradient is not None and gradient.abs().max() > 0
+
+
+def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
+    model, (poses, frames) = told_poses(), sample(3)
+    save(model, tmp_path / "model")
+    loaded = load(tmp_path / "model")
+    assert loaded.config == model.config
+    states = [m.observe(m.initial_state(2), poses, frames) for m in (model, loaded)]
+    # Weights are kept in half precision.
+    torch.testing.assert_close(states[0].features, states[1].features, atol=0.05, rtol=0.05)
+
+
+def test_actions_in_place_of_poses_are_refused() -> None:
+    model, (_, frames) = told_poses(), sample(3)
+    with pytest.raises(ValueError, match=r"told poses: expected are float32 \(2, 3, 3\)"):
+        model.observe(model.initial_state(2), torch.zeros(2, 3, dtype=torch.int64), frames)
+    with pytest.raises(ValueError, match=r"expected are float32 \(2, 3\)"):
+        model.imagine(model.initial_state(2), torch.zeros(2, dtype=torch.int64))

@@ -1,0 +1,55 @@
+"""Where the camera is, as features that a network can compare.
+
+A pose is (x, y, heading): a position in the plane and an angle in radians. Positions become sines
+and cosines of several wavelengths (Fourier features, Tancik et al. 2020, arXiv 2006.10739), so that
+near places look alike and far ones do not; a heading becomes its first harmonics.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoseConfig:
+    """How poses are made into features."""
+
+    wavelength: float = 16.0
+    """Longest wavelength of a position's features, in the unit of positions; about the size of the
+    world."""
+    octaves: int = 5
+    """Wavelengths, each half of the one before."""
+    harmonics: int = 4
+    """Of the heading."""
+
+    @property
+    def num_features(self) -> int:
+        return 4 * self.octaves + 2 * self.harmonics
+
+
+def pose_features(poses: Tensor, config: PoseConfig) -> Tensor:
+    """Features of poses: (..., 3) float32 to (..., num_features) float32."""
+    position, heading = poses[..., :2], poses[..., 2:]
+    octave = torch.arange(config.octaves, device=poses.device)
+    places = position[..., None] * (2 * math.pi / config.wavelength * 2.0**octave)
+    angles = heading * torch.arange(1, config.harmonics + 1, device=poses.device)
+    parts = torch.cat([places.flatten(-2), angles], dim=-1)
+    return torch.cat([parts.sin(), parts.cos()], dim=-1)
+
+
+class PoseEmbedding(nn.Module):
+    """Poses to vectors of width d: (..., 3) float32 to (..., d)."""
+
+    def __init__(self, config: PoseConfig, d_model: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.Sequential(
+            nn.Linear(config.num_features, d_model), nn.SiLU(), nn.Linear(d_model, d_model)
+        )
+
+    def forward(self, poses: Tensor) -> Tensor:
+        return self.layers(pose_features(poses, self.config))
