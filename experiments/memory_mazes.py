@@ -24,8 +24,6 @@ from tqdm import tqdm
 import envs
 from agents.rollout import Policy
 from agents.touring import TouringExplorer
-from experiments.collect import CollectConfig
-from experiments.collect import main as collect_main
 from experiments.memory_recall import recall_table, share
 from experiments.workers import Task, collect
 from worldsim.dataset_writer import DatasetWriter
@@ -50,7 +48,8 @@ class MazeTask:
     """What the models are told of every frame: where it is seen from, as in Po et al. 2025, so that
     memory alone is measured; or the action that led there."""
     training_dataset: tuple[str, ...] = ()
-    """Minari ids or paths of training episodes; by default the explorer records some."""
+    """Minari ids or paths of training episodes; by default walks like those of the test, half of
+    either kind, are recorded."""
     datasets_root: str | None = None
     """Folder of those datasets; by default Minari's own."""
     training_episodes: int = 200
@@ -166,17 +165,17 @@ def load_lpips() -> Any:
     )
 
 
-def make_test_env(task: MazeTask) -> gymnasium.Env:
+def make_walk_env(task: MazeTask) -> gymnasium.Env:
     steps = task.context + task.horizon
     return envs.make(task.env, privileged=True, max_episode_steps=steps)
 
 
-def make_test_policy(task: MazeTask, kind: Kind, env: gymnasium.Env, seed: int) -> Policy:
+def make_walk_policy(task: MazeTask, kind: Kind, env: gymnasium.Env, seed: int) -> Policy:
     return TouringExplorer(task.context, THEN[kind], seed=seed)
 
 
 def bind_policy(task: MazeTask, kind: Kind, env: gymnasium.Env) -> Any:
-    return functools.partial(make_test_policy, task, kind, env)
+    return functools.partial(make_walk_policy, task, kind, env)
 
 
 class MemoryMazes:
@@ -200,26 +199,29 @@ class MemoryMazes:
         self._colors: ColorReader | None = None
 
     def _training_episodes(self) -> EpisodeDataset:
+        """The datasets given, or walks of both kinds."""
         task = self.task
         if task.training_dataset:
             return EpisodeDataset(task.training_dataset, task.datasets_root)
-        name = f"memory/{task.env}-training-v0"
-        collect_main(
-            CollectConfig(
-                env=task.env,
-                episodes=task.training_episodes,
-                dataset=name,
-                datasets_root=self.datasets,
-                num_workers=task.num_workers,
-            )
-        )
-        return EpisodeDataset(name, self.datasets)
+        count = task.training_episodes
+        paths = [
+            self._record("training-retrieval", "retrieval", count - count // 2, 0),
+            self._record("training-reasoning", "reasoning", count // 2, count),
+        ]
+        return EpisodeDataset([str(p) for p in paths if p is not None])
 
     def _test_episodes(self, kind: Kind) -> EpisodeDataset:
+        path = self._record(kind, kind, self.task.test_episodes, self.TEST_SEED)
+        return EpisodeDataset(str(path))
+
+    def _record(self, label: str, kind: Kind, count: int, seed: int) -> Path | None:
+        """Record what is missing of `count` walks of a kind, from seeds `seed` and up."""
         task = self.task
-        name = f"memory/{task.env}-{kind}-{task.context}-{task.horizon}-v0"
-        env = make_test_env(task)
-        settings = {"env": task.env, "kind": kind, "context": task.context, "seed": self.TEST_SEED}
+        if not count:
+            return None
+        name = f"memory/{task.env}-{label}-{task.context}-{task.horizon}-v0"
+        env = make_walk_env(task)
+        settings = {"env": task.env, "kind": kind, "context": task.context, "seed": seed}
         writer = DatasetWriter(
             name,
             env.observation_space,
@@ -232,17 +234,15 @@ class MemoryMazes:
         env.close()
         work = Task(
             name=task.env,
-            make_env=functools.partial(make_test_env, task),
+            make_env=functools.partial(make_walk_env, task),
             make_policy=functools.partial(bind_policy, task, kind),
-            seed=self.TEST_SEED,
+            seed=seed,
             metadata={"env": task.env, "policy": f"tour, then {THEN[kind]}"},
         )
-        total = task.test_episodes * (task.context + task.horizon)
-        with writer, tqdm(total=total, desc=kind, unit="frame") as bar:
-            collect(
-                work, writer, task.test_episodes, task.num_workers, bar.update, lambda value: None
-            )
-        return EpisodeDataset(name, self.datasets)
+        total = count * (task.context + task.horizon)
+        with writer, tqdm(total=total, desc=label, unit="frame", mininterval=1) as bar:
+            collect(work, writer, count, task.num_workers, bar.update, lambda value: None)
+        return writer.path
 
     def tokenizer_config(self, config: TokenizerConfig) -> TokenizerConfig:
         return dataclasses.replace(config, frame_shape=self.train.frame_shape)

@@ -85,17 +85,25 @@ def presets() -> dict[str, tuple[str, BenchmarkConfig]]:
     cpu = BenchmarkConfig(
         task="memory-maze",
         seeds=(0,),
-        sizes=BackboneSizes(d_model=128, num_layers=6, block_sizes=(1, 4), causal_window=64),
+        sizes=BackboneSizes(
+            d_model=128, num_layers=4, block_sizes=(1, 2), d_state=64, causal_window=64
+        ),
+        tokenizer=TokenizerConfig(patch_size=8, latent_channels=128),  # 2 x 2 tokens a frame
         tokenizer_training=TokenizerTraining(
-            optimizer=OptimizerConfig(steps=2000, muon_learning_rate=0, weight_decay=0.0)
+            optimizer=OptimizerConfig(
+                steps=2000, muon_learning_rate=0, weight_decay=0.0, ema_decay=0.99
+            )
         ),
         dynamics=DynamicsTraining(
-            optimizer=OptimizerConfig(steps=1200, ema_decay=0.99),
-            frames_per_step=512,
-            curriculum=((64, 0.4), (128, 0.6)),
+            optimizer=OptimizerConfig(
+                steps=1500, learning_rate=3e-3, muon_learning_rate=6e-3, ema_decay=0.99
+            ),
+            frames_per_step=1024,
+            curriculum=((256, 1.0),),
         ),
+        diffusion=DiffusionForcingConfig(clean_prefix_probability=0.0, level_power=4.0),
         maze=MazeTask(
-            env="memory-maze-7x7", training_episodes=100, test_episodes=12, context=128, horizon=96
+            env="memory-maze-7x7", training_episodes=300, test_episodes=12, context=128, horizon=128
         ),
         output=Path("results/memory/maze-cpu"),
         work=Path("runs/memory/maze-cpu"),

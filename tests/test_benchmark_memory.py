@@ -197,7 +197,7 @@ def test_mazes_are_toured_and_dreamed(tmp_path: Path, conditioning: Any) -> None
     task = MazeTask(
         env="memory-maze-5x5",
         conditioning=conditioning,
-        training_episodes=1,
+        training_episodes=2,
         test_episodes=2,
         context=12,
         horizon=6,
