@@ -170,7 +170,10 @@ class ImaginationTrainer:
             returns = lambda_returns(
                 dream.rewards, values[1:], dream.terminated, config.gamma, config.return_lambda
             )
-            advantages = (returns - values[:-1]) / self._scale(returns[dream.alive])
+            advantages = returns - values[:-1]
+            # Centred: a critic that is too hopeful everywhere would put every action off.
+            advantages = advantages - advantages[dream.alive].mean()
+            advantages = advantages / self._scale(returns[dream.alive])
         for _ in range(config.num_epochs):
             loss, metrics = self._loss(dream, returns, advantages, old, prior)
             self.optimizer.zero_grad()
@@ -242,6 +245,9 @@ class ImaginationTrainer:
         policy_loss = -mean(torch.minimum(ratio * advantages, clipped * advantages))
         entropy = -mean((log_policy.exp() * log_policy).sum(-1))
         divergence = mean((log_policy.exp() * (log_policy - prior)).sum(-1))
+        with torch.no_grad():  # how far this batch has moved the policy, as PPO's users know it
+            change = mean(ratio - 1 - ratio.log())
+            clip_fraction = mean(((ratio - 1).abs() > config.clip_range).float())
         value_loss = mean((self.agent.value(dream.features[:-1]) - returns) ** 2)
         loss = (
             policy_loss
@@ -254,6 +260,8 @@ class ImaginationTrainer:
             "value_loss": value_loss,
             "entropy": entropy,
             "prior_divergence": divergence,
+            "approx_kl": change,
+            "clip_fraction": clip_fraction,
         }
 
     @torch.no_grad()
