@@ -69,9 +69,9 @@ def write_report(output: Path, work: Path) -> str:
         ]
         draw = [functools.partial(draw_cost, costs, *panel) for panel in panels]
         plot(output / "costs.png", draw)
-    sheet = contact_sheet(runs, work)
-    if sheet is not None:
-        plt.imsave(output / "contact_sheet.png", sheet)
+    rows = contact_rows(runs, work)
+    if rows:
+        plot(output / "contact_sheet.png", [lambda axes: draw_contact_sheet(axes, rows)])
     return table
 
 
@@ -124,9 +124,10 @@ def plot(file: Path, panels: Sequence[Callable[[Axes], None]]) -> None:
         rows, columns, figsize=(7 * columns, 4.5 * rows), squeeze=False, layout="constrained"
     )
     for ax, draw in zip(axes.flat, panels, strict=True):
-        draw(ax)
         ax.grid(alpha=0.3)
-    axes[0, 0].legend(fontsize=8)
+        draw(ax)
+    if axes[0, 0].get_legend_handles_labels()[0]:
+        axes[0, 0].legend(fontsize=8)
     figure.savefig(file, dpi=120)
     plt.close(figure)
 
@@ -185,12 +186,13 @@ def draw_cost(
     axes.set(xscale="log", yscale="log", xlabel=x_label, ylabel=y_label)
 
 
-def contact_sheet(runs: Runs, work: Path, num_columns: int = 12) -> np.ndarray | None:
-    """Real frames above each model's, at dreamed steps that return to a seen place.
+def contact_rows(runs: Runs, work: Path, num_columns: int = 12) -> dict[str, np.ndarray]:
+    """Frames (n, h, w, c) by label: real ones, then each model's dreams of them.
 
-    The rows follow the table's order. None where the runs' frames are not on this machine.
+    All are of the same dreamed steps, which return to a seen place. Empty where the frames of the
+    runs are not on this machine.
     """
-    rows: list[np.ndarray] = []
+    rows: dict[str, np.ndarray] = {}
     chosen = None
     for name, results in runs.items():
         file = work / f"{name}-seed{results[0]['seed']}" / "frames.npz"
@@ -201,12 +203,24 @@ def contact_sheet(runs: Runs, work: Path, num_columns: int = 12) -> np.ndarray |
                 episode = int(frames["known"].sum(1).argmax())
                 steps = np.flatnonzero(frames["known"][episode])
                 if not len(steps):
-                    return None
+                    return {}
                 spaced = np.linspace(0, len(steps) - 1, min(num_columns, len(steps)))
                 chosen = steps[spaced.round().astype(int)]
-                rows.append(_in_a_row(frames["real"][episode][chosen]))
-            rows.append(_in_a_row(frames["dreamed"][episode][chosen]))
-    return np.concatenate(rows, axis=0) if rows else None
+                rows["real"] = frames["real"][episode][chosen]
+            rows[results[0]["label"]] = frames["dreamed"][episode][chosen]
+    return rows
+
+
+def draw_contact_sheet(axes: Axes, rows: dict[str, np.ndarray]) -> None:
+    """One row of frames for each label."""
+    sheet = np.concatenate([_in_a_row(frames) for frames in rows.values()])
+    height = len(sheet) / len(rows)
+    axes.imshow(sheet)
+    axes.set_yticks(height * (np.arange(len(rows)) + 0.5), list(rows), fontsize=7)
+    axes.set(xticks=[], xlabel="dreamed steps that return to a seen place")
+    axes.tick_params(length=0)
+    axes.grid(False)
+    axes.set_frame_on(False)
 
 
 def _in_a_row(frames: np.ndarray) -> np.ndarray:
