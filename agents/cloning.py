@@ -85,9 +85,9 @@ def read_out_episodes(
         rows, sizes = indices[first : first + batch_size], lengths[first : first + batch_size]
         features = _observe_together(model, dataset, rows, sizes)
         for row, size, read in zip(rows, sizes, features, strict=True):
-            actions = torch.from_numpy(dataset.actions(row)[1:size]).long()
-            rewards = torch.from_numpy(dataset.rewards(row)[:size])
-            ended = torch.from_numpy(dataset.episode(row, size - 1).terminated)
+            actions = torch.from_numpy(dataset.actions(row)[1:]).long()
+            rewards = torch.from_numpy(dataset.rewards(row))
+            ended = torch.from_numpy(dataset.terminated(row))
             returns, known = discounted_returns(rewards, ended, model.config.gamma)
             parts.append(ReadOuts(read[: size - 1], actions, returns[:-1], known[:-1]))
         done += int(sizes.sum())

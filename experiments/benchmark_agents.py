@@ -194,7 +194,7 @@ class AgentsBenchmark:
             cloned = ActorCritic.from_behaviour(model)
             return FeaturePolicy(model, ActorCriticPolicy(cloned, seed=seed)), {}
         if agent == "advantage_weighted":
-            return self._clone(seed)
+            return FeaturePolicy(model, ActorCriticPolicy(self._clone(seed), seed=seed)), {}
         if agent == "planner":
             planner = Planner(model, config.planner, seed=seed)
             return planner, {"planner": dataclasses.asdict(config.planner)}
@@ -207,16 +207,14 @@ class AgentsBenchmark:
             return policy, details | {"short_memory": config.short_memory}
         return self._train_in_dream(agent, seed)
 
-    def _clone(self, seed: int) -> tuple[Policy, dict[str, Any]]:
+    def _clone(self, seed: int) -> ActorCritic:
         """Learn from recorded episodes, or take what was learned before."""
-        config = self.config
-        path = config.work_directory / f"advantage_weighted-seed{seed}" / "policy.safetensors"
+        path = self.config.work_directory / f"advantage_weighted-seed{seed}" / "policy.safetensors"
         if not path.is_file():
             agent = ActorCritic.from_behaviour(self.model)
-            clone_and_report(agent, self.read_outs, config.cloning, seed)
+            clone_and_report(agent, self.read_outs, self.config.cloning, seed)
             agent.save(path, world_model=self.name)
-        agent = ActorCritic.load(path)[0]
-        return FeaturePolicy(self.model, ActorCriticPolicy(agent, seed=seed)), {}
+        return ActorCritic.load(path)[0]
 
     def _train_in_dream(self, agent: str, seed: int) -> tuple[Policy, dict[str, Any]]:
         """Train by the main job, or go on with what it has left; only its policy is used."""
@@ -230,11 +228,11 @@ class AgentsBenchmark:
             total_timesteps=config.total_timesteps,
             num_envs=config.num_envs,
             judge=False,
-            clone=config.dataset if agent in FROM_EPISODES else None,
-            cloning=config.cloning,
             output=config.work_directory / f"{agent}-seed{seed}",
             **DREAM_TRAINED[agent],
         )
+        if agent == "actor_critic_cloned" and not run.policy_path.is_file():
+            self._clone(seed).save(run.policy_path, world_model=self.name)
         dream_train(run)
         details = {"training": run.algorithm, "curve": read_curve(run.run_directory)}
         return load_policy(run.policy_path), details

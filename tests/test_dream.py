@@ -24,16 +24,6 @@ from worldsim.recording import EpisodeRecorder, save_episode
 from worldsim.world_model import WorldModel
 
 
-@pytest.fixture(scope="module")
-def model() -> WorldModel:
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def bank(model: WorldModel) -> ContextBank:
-    return open_contexts(model, tiny_contexts())
-
-
 def make(model: WorldModel, bank: ContextBank, **options: Any) -> DreamEnv:
     return DreamEnv(world_model=model, contexts=bank, **options)
 

@@ -15,22 +15,11 @@ from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.envs import IdentityEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
-from tiny import tiny_contexts, tiny_model
 
 from agents.sb3 import BatchedVecEnv
-from worldsim.contexts import ContextBank, open_contexts
+from worldsim.contexts import ContextBank
 from worldsim.dream import DreamEnv, DreamVectorEnv
 from worldsim.world_model import WorldModel
-
-
-@pytest.fixture(scope="module")
-def model() -> WorldModel:
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def bank(model: WorldModel) -> ContextBank:
-    return open_contexts(model, tiny_contexts())
 
 
 def make(model: WorldModel, bank: ContextBank, n: int, **options: Any) -> BatchedVecEnv:

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from gymnasium.vector import AutoresetMode
-from tiny import tiny_contexts, tiny_model
 from torchrl.envs import GymWrapper
 from torchrl.envs.utils import check_env_specs
 
-from worldsim.contexts import ContextBank, open_contexts
+from worldsim.contexts import ContextBank
 from worldsim.dream import DreamEnv, DreamVectorEnv
 from worldsim.world_model import WorldModel
-
-
-@pytest.fixture(scope="module")
-def model() -> WorldModel:
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def bank(model: WorldModel) -> ContextBank:
-    return open_contexts(model, tiny_contexts())
 
 
 def test_a_single_dream_follows_its_specs(model: WorldModel, bank: ContextBank) -> None:

@@ -172,6 +172,10 @@ class EpisodeDataset:
         """Return the rewards (t,) float32 of an episode without reading its frames."""
         return self._records[index].rewards
 
+    def terminated(self, index: int) -> np.ndarray:
+        """Return which frames (t,) bool of an episode ended it, without reading its frames."""
+        return self._records[index].terminated
+
     def infos(self, index: int, start: int = 0, stop: int | None = None) -> dict[str, np.ndarray]:
         """Return the infos of an episode, or of frames start to stop, without reading its frames.
 
@@ -179,8 +183,9 @@ class EpisodeDataset:
             DamagedEpisodeError: If they cannot be read.
         """
         record = self._records[index]
+        stop = len(record.actions) if stop is None else stop
         try:
-            return record.reader.infos(record.index, start, stop or len(record.actions))
+            return record.reader.infos(record.index, start, stop)
         except (OSError, KeyError, RuntimeError, ValueError) as error:
             raise DamagedEpisodeError(f"{record.name} is damaged: {error}") from error
 
