@@ -59,6 +59,9 @@ from worldsim.training import (
 )
 from worldsim.world_model import WorldModel, WorldModelConfig
 
+Settings = dict[str, Any]
+"""Config dataclasses by name."""
+
 
 class Task(Protocol):
     """What the benchmark needs to know of a world."""
@@ -200,7 +203,9 @@ class Benchmark:
         losses = []
         for i in range(num_batches):
             rng, generator = step_rng(2**31, i)
-            batch = self.test_episodes.sample(batch_size, length, rng)
+            batch = self.test_episodes.sample(
+                batch_size, length, rng, shuffled_share=self.config.dynamics.shuffled_share
+            )
             levels = sample_signal_levels(batch_size, length, self.config.diffusion, generator)
             noise = torch.randn(batch.latents.shape, generator=generator)
             tensors = (x.to(model.device) for x in (*batch, noise, *levels))
@@ -215,19 +220,19 @@ class Benchmark:
             common = dataclasses.replace(common, optimizer=optimizer)
         return training_for(self.model_config(name).backbone, common, seed, rate)
 
-    def settings(self, name: str, training: DynamicsTraining) -> dict[str, Any]:
+    def settings(self, name: str, training: DynamicsTraining) -> Settings:
         """What decides a run's result; a kept result with other settings is not mixed in."""
         task = self.config.corridor if self.config.task == "corridor" else self.config.maze
         return {
-            "task": checkpoint.to_json(task),
-            "model": checkpoint.to_json(self.model_config(name)),
-            "training": checkpoint.to_json(training),
-            "tokenizer_training": checkpoint.to_json(self.config.tokenizer_training),
+            "task": task,
+            "model": self.model_config(name),
+            "training": training,
+            "tokenizer_training": self.config.tokenizer_training,
         }
 
 
-def is_done(path: Path, settings: dict[str, Any]) -> bool:
-    """Whether a result is there.
+def is_done(path: Path, settings: Settings) -> bool:
+    """Whether a result is there; settings that it does not know yet were at their defaults.
 
     Raises:
         ValueError: there is one of other settings.
@@ -235,7 +240,14 @@ def is_done(path: Path, settings: dict[str, Any]) -> bool:
     kept = read_json(path)
     if kept is None:
         return False
-    if kept["settings"] != settings:
+    try:
+        same = settings == {
+            name: checkpoint.from_json(type(setting), kept["settings"].get(name))
+            for name, setting in settings.items()
+        }
+    except checkpoint.CheckpointError:
+        same = False
+    if not same:
         raise ValueError(
             f"{path} is the result of other settings: choose another --output and --work, or move "
             "it away"
@@ -309,7 +321,7 @@ def run_all(benchmark: Benchmark, rates: dict[str, float]) -> None:
             "evaluation_seconds": time.monotonic() - started,
             "validation_loss": loss,
             "evaluation": values,
-            "settings": settings,
+            "settings": {key: checkpoint.to_json(value) for key, value in settings.items()},
             **provenance(),
         }
         write_json(config.output / f"{name}-seed{seed}.json", result)

@@ -68,6 +68,7 @@ def measure_training(
         torch.zeros(b, length, dtype=torch.bool),
         torch.zeros(b, length),
         torch.ones(b, length),
+        torch.ones(b, dtype=torch.bool),
         torch.randn(shape, generator=g),
         signal,
         mask,

@@ -186,6 +186,13 @@ def test_runs_add_up_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert table.count("\n") == 3 and "SSM over frame vectors" in table
     for name in ("table.md", "recall.png", "psnr.png", "costs.png", "contact_sheet.png"):
         assert (output / name).stat().st_size > 0
+    # A result from before a setting was there was made with its default.
+    file = output / "block_ssm-seed0.json"
+    del first["settings"]["training"]["shuffled_share"]
+    file.write_text(json.dumps(first))
+    trained.clear()
+    benchmark_memory.main(dataclasses.replace(config, backbones=("block_ssm",)))
+    assert trained == []
     # Other settings are refused, not mixed in.
     sizes = dataclasses.replace(config.sizes, d_model=48)
     with pytest.raises(ValueError, match="result of other settings"):

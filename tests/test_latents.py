@@ -36,6 +36,24 @@ def test_segments_stay_inside_one_episode_and_fields_stay_together() -> None:
     assert torch.equal(batch.terminated, time == 3)
 
 
+def test_shuffled_segments_are_different_frames_of_one_episode() -> None:
+    episodes = numbered(3, 12, 5, 30, 4)
+    ordered = episodes.sample(400, 5, np.random.default_rng(0))
+    assert ordered.in_order.all()
+    batch = episodes.sample(400, 5, np.random.default_rng(0), shuffled_share=0.5)
+    assert 150 < int(batch.in_order.sum()) < 250
+    episode, time = batch.latents[..., 0, 0], batch.latents[..., 0, 1]
+    assert (episode == episode[:, :1]).all() and torch.equal(batch.rewards, episode)
+    assert torch.equal(batch.actions, time.long()) and torch.equal(batch.terminated, time == 3)
+    assert all(len(set(row.tolist())) == 5 for row in time)
+    steps = time.diff(dim=1)
+    assert (steps[batch.in_order] == 1).all()
+    shuffled = steps[~batch.in_order]
+    assert (shuffled < 0).any() and (shuffled > 10).any()  # from all over the episode, in any order
+    # Those that are not shuffled are what they would have been.
+    assert torch.equal(batch.latents[batch.in_order], ordered.latents[batch.in_order])
+
+
 def test_returns_are_discounted_sums_of_the_episode_alone_and_say_how_much_is_known() -> None:
     rewards = torch.tensor([9.0, 1.0, 0.0, 4.0])
     running = torch.zeros(4, dtype=torch.bool)

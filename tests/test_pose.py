@@ -11,7 +11,7 @@ import torch
 from tiny import tiny_model
 
 from worldsim.checkpoint import load, save
-from worldsim.pose import PoseConfig, pose_features
+from worldsim.pose import PoseConfig, PoseEmbedding, pose_features
 from worldsim.world_model import WorldModel
 
 
@@ -44,6 +44,17 @@ def test_features_tell_poses_apart_and_full_turns_alike() -> None:
     torch.testing.assert_close(features[0], features[1], atol=1e-5, rtol=0)
     far = pose_features(torch.tensor([[5.0, 7.0, 0.5]]), config)[0]
     assert 0.05 < (features[0] - features[2]).norm() < (features[0] - far).norm()
+
+
+def test_tokens_of_near_poses_are_alike_from_the_start() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        embed = PoseEmbedding(PoseConfig(), 128)
+    poses = torch.tensor([[3.0, 4.0, 1.0], [3.05, 4.0, 1.05], [3.0, 4.0, 1.0 + math.pi], [5, 6, 1]])
+    here, near, behind, there = embed(poses).detach()
+    assert 1 < here.square().mean().sqrt() < 4  # embedded latents are of size 0.6
+    similarity = [float(torch.cosine_similarity(here, x, dim=0)) for x in (near, behind, there)]
+    assert similarity[0] > 0.95 and max(similarity[1:]) < 0.8
 
 
 def test_every_part_of_the_pose_matters() -> None:
@@ -84,7 +95,8 @@ def test_it_learns_from_poses_and_predicts_no_action() -> None:
     rewards, level = torch.zeros(2, 5), torch.full((2, 5), 0.5)
     ended, mask = torch.zeros(2, 5, dtype=torch.bool), torch.ones(2, 5, dtype=torch.bool)
     noise = torch.randn(latents.shape)
-    losses = model(latents, poses, rewards, ended, rewards, rewards, noise, level, mask)
+    order = torch.ones(2, dtype=torch.bool)
+    losses = model(latents, poses, rewards, ended, rewards, rewards, order, noise, level, mask)
     assert losses["policy"] == 0
     losses["diffusion"].backward()
     gradient = model.denoiser.action_in.layers[0].weight.grad

@@ -248,6 +248,12 @@ def test_impossible_curricula_are_named_before_the_first_step(accelerator: Accel
         dynamics_loss(episodes(), config, make_model(), accelerator)
 
 
+def test_models_told_actions_do_not_learn_from_shuffled_frames(accelerator: Accelerator) -> None:
+    config = DynamicsTraining(curriculum=((8, 1.0),), shuffled_share=0.5)
+    with pytest.raises(ValueError, match=r"shuffled_share is 0\.5, but this model is told actions"):
+        dynamics_loss(episodes(), config, make_model(), accelerator)
+
+
 def test_optimizers_share_the_parameters_out() -> None:
     model = make_model()
     adamw, muon = make_optimizers(model, OptimizerConfig(steps=1))

@@ -112,8 +112,9 @@ def test_training_and_dreaming_see_the_same_reward() -> None:
     rewards[:, 3] = 2.0
     returns, known = 3 * rewards, (rewards > 0).float()
     noise = torch.zeros_like(latents)
+    mask, in_order = signal.bool(), torch.ones(2, dtype=torch.bool)
     losses = model(
-        latents, actions, rewards, terminated, returns, known, noise, signal, signal.bool()
+        latents, actions, rewards, terminated, returns, known, in_order, noise, signal, mask
     )
     expected = -(model.reward_head.two_hot(rewards) * logits.log_softmax(-1)).sum(-1).mean()
     torch.testing.assert_close(losses["reward"], expected, rtol=1e-3, atol=1e-4)
@@ -268,6 +269,7 @@ def losses(model: WorldModel, part: slice = slice(None), **changes: Tensor) -> d
         "terminated": torch.zeros(b, t, dtype=torch.bool),
         "returns": torch.randn(b, t, generator=generator(3)),
         "return_weights": torch.rand(b, t, generator=generator(4)),
+        "in_order": torch.ones(b, dtype=torch.bool),
         "noise": torch.randn(latents.shape, generator=generator(2)),
         "signal": signal,
         "mask": mask,
@@ -281,6 +283,13 @@ def test_losses_of_halves_average_to_the_whole(model: WorldModel) -> None:
     assert whole.keys() == {"diffusion", "reward", "termination", "policy", "value"}
     for name, value in whole.items():
         torch.testing.assert_close((first[name] + second[name]) / 2, value, rtol=1e-4, atol=1e-5)
+
+
+def test_heads_learn_nothing_of_frames_in_any_order(model: WorldModel) -> None:
+    ordered, shuffled = losses(model), losses(model, in_order=torch.zeros(4, dtype=torch.bool))
+    assert shuffled["diffusion"] == ordered["diffusion"]
+    for name in ("reward", "termination", "policy", "value"):
+        assert shuffled[name] == 0 < ordered[name]
 
 
 def test_no_loss_on_actions_nobody_took(model: WorldModel) -> None:

@@ -26,6 +26,7 @@ class LatentBatch(NamedTuple):
     terminated: Tensor  # (b, t) bool
     returns: Tensor  # (b, t) float32 discounted rewards after each frame
     return_weights: Tensor  # (b, t) float32 share of each return that was recorded
+    in_order: Tensor  # (b,) bool, False where the frames are drawn from an episode in any order
 
 
 def discounted_returns(rewards: Tensor, terminated: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
@@ -88,6 +89,7 @@ class LatentEpisodes:
         length: int,
         rng: np.random.Generator,
         start_probability: float = 0.1,
+        shuffled_share: float = 0.0,
     ) -> LatentBatch:
         """Draw segments, uniformly over all frames where one of this length can begin.
 
@@ -95,6 +97,8 @@ class LatentEpisodes:
             batch_size, length: shape of the batch.
             rng: source of randomness.
             start_probability: share of segments that begin where an episode begins.
+            shuffled_share: probability that a segment is instead made of different frames of one
+                episode, in any order.
 
         Raises:
             ValueError: no episode has `length` frames.
@@ -107,8 +111,13 @@ class LatentEpisodes:
         episode = np.searchsorted(last, draws, side="right")
         start = draws - (last[episode] - num_starts[episode])
         start = np.where(rng.random(batch_size) < start_probability, 0, start)
-        first = torch.from_numpy(self.offsets[episode] + start)
-        index = first[:, None] + torch.arange(length)
+        frames = (self.offsets[episode] + start)[:, None] + np.arange(length)
+        shuffled = rng.random(batch_size) < shuffled_share if shuffled_share else np.zeros(0, bool)
+        in_order = np.ones(batch_size, bool)
+        for i in np.flatnonzero(shuffled):
+            chosen = rng.permutation(self.lengths[episode[i]])[:length]
+            frames[i], in_order[i] = self.offsets[episode[i]] + chosen, False
+        index = torch.from_numpy(frames)
         return LatentBatch(
             self.latents[index].float(),
             self.actions[index],
@@ -116,6 +125,7 @@ class LatentEpisodes:
             self.terminated[index],
             self.returns[index],
             self.return_weights[index],
+            torch.from_numpy(in_order),
         )
 
 

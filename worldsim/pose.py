@@ -42,14 +42,19 @@ def pose_features(poses: Tensor, config: PoseConfig) -> Tensor:
 
 
 class PoseEmbedding(nn.Module):
-    """Poses to vectors of width d: (..., 3) float32 to (..., d)."""
+    """Poses to vectors of width d: (..., 3) float32 to (..., d).
+
+    It begins larger than the embedded latents, so that frames seen from near poses make near tokens
+    and a memory can look one up by the other from the first steps of training.
+    """
 
     def __init__(self, config: PoseConfig, d_model: int) -> None:
         super().__init__()
         self.config = config
-        self.layers = nn.Sequential(
-            nn.Linear(config.num_features, d_model), nn.SiLU(), nn.Linear(d_model, d_model)
-        )
+        first, last = nn.Linear(config.num_features, d_model), nn.Linear(d_model, d_model)
+        nn.init.normal_(first.weight, std=2 * config.num_features**-0.5)
+        nn.init.normal_(last.weight, std=3 * d_model**-0.5)
+        self.layers = nn.Sequential(first, nn.SiLU(), last)
 
     def forward(self, poses: Tensor) -> Tensor:
         return self.layers(pose_features(poses, self.config))

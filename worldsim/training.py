@@ -73,6 +73,10 @@ class DynamicsTraining:
     """Frames per step, over all processes; shorter segments make larger batches."""
     curriculum: tuple[tuple[int, float], ...] = ((64, 0.5), (128, 0.25), (256, 0.25))
     """Segment length and the share of steps trained at it, in order."""
+    shuffled_share: float = 0.0
+    """Share of segments made of frames of one episode in any order, for models that are told poses.
+    There no frame can be guessed from the one before it, so that only memory helps: without such
+    segments, recall is not learned on smooth walks in reasonable time."""
     reward_weight: float = 1.0
     termination_weight: float = 0.1
     policy_weight: float = 0.1
@@ -315,8 +319,13 @@ def dynamics_loss(
 
     Raises:
         ValueError: no episode is as long as the curriculum's segments, or a batch of them does not
-            divide by the number of processes.
+            divide by the number of processes; segments shall be shuffled for a model told actions.
     """
+    if config.shuffled_share and model.config.pose is None:
+        raise ValueError(
+            f"shuffled_share is {config.shuffled_share}, but this model is told actions, which "
+            "mean nothing without order: set it to 0, or let the model be told poses"
+        )
     for length, _ in config.curriculum:
         if length > episodes.lengths.max():
             raise ValueError(
@@ -328,7 +337,7 @@ def dynamics_loss(
     def loss(wrapped: nn.Module, step: int) -> tuple[Tensor, Losses]:
         rng, generator = step_rng(config.optimizer.seed, step)
         b, t = config.batch_size(step), config.segment_length(step)
-        batch = episodes.sample(b, t, rng)
+        batch = episodes.sample(b, t, rng, shuffled_share=config.shuffled_share)
         signal, mask = sample_signal_levels(b, t, model.config.diffusion, generator)
         noise = torch.randn(batch.latents.shape, generator=generator)
         losses = wrapped(*(own_share(accel, x) for x in (*batch, noise, signal, mask)))

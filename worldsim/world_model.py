@@ -124,6 +124,7 @@ class WorldModel(nn.Module):
         terminated: Tensor,
         returns: Tensor,
         return_weights: Tensor,
+        in_order: Tensor,
         noise: Tensor,
         signal: Tensor,
         mask: Tensor,
@@ -135,6 +136,7 @@ class WorldModel(nn.Module):
             actions: (b, t) int64. rewards: (b, t) float32. terminated: (b, t) bool.
             returns: (b, t) float32 discounted rewards that followed each frame.
             return_weights: (b, t) float32, how much of each return was recorded.
+            in_order: (b,) bool, False for frames in any order, of which the heads learn nothing.
             noise: like latents, standard normal.
             signal, mask: (b, t) from `sample_signal_levels`.
 
@@ -145,7 +147,7 @@ class WorldModel(nn.Module):
         z = add_noise(latents, noise, signal)
         prediction, tokens, _ = self.denoiser(z, signal, actions, state.memory, state.steps)
         features = self.read_out(tokens)
-        weight = signal.square()
+        weight = signal.square() * in_order[:, None]
 
         termination_loss = F.binary_cross_entropy_with_logits(
             self.termination_head(features).float().squeeze(-1),
