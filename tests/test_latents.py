@@ -11,7 +11,7 @@ import torch
 from tiny import write_dataset
 
 from worldsim.episodes import EpisodeDataset
-from worldsim.latents import LatentEpisodes, discounted_returns, encode_dataset
+from worldsim.latents import LatentEpisodes, discounted_returns, encode_dataset, shuffled_stretches
 from worldsim.tokenizer import Tokenizer, TokenizerConfig
 
 
@@ -36,7 +36,7 @@ def test_segments_stay_inside_one_episode_and_fields_stay_together() -> None:
     assert torch.equal(batch.terminated, time == 3)
 
 
-def test_shuffled_segments_are_different_frames_of_one_episode() -> None:
+def test_shuffled_segments_are_stretches_of_one_episode() -> None:
     episodes = numbered(3, 12, 5, 30, 4)
     ordered = episodes.sample(400, 5, np.random.default_rng(0))
     assert ordered.in_order.all()
@@ -45,13 +45,24 @@ def test_shuffled_segments_are_different_frames_of_one_episode() -> None:
     episode, time = batch.latents[..., 0, 0], batch.latents[..., 0, 1]
     assert (episode == episode[:, :1]).all() and torch.equal(batch.rewards, episode)
     assert torch.equal(batch.actions, time.long()) and torch.equal(batch.terminated, time == 3)
-    assert all(len(set(row.tolist())) == 5 for row in time)
     steps = time.diff(dim=1)
     assert (steps[batch.in_order] == 1).all()
     shuffled = steps[~batch.in_order]
     assert (shuffled < 0).any() and (shuffled > 10).any()  # from all over the episode, in any order
-    # Those that are not shuffled are what they would have been.
-    assert torch.equal(batch.latents[batch.in_order], ordered.latents[batch.in_order])
+
+
+@pytest.mark.parametrize(("num_frames", "length"), [(1, 1), (8, 8), (9, 8), (30, 8), (257, 64)])
+def test_stretches_are_whole_and_of_all_lengths(num_frames: int, length: int) -> None:
+    rng, seen, most = np.random.default_rng(0), set(), 0
+    for _ in range(300):
+        frames = shuffled_stretches(num_frames, length, rng)
+        assert frames.shape == (length,) and len(set(frames.tolist())) == length
+        assert 0 <= frames.min() and frames.max() < num_frames
+        seen |= set(frames.tolist())
+        cuts = np.flatnonzero(np.diff(frames) != 1) + 1
+        most = max(most, max(np.diff([0, *cuts, length])))
+    assert seen == set(range(num_frames))
+    assert most == length or num_frames < 2 * length
 
 
 def test_returns_are_discounted_sums_of_the_episode_alone_and_say_how_much_is_known() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
@@ -235,6 +236,28 @@ def test_bfloat16_keeps_a_float32_state() -> None:
     assert [t.dtype for t in new_state] == [torch.float32, torch.float32]
     torch.testing.assert_close(y.float(), exact, rtol=0.1, atol=0.1)
     torch.testing.assert_close(new_state.scan, exact_state.scan, rtol=0.1, atol=0.1)
+
+
+def test_a_new_mixer_looks_up_by_likeness() -> None:
+    """Before any training a token reads what tokens like it wrote, wherever they stand."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        mixer = Mamba2Mixer(SSMConfig(d_model=64, head_dim=16, d_state=64))
+    u = torch.randn(1, 40, 64, generator=torch.Generator().manual_seed(1))
+    u[0, -1] = u[0, 10]
+    c = mixer.config
+    xbc = mixer.in_proj(u)[..., c.d_inner : c.d_inner + c.d_xbc]
+    xbc, _ = mixer._convolve(xbc, mixer.initial_state(1).conv)
+    B, C = xbc[..., c.d_inner :].chunk(2, dim=-1)
+    likeness = (C[0, -1] @ B[0, :-1].T).detach()
+    assert likeness.argmax() == 10
+
+
+def test_heads_of_a_new_mixer_forget_over_hundreds_of_tokens() -> None:
+    mixer = Mamba2Mixer(SSMConfig(d_model=128, head_dim=16))
+    horizon = 1 / (torch.exp(mixer.A_log) * F.softplus(mixer.dt_bias))
+    torch.testing.assert_close(horizon.min(), torch.tensor(100.0), rtol=1e-3, atol=0)
+    torch.testing.assert_close(horizon.max(), torch.tensor(4000.0), rtol=1e-3, atol=0)
 
 
 def test_a_head_that_does_not_fit_is_named() -> None:

@@ -26,7 +26,7 @@ class LatentBatch(NamedTuple):
     terminated: Tensor  # (b, t) bool
     returns: Tensor  # (b, t) float32 discounted rewards after each frame
     return_weights: Tensor  # (b, t) float32 share of each return that was recorded
-    in_order: Tensor  # (b,) bool, False where the frames are drawn from an episode in any order
+    in_order: Tensor  # (b,) bool, False for stretches of an episode put together in any order
 
 
 def discounted_returns(rewards: Tensor, terminated: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
@@ -97,8 +97,8 @@ class LatentEpisodes:
             batch_size, length: shape of the batch.
             rng: source of randomness.
             start_probability: share of segments that begin where an episode begins.
-            shuffled_share: probability that a segment is instead made of different frames of one
-                episode, in any order.
+            shuffled_share: probability that a segment is instead made of `shuffled_stretches` of
+                its episode.
 
         Raises:
             ValueError: no episode has `length` frames.
@@ -112,11 +112,12 @@ class LatentEpisodes:
         start = draws - (last[episode] - num_starts[episode])
         start = np.where(rng.random(batch_size) < start_probability, 0, start)
         frames = (self.offsets[episode] + start)[:, None] + np.arange(length)
-        shuffled = rng.random(batch_size) < shuffled_share if shuffled_share else np.zeros(0, bool)
         in_order = np.ones(batch_size, bool)
-        for i in np.flatnonzero(shuffled):
-            chosen = rng.permutation(self.lengths[episode[i]])[:length]
-            frames[i], in_order[i] = self.offsets[episode[i]] + chosen, False
+        if shuffled_share:
+            in_order = rng.random(batch_size) >= shuffled_share
+        for i in np.flatnonzero(~in_order):
+            chosen = shuffled_stretches(int(self.lengths[episode[i]]), length, rng)
+            frames[i] = self.offsets[episode[i]] + chosen
         index = torch.from_numpy(frames)
         return LatentBatch(
             self.latents[index].float(),
@@ -127,6 +128,25 @@ class LatentEpisodes:
             self.return_weights[index],
             torch.from_numpy(in_order),
         )
+
+
+def shuffled_stretches(num_frames: int, length: int, rng: np.random.Generator) -> np.ndarray:
+    """Stretches of an episode, cut and put together in any order.
+
+    Their length is drawn from 1, 2, 4, ... up to `length`, or as far as the episode has room.
+
+    Args:
+        num_frames: of the episode, at least `length`.
+        length: frames wanted.
+        rng: source of randomness.
+
+    Returns:
+        (length,) int64 different frames of the episode.
+    """
+    room = min(max(num_frames - length, 1), length)
+    stretch = 2 ** int(rng.integers(room.bit_length()))
+    starts = np.arange(rng.integers(stretch), num_frames - stretch + 1, stretch)
+    return (rng.permutation(starts)[:, None] + np.arange(stretch)).ravel()[:length]
 
 
 def fingerprint(tokenizer: Tokenizer, dataset: EpisodeDataset) -> str:

@@ -74,9 +74,9 @@ class DynamicsTraining:
     curriculum: tuple[tuple[int, float], ...] = ((64, 0.5), (128, 0.25), (256, 0.25))
     """Segment length and the share of steps trained at it, in order."""
     shuffled_share: float = 0.0
-    """Share of segments made of frames of one episode in any order, for models that are told poses.
-    There no frame can be guessed from the one before it, so that only memory helps: without such
-    segments, recall is not learned on smooth walks in reasonable time."""
+    """Share of segments made of stretches of an episode in any order, for models that are told
+    poses. After a cut no frame can be guessed from the one before it, so that only memory helps:
+    without such segments, recall is not learned on smooth walks in reasonable time."""
     reward_weight: float = 1.0
     termination_weight: float = 0.1
     policy_weight: float = 0.1
