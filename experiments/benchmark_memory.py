@@ -155,6 +155,8 @@ class Benchmark:
             backbone=matched_config(name, self.config.sizes, tokenizer.grid),
             diffusion=diffusion_for(name, self.config.diffusion),
             pose=self.task.pose,
+            num_denoising_steps=self.config.num_denoising_steps,
+            dream_signal=self.config.dream_signal,
         )
 
     def make_model(self, name: str, seed: int) -> WorldModel:
@@ -203,9 +205,7 @@ class Benchmark:
         losses = []
         for i in range(num_batches):
             rng, generator = step_rng(2**31, i)
-            batch = self.test_episodes.sample(
-                batch_size, length, rng, shuffled_share=self.config.dynamics.shuffled_share
-            )
+            batch = self.test_episodes.sample(batch_size, length, rng)
             levels = sample_signal_levels(batch_size, length, self.config.diffusion, generator)
             noise = torch.randn(batch.latents.shape, generator=generator)
             tensors = (x.to(model.device) for x in (*batch, noise, *levels))

@@ -38,7 +38,7 @@ def synchronise(device: torch.device) -> None:
 
 def random_actions(model: WorldModel, batch_size: int, length: int, g: torch.Generator) -> Tensor:
     """Actions (b, t), or poses (b, t, 3) where the model is told poses; on g's device."""
-    if model.config.pose is not None:
+    if model.told_poses:
         return torch.randn(batch_size, length, 3, generator=g, device=g.device)
     shape = (batch_size, length)
     return torch.randint(model.config.num_actions, shape, generator=g, device=g.device)
@@ -63,12 +63,12 @@ def measure_training(
     signal, mask = sample_signal_levels(b, length, model.config.diffusion, g)
     batch = [
         torch.randn(shape, generator=g),
-        random_actions(model, b, length, g),
+        torch.randint(model.config.num_actions, (b, length), generator=g),
+        torch.randn(b, length, 3, generator=g),
         torch.zeros(b, length),
         torch.zeros(b, length, dtype=torch.bool),
         torch.zeros(b, length),
         torch.ones(b, length),
-        torch.ones(b, dtype=torch.bool),
         torch.randn(shape, generator=g),
         signal,
         mask,

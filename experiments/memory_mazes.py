@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,9 +27,9 @@ from experiments.memory_recall import recall_table, share
 from experiments.workers import Task, collect
 from worldsim.dataset_writer import DatasetWriter
 from worldsim.episodes import EpisodeDataset
-from worldsim.latents import LatentEpisodes, encode_dataset
+from worldsim.latents import LatentEpisodes, encode_dataset, read_poses
 from worldsim.metrics import psnr, ssim
-from worldsim.pose import PoseConfig
+from worldsim.pose import PoseConfig, poses_of
 from worldsim.tokenizer import Tokenizer, TokenizerConfig
 from worldsim.training import spaced_frames
 from worldsim.world_model import WorldModel
@@ -64,21 +63,6 @@ class MazeTask:
     num_workers: int = 2
     max_frames: int = 50_000
     """Frames kept to train the tokenizer on."""
-
-
-def poses_of(infos: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Poses (t, 3) float32 of an episode: x and y in cells, and the heading in radians.
-
-    Raises:
-        ValueError: the infos have none.
-    """
-    if "agent_pos" not in infos or "agent_dir" not in infos:
-        raise ValueError(
-            "these episodes have no poses (agent_pos and agent_dir): collect them with privileged "
-            "infos, or let the models be told actions (--maze.conditioning action)"
-        )
-    heading = np.arctan2(infos["agent_dir"][:, 1], infos["agent_dir"][:, 0])
-    return np.concatenate([infos["agent_pos"], heading[:, None]], axis=1).astype(np.float32)
 
 
 def pose_recall_distance(
@@ -264,10 +248,7 @@ class MemoryMazes:
         cache = self.datasets / f"latents-{name}.safetensors"
         encoded = encode_dataset(tokenizer, episodes, cache, device=device)
         if self.pose is not None:
-            poses = [poses_of(episodes.infos(i)) for i in range(len(episodes))]
-            encoded.actions = torch.from_numpy(np.concatenate(poses))
-            if len(encoded.actions) != len(encoded.latents):
-                raise ValueError(f"the {name} episodes are damaged: collect them anew")
+            encoded.poses = read_poses(episodes)
         return encoded
 
     @torch.no_grad()

@@ -31,6 +31,10 @@ class BenchmarkConfig:
     dynamics: DynamicsTraining = dataclasses.field(default_factory=DynamicsTraining)
     diffusion: DiffusionForcingConfig = dataclasses.field(default_factory=DiffusionForcingConfig)
     """How noise is laid over training segments."""
+    num_denoising_steps: int = 4
+    """Network evaluations per dreamed frame."""
+    dream_signal: float = 0.9
+    """Signal level at which dreamed frames are committed to memory."""
     sweep: tuple[float, ...] = ()
     """Factors on the learning rates to choose from for each family, by validation loss."""
     sweep_steps: int = 150
@@ -94,14 +98,21 @@ def presets() -> dict[str, tuple[str, BenchmarkConfig]]:
                 steps=2000, muon_learning_rate=0, weight_decay=0.0, ema_decay=0.99
             )
         ),
+        # First single frames in any order, of which only memory tells anything, so that recall is
+        # learned at once; then ever longer stretches, and segments as long as the test.
         dynamics=DynamicsTraining(
             optimizer=OptimizerConfig(
                 steps=1500, learning_rate=3e-3, muon_learning_rate=6e-3, ema_decay=0.99
             ),
-            frames_per_step=1024,
-            curriculum=((256, 1.0),),
+            frames_per_step=512,
+            curriculum=((64, 0.6), (128, 0.2), (256, 0.2)),
+            longest_stretches=(1, 128, 256),
         ),
-        diffusion=DiffusionForcingConfig(clean_prefix_probability=0.0, level_power=4.0),
+        diffusion=DiffusionForcingConfig(
+            clean_prefix_probability=0.0, level_power=4.0, min_context_signal=0.5
+        ),
+        num_denoising_steps=1,
+        dream_signal=0.5,
         maze=MazeTask(
             env="memory-maze-7x7", training_episodes=300, test_episodes=12, context=128, horizon=128
         ),
@@ -126,8 +137,12 @@ def presets() -> dict[str, tuple[str, BenchmarkConfig]]:
         dynamics=DynamicsTraining(
             optimizer=OptimizerConfig(steps=4000),
             frames_per_step=4096,
-            curriculum=((128, 0.5), (512, 0.5)),
+            curriculum=((128, 0.4), (256, 0.2), (800, 0.4)),
+            longest_stretches=(1, 256, 800),
         ),
+        diffusion=cpu.diffusion,
+        num_denoising_steps=1,
+        dream_signal=0.5,
         maze=MazeTask(env="memory-maze-9x9", context=400, horizon=400),
         costs=CostConfig(frames_per_step=4096),
         output=Path("results/memory/maze-gpu"),

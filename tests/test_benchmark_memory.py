@@ -20,7 +20,6 @@ from experiments.memory_mazes import (
     ColorReader,
     MazeTask,
     pose_recall_distance,
-    poses_of,
     reward_recall,
 )
 from experiments.memory_presets import BenchmarkConfig, presets
@@ -188,7 +187,7 @@ def test_runs_add_up_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert (output / name).stat().st_size > 0
     # A result from before a setting was there was made with its default.
     file = output / "block_ssm-seed0.json"
-    del first["settings"]["training"]["shuffled_share"]
+    del first["settings"]["training"]["longest_stretches"]
     file.write_text(json.dumps(first))
     trained.clear()
     benchmark_memory.main(dataclasses.replace(config, backbones=("block_ssm",)))
@@ -223,13 +222,6 @@ def test_mazes_are_toured_and_dreamed(tmp_path: Path, conditioning: Any) -> None
         assert sum(counts) + parts[kind]["recall"]["never"]["count"] == 2 * 6
         assert len(parts[kind]["psnr"]) == 6
     assert (output / "recall.png").stat().st_size > 0
-
-
-def test_poses_come_from_privileged_infos() -> None:
-    infos = {"agent_pos": np.array([[1.5, 2.5]]), "agent_dir": np.array([[0.0, -1.0]])}
-    np.testing.assert_allclose(poses_of(infos), [[1.5, 2.5, -np.pi / 2]], rtol=1e-6)
-    with pytest.raises(ValueError, match=r"maze\.conditioning action"):
-        poses_of({})
 
 
 def test_models_are_evaluated_in_bfloat16(tmp_path: Path) -> None:

@@ -38,30 +38,31 @@ def test_segments_stay_inside_one_episode_and_fields_stay_together() -> None:
 
 def test_shuffled_segments_are_stretches_of_one_episode() -> None:
     episodes = numbered(3, 12, 5, 30, 4)
-    ordered = episodes.sample(400, 5, np.random.default_rng(0))
-    assert ordered.in_order.all()
-    batch = episodes.sample(400, 5, np.random.default_rng(0), shuffled_share=0.5)
-    assert 150 < int(batch.in_order.sum()) < 250
+    episodes.actions[:] = 1
+    episodes.actions[torch.from_numpy(episodes.offsets)] = 7  # none led to first frames
+    batch = episodes.sample(400, 5, np.random.default_rng(0), longest_stretch=2)
     episode, time = batch.latents[..., 0, 0], batch.latents[..., 0, 1]
     assert (episode == episode[:, :1]).all() and torch.equal(batch.rewards, episode)
-    assert torch.equal(batch.actions, time.long()) and torch.equal(batch.terminated, time == 3)
+    assert torch.equal(batch.terminated, time == 3)
     steps = time.diff(dim=1)
-    assert (steps[batch.in_order] == 1).all()
-    shuffled = steps[~batch.in_order]
-    assert (shuffled < 0).any() and (shuffled > 10).any()  # from all over the episode, in any order
+    assert (steps < 0).any() and (steps > 10).any()  # from all over the episode, in any order
+    assert (steps == 1).any()
+    assert torch.equal(batch.actions[:, 1:] == 7, (steps != 1) | (time[:, 1:] == 0))
 
 
 @pytest.mark.parametrize(("num_frames", "length"), [(1, 1), (8, 8), (9, 8), (30, 8), (257, 64)])
 def test_stretches_are_whole_and_of_all_lengths(num_frames: int, length: int) -> None:
     rng, seen, most = np.random.default_rng(0), set(), 0
     for _ in range(300):
-        frames = shuffled_stretches(num_frames, length, rng)
+        frames = shuffled_stretches(num_frames, length, length, rng)
         assert frames.shape == (length,) and len(set(frames.tolist())) == length
         assert 0 <= frames.min() and frames.max() < num_frames
         seen |= set(frames.tolist())
         cuts = np.flatnonzero(np.diff(frames) != 1) + 1
         most = max(most, max(np.diff([0, *cuts, length])))
     assert seen == set(range(num_frames))
+    alone = [shuffled_stretches(num_frames, length, 1, rng) for _ in range(50)]
+    assert length < 8 or all((np.diff(frames) != 1).any() for frames in alone)
     assert most == length or num_frames < 2 * length
 
 

@@ -6,12 +6,13 @@ import dataclasses
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import tiny_model
 
 from worldsim.checkpoint import load, save
-from worldsim.pose import PoseConfig, PoseEmbedding, pose_features
+from worldsim.pose import PoseConfig, PoseEmbedding, pose_features, poses_of, relative_poses
 from worldsim.world_model import WorldModel
 
 
@@ -34,6 +35,22 @@ def sample(t: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     poses = 8 * torch.rand(2, t, 3, generator=generator)
     frames = torch.randint(0, 256, (2, t, 64, 64, 3), generator=generator, dtype=torch.uint8)
     return poses, frames
+
+
+def test_poses_come_from_privileged_infos() -> None:
+    infos = {"agent_pos": np.array([[1.5, 2.5]]), "agent_dir": np.array([[0.0, -1.0]])}
+    np.testing.assert_allclose(poses_of(infos), [[1.5, 2.5, -np.pi / 2]], rtol=1e-6)
+    with pytest.raises(ValueError, match="privileged infos"):
+        poses_of({})
+
+
+def test_relative_poses_are_the_same_wherever_the_walk_began() -> None:
+    walk = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [1, 2, math.pi / 2], [1, 2, -3]]])
+    torch.testing.assert_close(relative_poses(walk), walk)
+    turn, moved = 2.0, torch.tensor([5.0, -3.0])
+    rotation = torch.tensor([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    elsewhere = torch.cat([walk[..., :2] @ rotation.T + moved, walk[..., 2:] + turn], dim=-1)
+    torch.testing.assert_close(relative_poses(elsewhere), walk, atol=1e-5, rtol=0)
 
 
 def test_features_tell_poses_apart_and_full_turns_alike() -> None:
@@ -89,15 +106,14 @@ def test_dreams_depend_on_the_pose() -> None:
     assert dreamed.shape == (2, 3, 64, 64, 3) and rewards.shape == (2, 3)
 
 
-def test_it_learns_from_poses_and_predicts_no_action() -> None:
+def test_it_learns_from_poses() -> None:
     model, (poses, frames) = told_poses(), sample(5)
-    latents = model.encode(frames)
+    latents, actions = model.encode(frames), torch.zeros(2, 5, dtype=torch.int64)
     rewards, level = torch.zeros(2, 5), torch.full((2, 5), 0.5)
     ended, mask = torch.zeros(2, 5, dtype=torch.bool), torch.ones(2, 5, dtype=torch.bool)
     noise = torch.randn(latents.shape)
-    order = torch.ones(2, dtype=torch.bool)
-    losses = model(latents, poses, rewards, ended, rewards, rewards, order, noise, level, mask)
-    assert losses["policy"] == 0
+    heads = (rewards, ended, rewards, rewards)
+    losses = model(latents, actions, poses, *heads, noise, level, mask)
     losses["diffusion"].backward()
     gradient = model.denoiser.action_in.layers[0].weight.grad
     assert gradient is not None and gradient.abs().max() > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 from pathlib import Path
@@ -248,10 +249,19 @@ def test_impossible_curricula_are_named_before_the_first_step(accelerator: Accel
         dynamics_loss(episodes(), config, make_model(), accelerator)
 
 
-def test_models_told_actions_do_not_learn_from_shuffled_frames(accelerator: Accelerator) -> None:
-    config = DynamicsTraining(curriculum=((8, 1.0),), shuffled_share=0.5)
-    with pytest.raises(ValueError, match=r"shuffled_share is 0\.5, but this model is told actions"):
+def test_stretches_fit_curriculum_and_model(accelerator: Accelerator) -> None:
+    config = DynamicsTraining(
+        optimizer=OptimizerConfig(steps=10),
+        curriculum=((4, 0.5), (8, 0.5)),
+        longest_stretches=(1, 8),
+    )
+    assert [config.longest_stretch(step) for step in (0, 4, 5, 9)] == [1, 1, 8, 8]
+    assert dataclasses.replace(config, longest_stretches=()).longest_stretch(7) == 0
+    with pytest.raises(ValueError, match="this model has no poses"):
         dynamics_loss(episodes(), config, make_model(), accelerator)
+    short = dataclasses.replace(config, longest_stretches=(1,))
+    with pytest.raises(ValueError, match="has 1 entries for the 2 stages"):
+        dynamics_loss(episodes(), short, make_model(), accelerator)
 
 
 def test_optimizers_share_the_parameters_out() -> None:

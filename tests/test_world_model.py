@@ -112,11 +112,10 @@ def test_training_and_dreaming_see_the_same_reward() -> None:
     rewards[:, 3] = 2.0
     returns, known = 3 * rewards, (rewards > 0).float()
     noise = torch.zeros_like(latents)
-    mask, in_order = signal.bool(), torch.ones(2, dtype=torch.bool)
-    losses = model(
-        latents, actions, rewards, terminated, returns, known, in_order, noise, signal, mask
-    )
-    expected = -(model.reward_head.two_hot(rewards) * logits.log_softmax(-1)).sum(-1).mean()
+    heads = (rewards, terminated, returns, known)
+    losses = model(latents, actions, torch.zeros(2, 7, 3), *heads, noise, signal, signal.bool())
+    expected = -(model.reward_head.two_hot(rewards) * logits.log_softmax(-1)).sum(-1)
+    expected = expected[:, 1:].mean()  # nobody arrived at the first frame
     torch.testing.assert_close(losses["reward"], expected, rtol=1e-3, atol=1e-4)
     values = model.value_head.loss(features, returns)[:, 3]  # the others' returns are not known
     torch.testing.assert_close(losses["value"], values.mean(), rtol=1e-3, atol=1e-4)
@@ -265,11 +264,11 @@ def losses(model: WorldModel, part: slice = slice(None), **changes: Tensor) -> d
     batch = {
         "latents": latents,
         "actions": actions,
+        "poses": torch.randn(b, t, 3, generator=generator(5)),
         "rewards": torch.randn(b, t, generator=generator(1)),
         "terminated": torch.zeros(b, t, dtype=torch.bool),
         "returns": torch.randn(b, t, generator=generator(3)),
         "return_weights": torch.rand(b, t, generator=generator(4)),
-        "in_order": torch.ones(b, dtype=torch.bool),
         "noise": torch.randn(latents.shape, generator=generator(2)),
         "signal": signal,
         "mask": mask,
@@ -285,11 +284,16 @@ def test_losses_of_halves_average_to_the_whole(model: WorldModel) -> None:
         torch.testing.assert_close((first[name] + second[name]) / 2, value, rtol=1e-4, atol=1e-5)
 
 
-def test_heads_learn_nothing_of_frames_in_any_order(model: WorldModel) -> None:
-    ordered, shuffled = losses(model), losses(model, in_order=torch.zeros(4, dtype=torch.bool))
-    assert shuffled["diffusion"] == ordered["diffusion"]
-    for name in ("reward", "termination", "policy", "value"):
-        assert shuffled[name] == 0 < ordered[name]
+def test_rewards_are_learned_only_where_an_action_led(model: WorldModel) -> None:
+    """A reward is for arriving; across a cut, or at the first frame, nobody arrived."""
+    actions = torch.zeros(4, 6, dtype=torch.int64)
+    actions[:, 3] = model.no_action
+    rewards = torch.zeros(4, 6)
+    values = []
+    for reward in (0.0, 2.0):
+        rewards[:, 3] = reward
+        values.append(losses(model, actions=actions, rewards=rewards)["reward"])
+    assert values[0] == values[1] > 0
 
 
 def test_no_loss_on_actions_nobody_took(model: WorldModel) -> None:

@@ -70,3 +70,8 @@ class SymlogHead(nn.Sequential):
         share = (value - low) / (high - low)
         code = torch.zeros(*value.shape[:-1], len(values), device=value.device)
         return code.scatter(-1, above - 1, 1 - share).scatter(-1, above, share)
+
+
+def weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:
+    """Mean over segments of a weighted mean over frames; (b, t) each."""
+    return ((loss * weight).sum(1) / weight.sum(1).clamp(min=1e-6)).mean()

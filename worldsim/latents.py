@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from worldsim.episodes import EpisodeDataset
+from worldsim.pose import poses_of
 from worldsim.tokenizer import Tokenizer
 
 
@@ -21,12 +22,12 @@ class LatentBatch(NamedTuple):
     """Segments of latents; fields as in `episodes.Segments`."""
 
     latents: Tensor  # (b, t, n, c) float32
-    actions: Tensor  # (b, t) int64, or poses (b, t, 3) float32
+    actions: Tensor  # (b, t) int64, "no action" where a new stretch begins
+    poses: Tensor  # (b, t, 3) float32, zeros where they are not known
     rewards: Tensor  # (b, t) float32
     terminated: Tensor  # (b, t) bool
     returns: Tensor  # (b, t) float32 discounted rewards after each frame
     return_weights: Tensor  # (b, t) float32 share of each return that was recorded
-    in_order: Tensor  # (b,) bool, False for stretches of an episode put together in any order
 
 
 def discounted_returns(rewards: Tensor, terminated: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
@@ -52,10 +53,10 @@ class LatentEpisodes:
     """All frames of a dataset, encoded, one after the other.
 
     Args:
-        latents: (frames, n, c) float16. actions, rewards, terminated: (frames,); for a model that
-            is told poses, poses (frames, 3) float32 in place of actions.
+        latents: (frames, n, c) float16. actions, rewards, terminated: (frames,).
         lengths: frames of each episode, in order.
         gamma: discount of the returns.
+        poses: (frames, 3) float32, where models shall learn from them.
     """
 
     def __init__(
@@ -66,7 +67,9 @@ class LatentEpisodes:
         terminated: Tensor,
         lengths: np.ndarray,
         gamma: float = 0.98,
+        poses: Tensor | None = None,
     ) -> None:
+        self.poses = poses
         self.latents, self.actions = latents, actions
         self.rewards, self.terminated = rewards, terminated
         self.lengths = np.asarray(lengths)
@@ -89,7 +92,7 @@ class LatentEpisodes:
         length: int,
         rng: np.random.Generator,
         start_probability: float = 0.1,
-        shuffled_share: float = 0.0,
+        longest_stretch: int = 0,
     ) -> LatentBatch:
         """Draw segments, uniformly over all frames where one of this length can begin.
 
@@ -97,8 +100,8 @@ class LatentEpisodes:
             batch_size, length: shape of the batch.
             rng: source of randomness.
             start_probability: share of segments that begin where an episode begins.
-            shuffled_share: probability that a segment is instead made of `shuffled_stretches` of
-                its episode.
+            longest_stretch: where above 0, segments are `shuffled_stretches` of their episodes;
+                where one begins, the action is that of an episode's first frame: none.
 
         Raises:
             ValueError: no episode has `length` frames.
@@ -112,41 +115,44 @@ class LatentEpisodes:
         start = draws - (last[episode] - num_starts[episode])
         start = np.where(rng.random(batch_size) < start_probability, 0, start)
         frames = (self.offsets[episode] + start)[:, None] + np.arange(length)
-        in_order = np.ones(batch_size, bool)
-        if shuffled_share:
-            in_order = rng.random(batch_size) >= shuffled_share
-        for i in np.flatnonzero(~in_order):
-            chosen = shuffled_stretches(int(self.lengths[episode[i]]), length, rng)
-            frames[i] = self.offsets[episode[i]] + chosen
+        if longest_stretch:
+            for row, i in zip(frames, episode, strict=True):
+                stretches = shuffled_stretches(self.lengths[i], length, longest_stretch, rng)
+                row[:] = self.offsets[i] + stretches
         index = torch.from_numpy(frames)
+        actions = self.actions[index]
+        actions[:, 1:][index.diff(dim=1) != 1] = self.actions[0]
         return LatentBatch(
             self.latents[index].float(),
-            self.actions[index],
+            actions,
+            torch.zeros(*index.shape, 3) if self.poses is None else self.poses[index],
             self.rewards[index],
             self.terminated[index],
             self.returns[index],
             self.return_weights[index],
-            torch.from_numpy(in_order),
         )
 
 
-def shuffled_stretches(num_frames: int, length: int, rng: np.random.Generator) -> np.ndarray:
+def shuffled_stretches(
+    num_frames: int, length: int, longest: int, rng: np.random.Generator
+) -> np.ndarray:
     """Stretches of an episode, cut and put together in any order.
 
-    Their length is drawn from 1, 2, 4, ... up to `length`, or as far as the episode has room.
+    All but the first and the last of the episode are equally long: 1, 2, 4, ... or up to `longest`.
 
     Args:
         num_frames: of the episode, at least `length`.
         length: frames wanted.
+        longest: frames of a stretch at most, 1 or more.
         rng: source of randomness.
 
     Returns:
         (length,) int64 different frames of the episode.
     """
-    room = min(max(num_frames - length, 1), length)
-    stretch = 2 ** int(rng.integers(room.bit_length()))
-    starts = np.arange(rng.integers(stretch), num_frames - stretch + 1, stretch)
-    return (rng.permutation(starts)[:, None] + np.arange(stretch)).ravel()[:length]
+    stretch = 2 ** int(rng.integers(min(length, longest).bit_length()))
+    cuts = np.arange(rng.integers(1, stretch + 1), num_frames, stretch)
+    stretches = np.split(np.arange(num_frames), cuts)
+    return np.concatenate([stretches[i] for i in rng.permutation(len(stretches))])[:length]
 
 
 def fingerprint(tokenizer: Tokenizer, dataset: EpisodeDataset) -> str:
@@ -159,6 +165,18 @@ def fingerprint(tokenizer: Tokenizer, dataset: EpisodeDataset) -> str:
         digest.update(dataset.actions(i).tobytes())
         digest.update(dataset.rewards(i).tobytes())
     return digest.hexdigest()
+
+
+def read_poses(dataset: EpisodeDataset) -> Tensor:
+    """Poses of all frames of a dataset, (frames, 3) float32.
+
+    Raises:
+        ValueError: an episode has none, or is damaged.
+    """
+    poses = np.concatenate([poses_of(dataset.infos(i)) for i in range(len(dataset))])
+    if len(poses) != dataset.num_frames:
+        raise ValueError(f"{dataset.num_frames} frames but {len(poses)} poses: collect them anew")
+    return torch.from_numpy(poses)
 
 
 def encode_dataset(

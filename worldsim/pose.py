@@ -8,8 +8,10 @@ near places look alike and far ones do not; a heading becomes its first harmonic
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +31,34 @@ class PoseConfig:
     @property
     def num_features(self) -> int:
         return 4 * self.octaves + 2 * self.harmonics
+
+
+def poses_of(infos: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Poses (t, 3) float32 of an episode: x and y in cells, and the heading in radians.
+
+    Args:
+        infos: with agent_pos (t, 2) and agent_dir (t, 2), as privileged Memory Mazes give them.
+
+    Raises:
+        ValueError: the infos have none.
+    """
+    if "agent_pos" not in infos or "agent_dir" not in infos:
+        raise ValueError(
+            "these episodes have no poses (agent_pos and agent_dir): collect them with privileged "
+            "infos, or train a model that is told actions"
+        )
+    heading = np.arctan2(infos["agent_dir"][:, 1], infos["agent_dir"][:, 0])
+    return np.concatenate([infos["agent_pos"], heading[:, None]], axis=1).astype(np.float32)
+
+
+def relative_poses(poses: Tensor) -> Tensor:
+    """Poses (b, t, 3) seen from the first of each sequence, which becomes (0, 0, 0)."""
+    step = poses - poses[:, :1]
+    cos, sin = poses[:, :1, 2].cos(), poses[:, :1, 2].sin()
+    ahead = step[..., 0] * cos + step[..., 1] * sin
+    left = step[..., 1] * cos - step[..., 0] * sin
+    turn = torch.atan2(step[..., 2].sin(), step[..., 2].cos())
+    return torch.stack([ahead, left, turn], dim=-1)
 
 
 def pose_features(poses: Tensor, config: PoseConfig) -> Tensor:

@@ -73,23 +73,32 @@ class DynamicsTraining:
     """Frames per step, over all processes; shorter segments make larger batches."""
     curriculum: tuple[tuple[int, float], ...] = ((64, 0.5), (128, 0.25), (256, 0.25))
     """Segment length and the share of steps trained at it, in order."""
-    shuffled_share: float = 0.0
-    """Share of segments made of stretches of an episode in any order, for models that are told
-    poses. After a cut no frame can be guessed from the one before it, so that only memory helps:
-    without such segments, recall is not learned on smooth walks in reasonable time."""
+    longest_stretches: tuple[int, ...] = ()
+    """For models with poses, by stage of the curriculum: segments are stretches of an episode, of
+    so many frames at most, put together in any order; 0 leaves them whole. After a cut no frame can
+    be guessed from the one before it, so that only memory helps: without, recall is not learned on
+    smooth walks in reasonable time."""
     reward_weight: float = 1.0
     termination_weight: float = 0.1
     policy_weight: float = 0.1
     value_weight: float = 0.1
+    odometry_weight: float = 1.0
 
     def segment_length(self, step: int) -> int:
         """Frames per segment at a step."""
+        return self.curriculum[self._stage(step)][0]
+
+    def longest_stretch(self, step: int) -> int:
+        """Frames per stretch at most, at a step; 0 where segments are whole."""
+        return self.longest_stretches[self._stage(step)] if self.longest_stretches else 0
+
+    def _stage(self, step: int) -> int:
         total, reached = sum(share for _, share in self.curriculum), 0.0
-        for length, share in self.curriculum:
+        for stage, (_, share) in enumerate(self.curriculum):
             reached += share / total * self.optimizer.steps
             if step < reached:
-                return length
-        return self.curriculum[-1][0]
+                return stage
+        return len(self.curriculum) - 1
 
     def batch_size(self, step: int) -> int:
         """Segments per step, over all processes."""
@@ -319,13 +328,22 @@ def dynamics_loss(
 
     Raises:
         ValueError: no episode is as long as the curriculum's segments, or a batch of them does not
-            divide by the number of processes; segments shall be shuffled for a model told actions.
+            divide by the number of processes; stretches do not fit curriculum or model; the model
+            learns from poses, and the episodes have none.
     """
-    if config.shuffled_share and model.config.pose is None:
-        raise ValueError(
-            f"shuffled_share is {config.shuffled_share}, but this model is told actions, which "
-            "mean nothing without order: set it to 0, or let the model be told poses"
-        )
+    if model.config.pose is not None and episodes.poses is None:
+        raise ValueError("this model learns from poses, but these episodes were read without")
+    if config.longest_stretches:
+        if len(config.longest_stretches) != len(config.curriculum):
+            raise ValueError(
+                f"longest_stretches has {len(config.longest_stretches)} entries for the "
+                f"{len(config.curriculum)} stages of the curriculum"
+            )
+        if model.config.pose is None:
+            raise ValueError(
+                "longest_stretches is set, but this model has no poses, and actions mean nothing "
+                "across cuts: leave it empty, or give the model poses"
+            )
     for length, _ in config.curriculum:
         if length > episodes.lengths.max():
             raise ValueError(
@@ -337,7 +355,7 @@ def dynamics_loss(
     def loss(wrapped: nn.Module, step: int) -> tuple[Tensor, Losses]:
         rng, generator = step_rng(config.optimizer.seed, step)
         b, t = config.batch_size(step), config.segment_length(step)
-        batch = episodes.sample(b, t, rng, shuffled_share=config.shuffled_share)
+        batch = episodes.sample(b, t, rng, longest_stretch=config.longest_stretch(step))
         signal, mask = sample_signal_levels(b, t, model.config.diffusion, generator)
         noise = torch.randn(batch.latents.shape, generator=generator)
         losses = wrapped(*(own_share(accel, x) for x in (*batch, noise, signal, mask)))
@@ -348,6 +366,8 @@ def dynamics_loss(
             + config.policy_weight * losses["policy"]
             + config.value_weight * losses["value"]
         )
+        if "odometry" in losses:
+            total = total + config.odometry_weight * losses["odometry"]
         return total, losses
 
     return loss

@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from worldsim.backbone import BackboneConfig, BlockSSMConfig
+from worldsim.backbone import BackboneConfig, BlockSSMConfig, Memory
 from worldsim.denoiser import Denoiser
 from worldsim.diffusion import DiffusionForcingConfig, add_noise, diffusion_loss, sample
-from worldsim.heads import ReadOut, SymlogHead, make_head
-from worldsim.pose import PoseConfig
+from worldsim.heads import ReadOut, SymlogHead, make_head, weighted_mean
+from worldsim.odometry import Odometry, OdometryConfig, without_odometry
+from worldsim.pose import PoseConfig, relative_poses
 from worldsim.state import WorldState
 from worldsim.tokenizer import Tokenizer, TokenizerConfig
 
@@ -39,6 +40,9 @@ class WorldModelConfig:
     pose: PoseConfig | None = None
     """Where set, the model is told from where each frame is seen instead of the action that led
     there, as in Po et al. 2025: wherever actions are asked for it takes poses, float32 (..., 3)."""
+    odometry: OdometryConfig | None = None
+    """Where set too, the model is told actions again and finds the poses itself, relative to where
+    its memory began; true poses are needed in training only."""
     num_denoising_steps: int = 4
     """Network evaluations per dreamed frame, before the one that commits it."""
     dream_signal: float = 0.9
@@ -68,11 +72,6 @@ class Dream(NamedTuple):
     terminated: Tensor  # (b,) bool
 
 
-def _weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:
-    """Mean over segments of a weighted mean over frames; (b, t) each."""
-    return ((loss * weight).sum(1) / weight.sum(1).clamp(min=1e-6)).mean()
-
-
 class WorldModel(nn.Module):
     """Tokenizer, denoiser and heads.
 
@@ -92,6 +91,18 @@ class WorldModel(nn.Module):
         self.termination_head = make_head(d, 1)
         self.policy_head = make_head(d, config.num_actions)
         self.value_head = SymlogHead(d, config.reward_bins, config.reward_limit)
+        self.odometry: Odometry | None = None
+        if config.odometry is not None:
+            if config.pose is None:
+                raise ValueError("odometry finds poses: set pose too (PoseConfig)")
+            h, w = config.tokenizer.grid
+            size = h * w * config.tokenizer.latent_channels
+            self.odometry = Odometry(config.num_actions, size, config.odometry)
+
+    @property
+    def told_poses(self) -> bool:
+        """Whether the model takes poses wherever it asks for actions."""
+        return self.config.pose is not None and self.odometry is None
 
     @property
     def no_action(self) -> int:
@@ -110,8 +121,11 @@ class WorldModel(nn.Module):
 
     def initial_state(self, batch_size: int) -> WorldState:
         """Memory of nothing, for `batch_size` envs."""
+        memory = self.denoiser.backbone.initial_state(batch_size)
+        if self.odometry is not None:
+            memory |= self.odometry.initial_memory(batch_size)
         return WorldState(
-            self.denoiser.backbone.initial_state(batch_size),
+            memory,
             torch.zeros(batch_size, dtype=torch.int64, device=self.device),
             torch.zeros(batch_size, self.config.num_features, device=self.device),
         )
@@ -120,11 +134,11 @@ class WorldModel(nn.Module):
         self,
         latents: Tensor,
         actions: Tensor,
+        poses: Tensor,
         rewards: Tensor,
         terminated: Tensor,
         returns: Tensor,
         return_weights: Tensor,
-        in_order: Tensor,
         noise: Tensor,
         signal: Tensor,
         mask: Tensor,
@@ -133,21 +147,29 @@ class WorldModel(nn.Module):
 
         Args:
             latents: (b, t, n, c) float32 from `tokenizer.encode`.
-            actions: (b, t) int64. rewards: (b, t) float32. terminated: (b, t) bool.
+            actions: (b, t) int64, "no action" where what came before is not known.
+            poses: (b, t, 3) float32, used by a model with poses only.
+            rewards: (b, t) float32. terminated: (b, t) bool.
             returns: (b, t) float32 discounted rewards that followed each frame.
             return_weights: (b, t) float32, how much of each return was recorded.
-            in_order: (b,) bool, False for frames in any order, of which the heads learn nothing.
             noise: like latents, standard normal.
             signal, mask: (b, t) from `sample_signal_levels`.
 
         Returns:
-            Scalars "diffusion", "reward", "termination", "policy", "value".
+            Scalars "diffusion", "reward", "termination", "policy", "value"; "odometry" with one.
         """
         state = self.initial_state(latents.shape[0])
         z = add_noise(latents, noise, signal)
-        prediction, tokens, _ = self.denoiser(z, signal, actions, state.memory, state.steps)
+        told, losses = (actions if self.config.pose is None else poses), {}
+        if self.odometry is not None:
+            told = relative_poses(poses)
+            level = torch.full_like(signal, self.odometry.config.signal)
+            error = self.odometry.loss(actions, add_noise(latents, noise, level), poses)
+            losses = {"odometry": error.mean()}
+        memory = without_odometry(state.memory)
+        prediction, tokens, _ = self.denoiser(z, signal, told, memory, state.steps)
         features = self.read_out(tokens)
-        weight = signal.square() * in_order[:, None]
+        weight, led = signal.square(), actions != self.no_action
 
         termination_loss = F.binary_cross_entropy_with_logits(
             self.termination_head(features).float().squeeze(-1),
@@ -156,25 +178,24 @@ class WorldModel(nn.Module):
         )
         return {
             "diffusion": diffusion_loss(prediction, latents, mask),
-            "reward": _weighted_mean(self.reward_head.loss(features, rewards), weight),
-            "termination": _weighted_mean(termination_loss, weight),
+            "reward": weighted_mean(self.reward_head.loss(features, rewards), weight * led),
+            "termination": weighted_mean(termination_loss, weight),
             "policy": self._policy_loss(features, actions, weight),
-            "value": _weighted_mean(
+            "value": weighted_mean(
                 self.value_head.loss(features, returns), weight * return_weights
             ),
+            **losses,
         }
 
     def _policy_loss(self, features: Tensor, actions: Tensor, weight: Tensor) -> Tensor:
         """Of predicting the action taken after each frame but the last, where actions are known."""
-        if self.config.pose is not None:
-            return features.new_zeros(())
         following = actions[:, 1:]
         losses = F.cross_entropy(
             rearrange(self.policy_head(features[:, :-1]).float(), "b t a -> (b t) a"),
             following.clamp(max=self.no_action - 1).flatten(),
             reduction="none",
         ).unflatten(0, following.shape)
-        return _weighted_mean(losses, weight[:, :-1] * (following < self.no_action))
+        return weighted_mean(losses, weight[:, :-1] * (following < self.no_action))
 
     def predict_reward(self, features: Tensor) -> Tensor:
         """Expected reward of arriving at the frame that was read out: (..., d) to (...)."""
@@ -198,7 +219,7 @@ class WorldModel(nn.Module):
         return torch.autocast(self.device.type, self.compute_dtype)
 
     def _check_actions(self, actions: Tensor, shape: tuple[int, ...]) -> None:
-        if self.config.pose is not None:
+        if self.told_poses:
             if tuple(actions.shape) != (*shape, 3) or actions.dtype != torch.float32:
                 raise ValueError(
                     f"this world model is told poses: expected are float32 {(*shape, 3)} in place "
@@ -252,16 +273,18 @@ class WorldModel(nn.Module):
             return self.tokenizer.decode(latents)
 
     @torch.no_grad()
-    def denoise(self, state: WorldState, actions: Tensor, z: Tensor, level: float) -> Tensor:
+    def denoise(self, state: WorldState, told: Tensor, z: Tensor, level: float) -> Tensor:
         """Predict clean latents of the next frame from noised ones, against frozen memory.
 
         Args:
-            state: memory of a batch of envs. actions: (b, 1) int64.
+            state: memory of a batch of envs.
+            told: (b, 1) int64 actions, or (b, 1, 3) float32 poses for a model with poses.
             z: (b, 1, n, c) latents noised to signal level `level`.
         """
-        signal = torch.full(actions.shape[:2], level, device=z.device)
+        signal = torch.full(told.shape[:2], level, device=z.device)
+        memory = without_odometry(state.memory)
         with self._autocast():
-            return self.denoiser(z, signal, actions, state.memory, state.steps, update=False)[0]
+            return self.denoiser(z, signal, told, memory, state.steps, update=False)[0]
 
     def reconfigured(self, **changes: Any) -> WorldModel:
         """The same weights under a config with other values, such as num_denoising_steps."""
@@ -294,12 +317,23 @@ class WorldModel(nn.Module):
         return state, torch.cat(features, dim=1)
 
     def _commit(
-        self, state: WorldState, actions: Tensor, z: Tensor, signal: Tensor
+        self,
+        state: WorldState,
+        actions: Tensor,
+        z: Tensor,
+        signal: Tensor,
+        poses: Tensor | None = None,
     ) -> tuple[WorldState, Tensor]:
+        """Take frames to memory; `poses` (b, t, 3) are those they were dreamed at, if they were."""
+        told, located = actions, Memory()
+        if self.odometry is not None:
+            told, located = self.odometry.locate(state.memory, actions, z, poses)
+        memory = without_odometry(state.memory)
         with self._autocast():
-            _, tokens, memory = self.denoiser(z, signal, actions, state.memory, state.steps)
+            _, tokens, memory = self.denoiser(z, signal, told, memory, state.steps)
             features = self.read_out(tokens).float()
-        return WorldState(memory, state.steps + actions.shape[1], features[:, -1].clone()), features
+        steps = state.steps + actions.shape[1]
+        return WorldState(memory | located, steps, features[:, -1].clone()), features
 
     @torch.no_grad()
     def imagine(
@@ -338,17 +372,20 @@ class WorldModel(nn.Module):
             )
         elif noise.dtype != torch.float32:
             raise ValueError(f"noise is {noise.dtype}; it must be torch.float32")
-        a = actions[:, None]
+        told = actions[:, None]
+        if self.odometry is not None:
+            told = self.odometry.expect(state.memory, actions)
 
         def denoise(z: Tensor, level: float) -> Tensor:
-            return self.denoise(state, a, z, level)
+            return self.denoise(state, told, z, level)
 
         if num_denoising_steps is None:
             num_denoising_steps = self.config.num_denoising_steps
         latents = sample(denoise, noise[:, :1], num_denoising_steps)
         signal = torch.full((b, 1), self.config.dream_signal, device=self.device)
         z = add_noise(latents, noise[:, 1:], signal)
-        new_state, features = self._commit(state, a, z, signal)
+        poses = None if self.odometry is None else told
+        new_state, features = self._commit(state, actions[:, None], z, signal, poses)
         if decode:
             frames = self.decode(latents)[:, 0]
         else:

@@ -1,0 +1,173 @@
+"""Odometry: displacements and poses are inverses, it is learned, and models find poses with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_model
+
+from worldsim.checkpoint import load, save
+from worldsim.odometry import POSE, Odometry, OdometryConfig, displacements, integrate
+from worldsim.pose import PoseConfig, relative_poses
+from worldsim.world_model import WorldModel
+
+TURN = math.pi / 4
+
+
+def finding_poses() -> WorldModel:
+    """A tiny model with odometry, no weight left at zero."""
+    config = dataclasses.replace(
+        tiny_model().config, pose=PoseConfig(), odometry=OdometryConfig(hidden=16)
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = WorldModel(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if not parameter.any():
+                    parameter.normal_(std=0.3)
+    return model.eval()
+
+
+def episode(model: WorldModel, t: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Actions (2, t) from the start of an episode, and frames."""
+    generator = torch.Generator().manual_seed(0)
+    actions = torch.randint(0, model.config.num_actions, (2, t), generator=generator)
+    actions[:, 0] = model.no_action
+    frames = torch.randint(0, 256, (2, t, 64, 64, 3), generator=generator, dtype=torch.uint8)
+    return actions, frames
+
+
+def walk(b: int, t: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Actions and true poses of a walker: 0 walks 0.2 ahead, 1 and 2 turn; 3 is "no action"."""
+    actions = torch.randint(0, 3, (b, t), generator=torch.Generator().manual_seed(seed))
+    moved = torch.tensor([[0.2, 0, 0], [0, 0, TURN], [0, 0, -TURN]])[actions]
+    moved[:, 0] = 0
+    actions[:, 0] = 3
+    return actions, integrate(torch.tensor([[3.0, 4.0, 1.0]]).expand(b, 3), moved)
+
+
+def test_displacements_lead_to_the_poses_they_came_from() -> None:
+    generator = torch.Generator().manual_seed(0)
+    moved = torch.randn(3, 50, 3, generator=generator)
+    moved[:, 0] = 0
+    moved[..., 2] = moved[..., 2].clamp(-3, 3)
+    start = torch.randn(3, 3, generator=generator)
+    poses = integrate(start, moved)
+    assert poses[..., 2].abs().max() <= math.pi + 1e-5
+    torch.testing.assert_close(displacements(poses), moved, atol=1e-4, rtol=0)
+    # In pieces it is the same.
+    pieces = [integrate(start, moved[:, :20])]
+    pieces.append(integrate(pieces[0][:, -1], moved[:, 20:]))
+    torch.testing.assert_close(torch.cat(pieces, 1), poses, atol=1e-4, rtol=0)
+
+
+def test_ahead_and_left_are_seen_from_the_walker() -> None:
+    poses = torch.tensor([[[0.0, 0, math.pi / 2], [0, 2, math.pi / 2], [-1, 2, -3]]])
+    expected = [[0, 0, 0], [2, 0, 0], [0, 1, 2 * math.pi - 3 - math.pi / 2]]
+    torch.testing.assert_close(displacements(poses)[0], torch.tensor(expected), atol=1e-5, rtol=0)
+
+
+def test_it_learns_to_walk_and_finds_its_way() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        odometry = Odometry(3, 4, OdometryConfig(hidden=32))
+    optimizer = torch.optim.AdamW(odometry.parameters(), lr=1e-2)
+    latents = torch.zeros(16, 12, 2, 2)
+    for step in range(150):
+        actions, poses = walk(16, 12, step)
+        loss = odometry.loss(actions, latents, poses).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    actions, poses = walk(4, 12, -1)
+    true = relative_poses(poses)
+    with torch.no_grad():
+        memory = odometry.initial_memory(4)
+        found, after = odometry.locate(memory, actions, latents[:4])
+        assert (found - true)[..., :2].norm(dim=-1).max() < 0.3  # lost: about 1
+        for t in range(12):  # one by one, expected before each frame is there
+            expected = odometry.expect(memory, actions[:, t])
+            here, memory = odometry.locate(memory, actions[:, t : t + 1], latents[:4, :1])
+            torch.testing.assert_close(here, found[:, t : t + 1], atol=1e-4, rtol=0)
+            assert (expected - here)[..., :2].norm(dim=-1).max() < 0.1
+    torch.testing.assert_close(memory[POSE], after[POSE], atol=1e-4, rtol=0)
+
+
+def test_nothing_moves_where_no_action_led() -> None:
+    model = finding_poses()
+    actions = torch.full((2, 1), model.no_action)
+    _, frames = episode(model, 1)
+    assert not model.observe(model.initial_state(2), actions, frames).memory[POSE].any()
+
+
+def test_many_frames_at_once_equal_one_by_one() -> None:
+    model = finding_poses()
+    actions, frames = episode(model, 7)
+    together = model.observe(model.initial_state(2), actions, frames)
+    state = model.initial_state(2)
+    for t in range(7):
+        state = model.observe(state, actions[:, t : t + 1], frames[:, t : t + 1])
+    torch.testing.assert_close(state.features, together.features, atol=1e-4, rtol=1e-3)
+    assert together.memory[POSE].any()
+    for name, tensor in together.memory.items():
+        torch.testing.assert_close(state.memory[name], tensor, atol=1e-4, rtol=1e-3)
+
+
+def test_dreams_stand_where_the_action_leads() -> None:
+    model = finding_poses()
+    assert model.odometry is not None
+    actions, frames = episode(model, 4)
+    state = model.observe(model.initial_state(2), actions, frames)
+    noise = torch.randn(2, *model.noise_shape, generator=torch.Generator().manual_seed(0))
+    dreams = [model.imagine(state, torch.full((2,), a), noise=noise) for a in (0, 1)]
+    for a, dream in enumerate(dreams):
+        expected = model.odometry.expect(state.memory, torch.full((2,), a))
+        torch.testing.assert_close(dream.state.memory[POSE], expected[:, 0])
+    assert not torch.equal(dreams[0].state.memory[POSE], dreams[1].state.memory[POSE])
+    assert not torch.equal(dreams[0].frame, dreams[1].frame)
+    forked = state.repeat(2)[1:3]
+    assert torch.equal(forked.memory[POSE], state.memory[POSE])
+
+
+def test_training_tells_poses_from_where_memory_began() -> None:
+    model = finding_poses()
+    actions, frames = episode(model, 5)
+    latents = model.encode(frames)
+    zeros, ones = torch.zeros(2, 5), torch.ones(2, 5)
+    poses = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(1))
+    turned = poses.clone()
+    turned[..., 0], turned[..., 1] = 2 - poses[..., 1], 1 + poses[..., 0]
+    turned[..., 2] += math.pi / 2
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(2))
+
+    def losses(poses: torch.Tensor, actions: torch.Tensor) -> dict[str, torch.Tensor]:
+        heads = (zeros, zeros.bool(), zeros, ones)
+        return model(latents, actions, poses, *heads, noise, ones / 2, ones.bool())
+
+    here, there = losses(poses, actions), losses(turned, actions)
+    for name, value in here.items():
+        torch.testing.assert_close(there[name], value, atol=1e-4, rtol=1e-3)
+    unknown = torch.full_like(actions, model.no_action)
+    assert here["odometry"] > 0 == losses(poses, unknown)["odometry"]
+
+
+def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
+    model = finding_poses()
+    save(model, tmp_path / "model")
+    loaded = load(tmp_path / "model")
+    assert loaded.config == model.config
+    actions, frames = episode(model, 3)
+    states = [m.observe(m.initial_state(2), actions, frames) for m in (model, loaded)]
+    # Weights are kept in half precision.
+    torch.testing.assert_close(states[0].memory[POSE], states[1].memory[POSE], atol=0.02, rtol=0.02)
+
+
+def test_odometry_without_poses_is_refused() -> None:
+    config = dataclasses.replace(tiny_model().config, odometry=OdometryConfig())
+    with pytest.raises(ValueError, match="set pose too"):
+        WorldModel(config)
