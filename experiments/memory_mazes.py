@@ -27,7 +27,7 @@ from experiments.memory_recall import recall_table, share
 from experiments.workers import Task, collect
 from worldsim.dataset_writer import DatasetWriter
 from worldsim.episodes import EpisodeDataset
-from worldsim.latents import LatentEpisodes, encode_dataset, read_poses
+from worldsim.latents import LatentEpisodes, encode_dataset
 from worldsim.metrics import psnr, ssim
 from worldsim.pose import PoseConfig, poses_of
 from worldsim.tokenizer import Tokenizer, TokenizerConfig
@@ -246,10 +246,8 @@ class MemoryMazes:
     def _encode(self, tokenizer: Tokenizer, episodes: EpisodeDataset, name: str) -> LatentEpisodes:
         device = next(tokenizer.parameters()).device
         cache = self.datasets / f"latents-{name}.safetensors"
-        encoded = encode_dataset(tokenizer, episodes, cache, device=device)
-        if self.pose is not None:
-            encoded.poses = read_poses(episodes)
-        return encoded
+        poses = self.pose is not None
+        return encode_dataset(tokenizer, episodes, cache, device=device, poses=poses)
 
     @torch.no_grad()
     def evaluate(

@@ -48,6 +48,11 @@ class TrainConfig:
     """Run directory: checkpoint, training state, TensorBoard logs."""
     init: str | None = None
     """World model (name or checkpoint) to continue from; its tokenizer and sizes are kept."""
+    tokenizer_of: str | None = None
+    """World model (name or checkpoint) whose tokenizer is taken as it is; all else starts anew."""
+    odometry: bool = False
+    """Find where each frame is seen from, and tell the network that instead of the action: for long
+    memory. Training episodes need poses (privileged infos); see `dynamics.longest-stretches`."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     backbone: BackboneConfig = field(default_factory=BlockSSMConfig)
     diffusion: DiffusionForcingConfig = field(default_factory=DiffusionForcingConfig)

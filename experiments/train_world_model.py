@@ -34,7 +34,9 @@ from worldsim.backbone import (
 from worldsim.episodes import EpisodeDataset
 from worldsim.latents import encode_dataset
 from worldsim.metrics import average_precision
+from worldsim.odometry import OdometryConfig
 from worldsim.open_loop import draw_stretches, evaluate_open_loop
+from worldsim.pose import PoseConfig
 from worldsim.tokenizer import Tokenizer
 from worldsim.training import (
     TokenizerLoss,
@@ -66,7 +68,7 @@ def main(config: TrainConfig) -> Path:
     )
     model = build_model(config, train)
     model.to(accelerator.device)
-    if config.init is None:
+    if config.init is None and config.tokenizer_of is None:
         train_tokenizer(config, model.tokenizer, train, accelerator)
     started = time.monotonic()
     model = train_dynamics(config, model, train, held_out, accelerator)
@@ -103,6 +105,8 @@ def open_datasets(config: TrainConfig) -> tuple[EpisodeDataset, EpisodeDataset]:
 def build_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:
     """A new model for the dataset's frames and actions, or `config.init` continued."""
     if config.init is not None:
+        if config.tokenizer_of is not None:
+            raise ValueError("init takes over a whole world model: leave tokenizer_of out")
         model = checkpoint.load(config.init, dtype=torch.float32).requires_grad_(True)
         expected = (model.config.frame_shape, model.config.num_actions)
         if (dataset.frame_shape, dataset.num_actions) != expected:
@@ -110,16 +114,36 @@ def build_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:
                 f"{config.init} was made for frames {expected[0]} and {expected[1]} actions; the "
                 f"dataset has {dataset.frame_shape} and {dataset.num_actions}"
             )
+        if config.odometry and model.odometry is None:
+            raise ValueError(
+                f"{config.init} has no odometry, and to continue it keeps what it is: leave "
+                "--odometry out, or start anew with its tokenizer (--tokenizer-of)"
+            )
         return model.reconfigured(diffusion=config.diffusion).requires_grad_(True)
-    return WorldModel(
+    taken = None
+    tokenizer = dataclasses.replace(config.tokenizer, frame_shape=dataset.frame_shape)
+    if config.tokenizer_of is not None:
+        taken = checkpoint.load(config.tokenizer_of, dtype=torch.float32).tokenizer
+        if taken.config.frame_shape != dataset.frame_shape:
+            raise ValueError(
+                f"the tokenizer of {config.tokenizer_of} is for frames {taken.config.frame_shape}; "
+                f"the dataset has {dataset.frame_shape}"
+            )
+        tokenizer = taken.config
+    model = WorldModel(
         WorldModelConfig(
             num_actions=dataset.num_actions,
-            tokenizer=dataclasses.replace(config.tokenizer, frame_shape=dataset.frame_shape),
+            tokenizer=tokenizer,
             backbone=config.backbone,
             diffusion=config.diffusion,
+            pose=PoseConfig(wavelength=32.0, octaves=6) if config.odometry else None,
+            odometry=OdometryConfig() if config.odometry else None,
             reward_limit=config.reward_limit,
         )
     )
+    if taken is not None:
+        model.tokenizer.load_state_dict(taken.state_dict())
+    return model
 
 
 def open_writer(config: TrainConfig, stage: str, trainer: Trainer) -> SummaryWriter | None:
@@ -216,6 +240,7 @@ def train_dynamics(
             device=accelerator.device,
             dtype=dtype,
             gamma=model.config.gamma,
+            poses=model.config.pose is not None,
             progress=lambda done, _: bar.update(done - bar.n),
         )
     trainer = Trainer(

@@ -22,7 +22,7 @@ from experiments.train_world_model import main, open_writer
 from worldsim.backbone import BlockSSMConfig
 from worldsim.diffusion import DiffusionForcingConfig
 from worldsim.episodes import EpisodeDataset
-from worldsim.latents import LatentEpisodes
+from worldsim.latents import LatentEpisodes, encode_dataset
 from worldsim.tokenizer import Tokenizer, TokenizerConfig
 from worldsim.training import (
     DynamicsTraining,
@@ -469,6 +469,52 @@ def test_the_whole_training_from_episodes_to_a_checkpoint(
             assert torch.equal(t, again[name]), name
         elif t.ndim == 2:
             assert not torch.equal(t, again[name]), name
+
+
+def test_a_model_that_finds_poses_is_trained_on_the_tokenizer_of_another(tmp_path: Path) -> None:
+    AcceleratorState._reset_state(True)
+    dataset = write_dataset(tmp_path / "data", poses=True)
+    first = main(tiny_training(dataset, tmp_path / "first"))
+    stretched = DynamicsTraining(
+        optimizer=OptimizerConfig(steps=6, warmup_steps=1),
+        frames_per_step=16,
+        curriculum=((8, 0.5), (16, 0.5)),
+        longest_stretches=(1, 16),
+    )
+    second = tiny_training(
+        dataset,
+        tmp_path / "second",
+        tokenizer_of=str(first),
+        odometry=True,
+        dynamics=stretched,
+    )
+    path = main(second)
+    model = checkpoint.load(path, dtype=torch.float32)
+    assert model.odometry is not None and not (tmp_path / "second" / "tokenizer").exists()
+    taken = final_weights(first)
+    for name, t in final_weights(path).items():
+        if name.startswith("tokenizer"):
+            assert torch.equal(t, taken[name]), name
+    # Latents kept without poses are not taken for ones with.
+    encoded = [
+        encode_dataset(model.tokenizer, EpisodeDataset(dataset), tmp_path / "cache", poses=poses)
+        for poses in (False, True, True)
+    ]
+    assert encoded[0].poses is None
+    for episodes in encoded[1:]:
+        assert episodes.poses is not None and episodes.poses.shape == (6 * 20, 3)
+        assert torch.equal(episodes.actions, encoded[0].actions)
+
+    with pytest.raises(ValueError, match="has no odometry"):
+        main(tiny_training(dataset, tmp_path / "third", init=str(first), odometry=True))
+    with pytest.raises(ValueError, match="leave tokenizer_of out"):
+        main(tiny_training(dataset, tmp_path / "third", init=str(first), tokenizer_of=str(first)))
+    plain = write_dataset(tmp_path / "plain")
+    with pytest.raises(ValueError, match="have no poses"):
+        main(tiny_training(plain, tmp_path / "third", odometry=True))
+    other = write_dataset(tmp_path / "other", size=32)
+    with pytest.raises(ValueError, match=r"is for frames \(16, 16, 3\)"):
+        main(tiny_training(other, tmp_path / "fourth", tokenizer_of=str(first)))
 
 
 def test_a_resumed_run_logs_every_step_once(tmp_path: Path, accelerator: Accelerator) -> None:

@@ -64,11 +64,17 @@ def tiny_contexts(
 
 
 def write_dataset(
-    root: Path, num_episodes: int = 6, num_steps: int = 19, seed: int = 0, size: int = 16
+    root: Path,
+    num_episodes: int = 6,
+    num_steps: int = 19,
+    seed: int = 0,
+    size: int = 16,
+    poses: bool = False,
 ) -> Path:
     """Record episodes of frames (size, size, 3) that show the action that led to them.
 
-    Action 0 is rewarded; every second episode terminates, the others are truncated.
+    Action 0 is rewarded; every second episode terminates, the others are truncated. With `poses`,
+    the infos are those of somebody who turns by the action and walks 0.1 cells.
     """
     rng = np.random.default_rng(seed)
     colours = np.random.default_rng(0).integers(0, 256, (NUM_ACTIONS + 1, 2, 2, 3), dtype=np.uint8)
@@ -78,13 +84,16 @@ def write_dataset(
             actions = rng.integers(NUM_ACTIONS, size=num_steps)
             frames = colours[np.concatenate([[NUM_ACTIONS], actions])]
             ends = np.arange(num_steps) == num_steps - 1
+            heading = np.concatenate([[0], actions]).cumsum() * 0.5
+            direction = np.stack([np.cos(heading), np.sin(heading)], axis=1).astype(np.float32)
+            walk = {"agent_pos": 0.1 * direction.cumsum(0), "agent_dir": direction}
             episode = RecordedEpisode(
                 observations=frames.repeat(size // 2, axis=1).repeat(size // 2, axis=2),
                 actions=actions,
                 rewards=(actions == 0).astype(np.float64),
                 terminations=ends & (index % 2 == 0),
                 truncations=ends & (index % 2 == 1),
-                infos={},
+                infos=walk if poses else {},
                 seed=index,
                 metadata={},
             )

@@ -167,18 +167,6 @@ def fingerprint(tokenizer: Tokenizer, dataset: EpisodeDataset) -> str:
     return digest.hexdigest()
 
 
-def read_poses(dataset: EpisodeDataset) -> Tensor:
-    """Poses of all frames of a dataset, (frames, 3) float32.
-
-    Raises:
-        ValueError: an episode has none, or is damaged.
-    """
-    poses = np.concatenate([poses_of(dataset.infos(i)) for i in range(len(dataset))])
-    if len(poses) != dataset.num_frames:
-        raise ValueError(f"{dataset.num_frames} frames but {len(poses)} poses: collect them anew")
-    return torch.from_numpy(poses)
-
-
 def encode_dataset(
     tokenizer: Tokenizer,
     dataset: EpisodeDataset,
@@ -187,6 +175,7 @@ def encode_dataset(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     gamma: float = 0.98,
+    poses: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LatentEpisodes:
     """Encode every frame of a dataset.
@@ -197,43 +186,42 @@ def encode_dataset(
         cache: file to keep the latents in and to take them from if they are still these.
         device, dtype: where and in what precision to encode.
         gamma: discount of the returns.
+        poses: keep poses too, from privileged infos.
         progress: called with (frames done, frames in all).
+
+    Raises:
+        ValueError: poses are wanted and an episode has none.
     """
     key = fingerprint(tokenizer, dataset)
-    names = ("latents", "actions", "rewards", "terminated")
+    names = ["latents", "actions", "rewards", "terminated", *(["poses"] if poses else [])]
     if cache is not None and cache.is_file():
         try:
             with safe_open(cache, framework="pt") as file:
-                if file.metadata().get("fingerprint") == key:
-                    a, b, c, d = (file.get_tensor(name) for name in names)
+                if file.metadata().get("fingerprint") == key and {*names} <= {*file.keys()}:
+                    kept = {name: file.get_tensor(name) for name in names}
                     lengths = file.get_tensor("lengths").numpy()
-                    return LatentEpisodes(a, b, c, d, lengths, gamma)
+                    return LatentEpisodes(**kept, lengths=lengths, gamma=gamma)
         except (SafetensorError, OSError):
             pass  # a damaged cache is made again
-    latents, actions, rewards, terminated, sizes = [], [], [], [], []
-    done = 0
+    parts: dict[str, list[Tensor]] = {name: [] for name in names}
+    sizes, done = [], 0
     for episode in dataset:
+        if poses:
+            parts["poses"].append(torch.from_numpy(poses_of(episode.infos)))
         for frames in torch.from_numpy(episode.frames).split(256):
             with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
-                latents.append(tokenizer.encode(frames.to(device)).half().cpu())
+                parts["latents"].append(tokenizer.encode(frames.to(device)).half().cpu())
             done += len(frames)
             progress(done, dataset.num_frames)
-        actions.append(torch.from_numpy(episode.actions))
-        rewards.append(torch.from_numpy(episode.rewards))
-        terminated.append(torch.from_numpy(episode.terminated))
+        parts["actions"].append(torch.from_numpy(episode.actions))
+        parts["rewards"].append(torch.from_numpy(episode.rewards))
+        parts["terminated"].append(torch.from_numpy(episode.terminated))
         sizes.append(len(episode))
-    result = LatentEpisodes(
-        torch.cat(latents),
-        torch.cat(actions),
-        torch.cat(rewards),
-        torch.cat(terminated),
-        np.array(sizes),
-        gamma,
-    )
+    values = {name: torch.cat(part) for name, part in parts.items()}
+    result = LatentEpisodes(**values, lengths=np.array(sizes), gamma=gamma)
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
         partial = cache.with_name(f".{cache.name}.partial")
-        values = {name: getattr(result, name) for name in names}
         values["lengths"] = torch.from_numpy(result.lengths)
         save_file(values, partial, metadata={"fingerprint": key})
         partial.replace(cache)
