@@ -32,7 +32,12 @@ from experiments.report import provenance, write_json
 from worldsim.episodes import EpisodeDataset
 from worldsim.latents import discounted_returns
 from worldsim.metrics import average_precision
-from worldsim.open_loop import OpenLoopResult, draw_stretches, evaluate_open_loop
+from worldsim.open_loop import (
+    OpenLoopResult,
+    draw_stretches,
+    evaluate_open_loop,
+    odometry_error,
+)
 from worldsim.world_model import WorldModel
 
 matplotlib.use("Agg")
@@ -103,6 +108,9 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         "denoising_steps": {},
         "shorter_contexts": {},
     }
+    if model.odometry is not None:
+        error = odometry_error(model, dataset, config.reward_episodes, length)
+        values["odometry_error"] = error.tolist()
     for steps in config.num_denoising_steps:
         other = dream_in_batches(model, stretches, config, f"{steps} steps", steps, floors=False)
         values["denoising_steps"][steps] = summarise_first(other)
@@ -304,6 +312,10 @@ def print_tables(values: Mapping[str, Any]) -> None:
         print(f"{label:28s}" + "".join(f"{c:>16s}" for c in cells))
     for key, value in values["rewards"].items():
         print(f"{key:32s} {value:.4g}")
+    if "odometry_error" in values:
+        error = values["odometry_error"]
+        shown = [f"{error[n]:.2f} after {n}" for n in (16, 64, 256) if n < len(error)]
+        print(f"cells that odometry is off, by real frames: {', '.join(shown)}")
     for lead, kinds in values["dreamed_rewards"].items():
         print(f"rewarded at dreamed step {lead}: {format_shares(kinds)}")
 

@@ -35,7 +35,7 @@ from worldsim.episodes import EpisodeDataset
 from worldsim.latents import encode_dataset
 from worldsim.metrics import average_precision
 from worldsim.odometry import OdometryConfig
-from worldsim.open_loop import draw_stretches, evaluate_open_loop
+from worldsim.open_loop import draw_stretches, evaluate_open_loop, odometry_error
 from worldsim.pose import PoseConfig
 from worldsim.tokenizer import Tokenizer
 from worldsim.training import (
@@ -324,6 +324,11 @@ def validate(
         "reward_recall": recall,
         "reward_average_precision": area,
     }
+    if model.odometry is not None:
+        errors = odometry_error(model, held_out, length=min(257, int(held_out.lengths.max())))
+        for frames_seen in (16, 64, 256):
+            if frames_seen < len(errors):
+                values[f"odometry_error_{frames_seen}"] = float(errors[frames_seen])
     for key, value in values.items():
         writer.add_scalar(f"validation/{key}", value, step)
     pair = np.concatenate([result.real, result.dreamed], axis=2)[:4]  # real above dreamed

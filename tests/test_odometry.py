@@ -6,12 +6,15 @@ import dataclasses
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import tiny_model, write_dataset
 
 from worldsim.checkpoint import load, save
+from worldsim.episodes import EpisodeDataset
 from worldsim.odometry import POSE, Odometry, OdometryConfig, displacements, integrate
+from worldsim.open_loop import odometry_error
 from worldsim.pose import PoseConfig, relative_poses
 from worldsim.world_model import WorldModel
 
@@ -154,6 +157,24 @@ def test_training_tells_poses_from_where_memory_began() -> None:
         torch.testing.assert_close(there[name], value, atol=1e-4, rtol=1e-3)
     unknown = torch.full_like(actions, model.no_action)
     assert here["odometry"] > 0 == losses(poses, unknown)["odometry"]
+
+
+def test_its_error_is_the_distance_from_the_truth(tmp_path: Path) -> None:
+    dataset = EpisodeDataset(write_dataset(tmp_path, size=64, poses=True))
+    model = finding_poses()
+    assert model.odometry is not None
+    for parameter in model.odometry.after.parameters():
+        parameter.data.zero_()  # believes that it never moves
+    error = odometry_error(model, dataset, num_episodes=3, length=12)
+    walked = []
+    for i in range(3):
+        places = dataset.infos(i)["agent_pos"][:12]
+        walked.append(np.linalg.norm(places - places[0], axis=1))
+    np.testing.assert_allclose(error, np.mean(walked, 0), atol=1e-5)
+    with pytest.raises(ValueError, match="no episode has 99 frames"):
+        odometry_error(model, dataset, length=99)
+    with pytest.raises(ValueError, match="no odometry"):
+        odometry_error(tiny_model(), dataset)
 
 
 def test_it_is_saved_and_loaded(tmp_path: Path) -> None:

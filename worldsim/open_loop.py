@@ -10,6 +10,7 @@ import torch
 
 from worldsim.episodes import EpisodeDataset
 from worldsim.metrics import psnr, ssim
+from worldsim.pose import poses_of, relative_poses
 from worldsim.world_model import WorldModel
 
 
@@ -127,3 +128,38 @@ def evaluate_open_loop(
         rewards=rewards[:, context:],
         dreamed_rewards=predicted.cpu().numpy(),
     )
+
+
+@torch.no_grad()
+def odometry_error(
+    model: WorldModel, dataset: EpisodeDataset, num_episodes: int = 4, length: int = 500
+) -> np.ndarray:
+    """How far from the truth a model's odometry is after so many real frames.
+
+    Args:
+        model: with odometry.
+        dataset: episodes with poses in their infos.
+        num_episodes: of the first ones, those that are long enough.
+        length: frames of each.
+
+    Returns:
+        (length,) mean distance in cells by frame.
+
+    Raises:
+        ValueError: the model has no odometry, no episode is that long, or there are no poses.
+    """
+    if model.odometry is None:
+        raise ValueError("this model has no odometry")
+    long = np.flatnonzero(dataset.lengths >= length)[:num_episodes]
+    if not len(long):
+        raise ValueError(f"no episode has {length} frames; the longest {dataset.lengths.max()}")
+    errors = []
+    for i in long:
+        episode = dataset.episode(int(i), 0, length)
+        parts = torch.from_numpy(episode.frames).split(128)
+        latents = torch.cat([model.encode(part.to(model.device)) for part in parts])[None]
+        actions = torch.from_numpy(episode.actions)[None].to(model.device)
+        found, _ = model.odometry.locate(model.odometry.initial_memory(1), actions, latents)
+        true = relative_poses(torch.from_numpy(poses_of(episode.infos))[None])
+        errors.append((found.cpu() - true)[0, :, :2].norm(dim=-1).numpy())
+    return np.mean(errors, axis=0)
