@@ -39,7 +39,7 @@ from experiments.memory_corridor import Corridor, Progress
 from experiments.memory_costs import measure_dreaming, measure_training
 from experiments.memory_mazes import MemoryMazes
 from experiments.memory_presets import BenchmarkConfig, presets
-from experiments.memory_report import read_json, write_report
+from experiments.memory_report import REFERENCE, REFERENCE_LABEL, read_json, write_report
 from experiments.platform_settings import keep_memory
 from experiments.report import provenance, write_json
 from experiments.train_config import TrainConfig
@@ -86,6 +86,11 @@ class Task(Protocol):
         self, model: WorldModel, progress: Progress
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """JSON values (`recall`, `hit`, `chance`, `psnr`, `ssim`, `columns`), and frames."""
+
+    def reference(
+        self, device: torch.device, progress: Progress
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+        """The same of copying seen frames, where that says something."""
 
 
 class Benchmark:
@@ -331,6 +336,23 @@ def run_all(benchmark: Benchmark, rates: dict[str, float]) -> None:
         benchmark.bar.write(f"{title}: loss {loss:.4f}, {shown}")
 
 
+def write_reference(benchmark: Benchmark) -> None:
+    """Evaluate copies of seen frames, once."""
+    config = benchmark.config
+    file = config.output / f"{REFERENCE}-seed0.json"
+    if file.is_file():
+        return
+    describe = functools.partial(benchmark.describe, REFERENCE_LABEL)
+    evaluated = benchmark.task.reference(benchmark.accelerator.device, describe)
+    if evaluated is not None:
+        values, frames = evaluated
+        directory = config.work / f"{REFERENCE}-seed0"
+        directory.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(directory / "frames.npz", **frames)  # type: ignore[arg-type]
+        result = {"name": REFERENCE, "label": REFERENCE_LABEL, "seed": 0, "parameters": 0}
+        write_json(file, result | {"evaluation": values, **provenance()})
+
+
 def measure_all_costs(benchmark: Benchmark) -> None:
     """Measure the costs of models that have none yet."""
     config = benchmark.config
@@ -364,6 +386,7 @@ def main(config: BenchmarkConfig) -> Path:
     config.output.mkdir(parents=True, exist_ok=True)
     benchmark = Benchmark(config)
     with benchmark.bar:
+        write_reference(benchmark)
         run_all(benchmark, choose_rates(benchmark))
         if config.measure_costs:
             measure_all_costs(benchmark)

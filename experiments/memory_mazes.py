@@ -11,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +28,7 @@ from agents.touring import TouringExplorer
 from experiments.memory_recall import recall_table, share
 from experiments.workers import Task, collect
 from worldsim.dataset_writer import DatasetWriter
-from worldsim.episodes import EpisodeDataset
+from worldsim.episodes import Episode, EpisodeDataset
 from worldsim.latents import LatentEpisodes, encode_dataset
 from worldsim.metrics import psnr, ssim
 from worldsim.pose import PoseConfig, poses_of
@@ -35,6 +37,8 @@ from worldsim.training import spaced_frames
 from worldsim.world_model import WorldModel
 
 Kind = Literal["retrieval", "reasoning"]
+Predict = Callable[[list[Episode], Tensor], tuple[Tensor, Tensor]]
+"""Whole episodes and their frames to the frames after the context, and rewards (b, horizon)."""
 THEN: dict[Kind, Literal["retrace", "random"]] = {"retrieval": "retrace", "reasoning": "random"}
 
 
@@ -89,6 +93,22 @@ def pose_recall_distance(
     last = context - 1 - seen[:, ::-1].argmax(1)
     now = np.arange(context, len(position))
     return np.where(seen.any(1), now - last, -1)
+
+
+def copy_nearest(frames: Tensor, poses: Tensor, context: int) -> Tensor:
+    """What copying gives: for each later frame the context's frame of the nearest pose.
+
+    Args:
+        frames: (b, t, h, w, c) uint8. poses: (b, t, 3); an eighth of a turn counts as a cell.
+        context: frames at the start that may be copied.
+
+    Returns:
+        (b, t - context, h, w, c) uint8.
+    """
+    step = poses[:, context:, None] - poses[:, None, :context]
+    turn = torch.atan2(step[..., 2].sin(), step[..., 2].cos()).abs()
+    nearest = (step[..., :2].norm(dim=-1) + turn / (math.pi / 4)).argmin(-1)
+    return frames[torch.arange(len(frames), device=frames.device)[:, None], nearest]
 
 
 class ColorReader:
@@ -249,6 +269,18 @@ class MemoryMazes:
         poses = self.pose is not None
         return encode_dataset(tokenizer, episodes, cache, device=device, poses=poses)
 
+    def reference(
+        self, device: torch.device, progress: Any = lambda text: None
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """What `evaluate` gives for copies of the nearest seen frame: recall without a model."""
+
+        def copy(episodes: list[Episode], frames: Tensor) -> tuple[Tensor, Tensor]:
+            poses = torch.from_numpy(np.stack([poses_of(e.infos) for e in episodes]))
+            copied = copy_nearest(frames, poses.to(device), self.task.context)
+            return copied, torch.zeros(copied.shape[:2])
+
+        return self._evaluate_with(copy, device, progress)
+
     @torch.no_grad()
     def evaluate(
         self, model: WorldModel, progress: Any = lambda text: None
@@ -258,13 +290,28 @@ class MemoryMazes:
         Returns:
             JSON values, and arrays for the contact sheet.
         """
+        context = self.task.context
+        generator = torch.Generator(model.device).manual_seed(0)
+
+        def dream(episodes: list[Episode], frames: Tensor) -> tuple[Tensor, Tensor]:
+            told = [e.actions if self.pose is None else poses_of(e.infos) for e in episodes]
+            actions = torch.from_numpy(np.stack(told)).to(model.device)
+            state = model.initial_state(len(episodes))
+            state = model.observe(state, actions[:, :context], frames[:, :context])
+            return model.dream(state, actions[:, context:], generator=generator)
+
+        return self._evaluate_with(dream, model.device, progress)
+
+    def _evaluate_with(
+        self, predict: Predict, device: torch.device, progress: Any
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         if self._colors is None:
             self._colors = ColorReader(spaced_frames(self.train, 500).numpy())
         parts: dict[Kind, dict[str, Any]] = {}
         frames: dict[str, np.ndarray] = {}
         for kind in THEN:
             progress(kind)
-            parts[kind], shown = self._evaluate(model, kind, self._colors)
+            parts[kind], shown = self._evaluate(predict, device, kind, self._colors)
             frames |= shown if kind == "retrieval" else {}
         columns: dict[str, float | None] = {}
         for kind, values in parts.items():
@@ -288,7 +335,7 @@ class MemoryMazes:
         }, frames
 
     def _evaluate(
-        self, model: WorldModel, kind: Kind, colors: ColorReader
+        self, predict: Predict, device: torch.device, kind: Kind, colors: ColorReader
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         task, lpips = self.task, load_lpips()
         length = task.context + task.horizon
@@ -296,16 +343,8 @@ class MemoryMazes:
         for start in range(0, len(self.tests[kind]), task.batch_size):
             stop = min(start + task.batch_size, len(self.tests[kind]))
             episodes = [self.tests[kind].episode(i, 0, length) for i in range(start, stop)]
-            frames = torch.from_numpy(np.stack([e.frames for e in episodes])).to(model.device)
-            told = [e.actions if self.pose is None else poses_of(e.infos) for e in episodes]
-            actions = torch.from_numpy(np.stack(told)).to(model.device)
-            generator = torch.Generator(model.device).manual_seed(start)
-            state = model.observe(
-                model.initial_state(len(episodes)),
-                actions[:, : task.context],
-                frames[:, : task.context],
-            )
-            dreamed, rewards = model.dream(state, actions[:, task.context :], generator=generator)
+            frames = torch.from_numpy(np.stack([e.frames for e in episodes])).to(device)
+            dreamed, rewards = predict(episodes, frames)
             real = frames[:, task.context :]
             values = {
                 "psnr": psnr(dreamed, real).cpu().numpy(),

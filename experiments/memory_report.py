@@ -24,6 +24,7 @@ from matplotlib.axes import Axes
 
 from experiments.memory_backbones import ALL
 
+REFERENCE, REFERENCE_LABEL = "nearest_seen", "copy of the seen frame of the nearest pose"
 Runs = dict[str, list[dict[str, Any]]]
 """Results by model, one per seed."""
 
@@ -36,7 +37,7 @@ def read_json(path: Path) -> Any:
 def read_runs(output: Path) -> Runs:
     """All results in a directory, models in the benchmark's order."""
     runs: Runs = {}
-    for name in ALL:
+    for name in (*ALL, REFERENCE):
         files = sorted(output.glob(f"{name}-seed*.json"))
         if files:
             runs[name] = [json.loads(file.read_text()) for file in files]
@@ -93,7 +94,7 @@ def format_table(runs: Runs, costs: dict[str, Any]) -> str:
     header = ["model", "M parameters", "seeds", *columns, *extra]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for name, results in runs.items():
-        parameters = f"{results[0]['parameters'] / 1e6:.2f}"
+        parameters = f"{results[0]['parameters'] / 1e6:.2f}" if name != REFERENCE else "-"
         cells = [results[0]["label"], parameters, str(len(results))]
         for column in columns:
             values = [r["evaluation"]["columns"].get(column) for r in results]

@@ -19,6 +19,7 @@ from experiments.memory_corridor import Corridor, CorridorTask, seen_in_context,
 from experiments.memory_mazes import (
     ColorReader,
     MazeTask,
+    copy_nearest,
     pose_recall_distance,
     reward_recall,
 )
@@ -101,6 +102,16 @@ def test_pose_recall_needs_place_and_heading() -> None:
     angle = np.radians(19)
     heading[5] = [np.cos(angle), np.sin(angle)]
     assert pose_recall_distance(position, heading, 4).tolist() == [-1, 5, -1]
+
+
+def test_the_seen_frame_of_the_nearest_pose_is_copied() -> None:
+    frames = torch.arange(6, dtype=torch.uint8).view(1, 6, 1, 1, 1).expand(1, 6, 2, 2, 3)
+    poses = torch.tensor(
+        [[[0.0, 0, 0], [1, 0, 0], [1, 0, 3], [0.9, 0, 0], [1, 0.1, -3], [0, 0, 6]]]
+    )
+    copied = copy_nearest(frames, poses, 3)
+    assert copied.shape == (1, 3, 2, 2, 3)
+    assert copied[0, :, 0, 0, 0].tolist() == [1, 2, 0]  # headings of 3 and -3 are nearly the same
 
 
 def test_wall_colors_are_read_by_side() -> None:
@@ -221,6 +232,9 @@ def test_mazes_are_toured_and_dreamed(tmp_path: Path, conditioning: Any) -> None
         counts = [row["count"] for row in parts[kind]["recall"]["bins"]]
         assert sum(counts) + parts[kind]["recall"]["never"]["count"] == 2 * 6
         assert len(parts[kind]["psnr"]) == 6
+    copied = json.loads((output / "nearest_seen-seed0.json").read_text())
+    assert copied["evaluation"].keys() == run["evaluation"].keys()
+    assert "nearest pose" in (output / "table.md").read_text()
     assert (output / "recall.png").stat().st_size > 0
 
 
