@@ -15,6 +15,7 @@ from worldsim.backbone import (
     FrameSSMConfig,
 )
 from worldsim.diffusion import DiffusionForcingConfig
+from worldsim.odometry_training import OdometryTraining
 from worldsim.tokenizer import TokenizerConfig
 from worldsim.training import DynamicsTraining, OptimizerConfig, TokenizerTraining
 
@@ -59,6 +60,7 @@ class TrainConfig:
     reward_limit: float = 5.0
     """Largest reward that can be told, in symlog: 5 is 147, 7 is 1,096."""
     tokenizer_training: TokenizerTraining = field(default_factory=TokenizerTraining)
+    odometry_training: OdometryTraining = field(default_factory=OdometryTraining)
     dynamics: DynamicsTraining = field(default_factory=DynamicsTraining)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     save_every: int = 200

@@ -32,9 +32,10 @@ from worldsim.backbone import (
     count_parameters,
 )
 from worldsim.episodes import EpisodeDataset
-from worldsim.latents import encode_dataset
+from worldsim.latents import LatentEpisodes, encode_dataset
 from worldsim.metrics import average_precision
-from worldsim.odometry import OdometryConfig
+from worldsim.odometry import Odometry, OdometryConfig
+from worldsim.odometry_training import OdometryLoss, odometry_loss
 from worldsim.open_loop import draw_stretches, evaluate_open_loop, odometry_error
 from worldsim.pose import PoseConfig
 from worldsim.tokenizer import Tokenizer
@@ -187,6 +188,35 @@ def run_with_progress(
             yield trainer.step
 
 
+def run_stage(config: TrainConfig, trainer: Trainer, name: str, frames_per_step: int) -> None:
+    """Run a trainer from its last checkpoint to its end, with progress and logs."""
+    if trainer.resume():
+        tqdm.write(f"{name}: resumed at step {trainer.step}")
+    writer = open_writer(config, name, trainer)
+    for _ in run_with_progress(trainer, name, config.save_every, frames_per_step, writer):
+        pass
+    if writer:
+        writer.close()
+
+
+def train_odometry(
+    config: TrainConfig, odometry: Odometry, episodes: LatentEpisodes, accelerator: Accelerator
+) -> None:
+    """Train the odometry in place; ends with the averaged weights."""
+    training = config.odometry_training
+    trainer = Trainer(
+        OdometryLoss(odometry),
+        odometry_loss(episodes, training, accelerator),
+        training.optimizer,
+        accelerator,
+        config.output / "odometry",
+    )
+    run_stage(config, trainer, "odometry", training.batch_size * training.length)
+    average = trainer.average.module
+    assert isinstance(average, OdometryLoss)
+    odometry.load_state_dict(average.odometry.state_dict())
+
+
 def train_tokenizer(
     config: TrainConfig,
     tokenizer: Tokenizer,
@@ -203,15 +233,7 @@ def train_tokenizer(
         accelerator,
         config.output / "tokenizer",
     )
-    if trainer.resume():
-        tqdm.write(f"tokenizer: resumed at step {trainer.step}")
-    writer = open_writer(config, "tokenizer", trainer)
-    for _ in run_with_progress(
-        trainer, "tokenizer", config.save_every, training.batch_size, writer
-    ):
-        pass
-    if writer:
-        writer.close()
+    run_stage(config, trainer, "tokenizer", training.batch_size)
     average = trainer.average.module
     assert isinstance(average, TokenizerLoss)
     tokenizer.load_state_dict(average.tokenizer.state_dict())
@@ -228,7 +250,7 @@ def train_dynamics(
     held_out: EpisodeDataset,
     accelerator: Accelerator,
 ) -> WorldModel:
-    """Train everything but the tokenizer; returns the averaged model."""
+    """Train everything but the tokenizer, the odometry first; returns the averaged model."""
     training = config.dynamics
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     model.tokenizer.eval().requires_grad_(False)
@@ -243,6 +265,10 @@ def train_dynamics(
             poses=model.config.pose is not None,
             progress=lambda done, _: bar.update(done - bar.n),
         )
+    if model.odometry is not None:
+        if config.init is None:
+            train_odometry(config, model.odometry, episodes, accelerator)
+        model.odometry.requires_grad_(False)
     trainer = Trainer(
         model,
         dynamics_loss(episodes, training, model, accelerator),

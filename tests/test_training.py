@@ -23,6 +23,7 @@ from worldsim.backbone import BlockSSMConfig
 from worldsim.diffusion import DiffusionForcingConfig
 from worldsim.episodes import EpisodeDataset
 from worldsim.latents import LatentEpisodes, encode_dataset
+from worldsim.odometry_training import OdometryTraining
 from worldsim.tokenizer import Tokenizer, TokenizerConfig
 from worldsim.training import (
     DynamicsTraining,
@@ -486,15 +487,21 @@ def test_a_model_that_finds_poses_is_trained_on_the_tokenizer_of_another(tmp_pat
         tmp_path / "second",
         tokenizer_of=str(first),
         odometry=True,
+        odometry_training=OdometryTraining(optimizer=OptimizerConfig(steps=4), batch_size=2),
         dynamics=stretched,
     )
     path = main(second)
+    assert list((tmp_path / "second" / "tensorboard" / "odometry").glob("events.*"))
     model = checkpoint.load(path, dtype=torch.float32)
     assert model.odometry is not None and not (tmp_path / "second" / "tokenizer").exists()
     taken = final_weights(first)
     for name, t in final_weights(path).items():
         if name.startswith("tokenizer"):
             assert torch.equal(t, taken[name]), name
+    # Trained further, the odometry stays as it is.
+    further = final_weights(main(tiny_training(dataset, tmp_path / "further", init=str(path))))
+    for name, t in final_weights(path).items():
+        assert torch.equal(t, further[name]) == name.startswith(("tokenizer", "odometry")), name
     # Latents kept without poses are not taken for ones with.
     encoded = [
         encode_dataset(model.tokenizer, EpisodeDataset(dataset), tmp_path / "cache", poses=poses)

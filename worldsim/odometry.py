@@ -24,12 +24,10 @@ HIDDEN, POSE = "odometry.hidden", "odometry.pose"
 
 @dataclass(frozen=True, kw_only=True)
 class OdometryConfig:
-    """Size and noise of the odometry."""
+    """Size of the odometry."""
 
     hidden: int = 128
     """Width of the recurrent network."""
-    signal: float = 0.9
-    """Signal level of the latents that it is trained on, as of those that dreams commit."""
 
 
 def displacements(poses: Tensor) -> Tensor:
@@ -144,19 +142,17 @@ class Odometry(nn.Module):
         return self.SCALE * output * (actions < self.action_in.num_embeddings - 1)[..., None]
 
     def loss(self, actions: Tensor, latents: Tensor, poses: Tensor) -> Tensor:
-        """Mean absolute error of both displacements, in `SCALE`, by segment.
+        """Mean absolute error of both displacements, in `SCALE`.
 
         Args:
-            actions, latents: as for `forward`, of segments (b, t).
+            actions, latents: as for `forward`, of segments (b, t). The first frame does not count,
+                nor does one which no action led to.
             poses: (b, t, 3) true ones.
-
-        Returns:
-            (b, t) float32; zero for the first frame and where no action led to a frame.
         """
         before, after, _ = self(actions, latents, self.initial_memory(len(actions))[HIDDEN])
         true = self._moved(displacements(poses) / self.SCALE, actions)
-        error = ((before - true).abs() + (after - true).abs()).mean(-1) / self.SCALE
-        return error * (torch.arange(error.shape[1], device=error.device) > 0)
+        error = (before - true).abs() + (after - true).abs()
+        return error[:, 1:].mean() / self.SCALE
 
 
 def without_odometry(memory: Memory) -> Memory:

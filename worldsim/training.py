@@ -82,7 +82,6 @@ class DynamicsTraining:
     termination_weight: float = 0.1
     policy_weight: float = 0.1
     value_weight: float = 0.1
-    odometry_weight: float = 1.0
 
     def segment_length(self, step: int) -> int:
         """Frames per segment at a step."""
@@ -366,8 +365,6 @@ def dynamics_loss(
             + config.policy_weight * losses["policy"]
             + config.value_weight * losses["value"]
         )
-        if "odometry" in losses:
-            total = total + config.odometry_weight * losses["odometry"]
         return total, losses
 
     return loss

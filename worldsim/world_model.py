@@ -156,16 +156,13 @@ class WorldModel(nn.Module):
             signal, mask: (b, t) from `sample_signal_levels`.
 
         Returns:
-            Scalars "diffusion", "reward", "termination", "policy", "value"; "odometry" with one.
+            Scalars "diffusion", "reward", "termination", "policy", "value".
         """
         state = self.initial_state(latents.shape[0])
         z = add_noise(latents, noise, signal)
-        told, losses = (actions if self.config.pose is None else poses), {}
+        told = actions if self.config.pose is None else poses
         if self.odometry is not None:
             told = relative_poses(poses)
-            level = torch.full_like(signal, self.odometry.config.signal)
-            error = self.odometry.loss(actions, add_noise(latents, noise, level), poses)
-            losses = {"odometry": error.mean()}
         memory = without_odometry(state.memory)
         prediction, tokens, _ = self.denoiser(z, signal, told, memory, state.steps)
         features = self.read_out(tokens)
@@ -184,7 +181,6 @@ class WorldModel(nn.Module):
             "value": weighted_mean(
                 self.value_head.loss(features, returns), weight * return_weights
             ),
-            **losses,
         }
 
     def _policy_loss(self, features: Tensor, actions: Tensor, weight: Tensor) -> Tensor:

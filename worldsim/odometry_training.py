@@ -1,0 +1,76 @@
+"""Training of the odometry: before the world model, on latents in order and true poses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from worldsim.diffusion import add_noise
+from worldsim.latents import LatentEpisodes
+from worldsim.odometry import Odometry
+from worldsim.training import (
+    Losses,
+    LossFunction,
+    OptimizerConfig,
+    check_divides,
+    own_share,
+    step_rng,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OdometryTraining:
+    """How the odometry is trained."""
+
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            steps=1500, learning_rate=3e-3, muon_learning_rate=0, decay_share=0.7, ema_decay=0.99
+        )
+    )
+    batch_size: int = 16
+    """Segments per step, over all processes."""
+    length: int = 256
+    """Frames per segment, or as many as the longest episode has."""
+    min_signal: float = 0.8
+    """Lowest signal level of the latents: dreamed frames, which it also follows, are not exact."""
+
+
+class OdometryLoss(nn.Module):
+    """The odometry's loss as a forward pass, so that it can be distributed."""
+
+    def __init__(self, odometry: Odometry) -> None:
+        super().__init__()
+        self.odometry = odometry
+
+    def forward(self, actions: Tensor, latents: Tensor, poses: Tensor) -> Tensor:
+        return self.odometry.loss(actions, latents, poses)
+
+
+def odometry_loss(
+    episodes: LatentEpisodes, config: OdometryTraining, accel: Accelerator
+) -> LossFunction:
+    """Loss function of a step of odometry training; its model is `OdometryLoss`.
+
+    Raises:
+        ValueError: the episodes have no poses, or a batch does not divide by the processes.
+    """
+    if episodes.poses is None:
+        raise ValueError("odometry learns from poses, but these episodes were read without")
+    check_divides(accel, config.batch_size)
+    length = min(config.length, int(episodes.lengths.max()))
+
+    def loss(model: nn.Module, step: int) -> tuple[Tensor, Losses]:
+        rng, generator = step_rng(config.optimizer.seed, step)
+        batch = episodes.sample(config.batch_size, length, rng)
+        noise = torch.randn(batch.latents.shape, generator=generator)
+        level = torch.rand(config.batch_size, 1, generator=generator)
+        signal = (1 - (1 - config.min_signal) * level).expand(-1, length)
+        latents = add_noise(batch.latents, noise, signal)
+        parts = (own_share(accel, x) for x in (batch.actions, latents, batch.poses))
+        value = model(*parts)
+        return value, {"error": value}
+
+    return loss
