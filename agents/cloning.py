@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from agents.actor_critic import ActorCritic
-from worldsim.episodes import EpisodeDataset
+from worldsim.episodes import DamagedEpisodeError, EpisodeDataset
 from worldsim.latents import discounted_returns
 from worldsim.world_model import WorldModel
 
@@ -74,7 +74,11 @@ def read_out_episodes(
         progress: called with (frames done, frames in all).
 
     Returns:
-        One row for every frame but the last of each episode.
+        One row for every frame but the last of each episode; damaged ones are warned of and left
+        out.
+
+    Raises:
+        ValueError: no episode can be read.
     """
     count = min(num_episodes, len(dataset))
     indices = np.linspace(0, len(dataset) - 1, count).round().astype(int)
@@ -83,8 +87,10 @@ def read_out_episodes(
     done = 0
     for first in range(0, count, batch_size):
         rows, sizes = indices[first : first + batch_size], lengths[first : first + batch_size]
-        features = _observe_together(model, dataset, rows, sizes)
+        features, damaged = _observe_together(model, dataset, rows, sizes)
         for row, size, read in zip(rows, sizes, features, strict=True):
+            if row in damaged:
+                continue
             actions = torch.from_numpy(dataset.actions(row)[1:]).long()
             rewards = torch.from_numpy(dataset.rewards(row))
             ended = torch.from_numpy(dataset.terminated(row))
@@ -92,22 +98,32 @@ def read_out_episodes(
             parts.append(ReadOuts(read[: size - 1], actions, returns[:-1], known[:-1]))
         done += int(sizes.sum())
         progress(done, int(lengths.sum()))
+    if not parts:
+        raise ValueError(f"none of {count} episodes can be read")
     return ReadOuts(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 def _observe_together(
     model: WorldModel, dataset: EpisodeDataset, rows: np.ndarray, sizes: np.ndarray, chunk: int = 64
-) -> Tensor:
-    """Features (b, longest, d) float16 on the CPU; those after an episode's end mean nothing."""
-    state, parts = model.initial_state(len(rows)), []
+) -> tuple[Tensor, set[int]]:
+    """Features (b, longest, d) float16 on the CPU, and which episodes turned out to be damaged.
+
+    Features after an episode's end mean nothing.
+    """
+    state, parts, damaged = model.initial_state(len(rows)), [], set[int]()
     for start in range(0, int(sizes.max()), chunk):
         length = min(chunk, int(sizes.max()) - start)
         frames = np.zeros((len(rows), length, *model.config.frame_shape), np.uint8)
         actions = np.zeros((len(rows), length), np.int64)
         for i, (row, size) in enumerate(zip(rows, sizes, strict=True)):
             stop = min(start + length, int(size))
-            if start < stop:
-                episode = dataset.episode(row, start, stop)
+            if start < stop and row not in damaged:
+                try:
+                    episode = dataset.episode(row, start, stop)
+                except DamagedEpisodeError as error:
+                    dataset.leave_out(int(row), error)
+                    damaged.add(row)
+                    continue
                 frames[i, : stop - start] = episode.frames
                 actions[i, : stop - start] = episode.actions
         state, features = model.observe_latents(
@@ -116,7 +132,7 @@ def _observe_together(
             model.encode(torch.from_numpy(frames).to(model.device)),
         )
         parts.append(features.half().cpu())
-    return torch.cat(parts, dim=1)
+    return torch.cat(parts, dim=1), damaged
 
 
 def fit_critic(agent: ActorCritic, data: ReadOuts, config: CloningConfig, seed: int = 0) -> float:

@@ -11,6 +11,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from test_episodes import damage_chunk, episode_file
 from test_features import Spy
 from tiny import NUM_ACTIONS, tiny_config
 
@@ -26,7 +27,7 @@ from agents.cloning import (
 )
 from agents.features import FeaturePolicy
 from worldsim.dataset_writer import DatasetWriter
-from worldsim.episodes import EpisodeDataset
+from worldsim.episodes import DamagedEpisodeWarning, EpisodeDataset
 from worldsim.latents import discounted_returns
 from worldsim.recording import RecordedEpisode
 from worldsim.world_model import WorldModel
@@ -120,15 +121,34 @@ def write_episodes(root: Path, lengths: list[int]) -> EpisodeDataset:
     return EpisodeDataset(writer.path)
 
 
-def test_episodes_are_read_out_as_acting_on_them_would(tmp_path: Path) -> None:
-    lengths = [9, 5, 70]
-    dataset = write_episodes(tmp_path, lengths)
+def small_frames_model() -> WorldModel:
+    """Of frames (16, 16, 3)."""
     config = tiny_config()
     tokenizer = dataclasses.replace(config.tokenizer, frame_shape=(16, 16, 3), patch_size=8)
     torch.manual_seed(0)
     model = WorldModel(dataclasses.replace(config, tokenizer=tokenizer)).eval()
     for layer in model.denoiser.backbone.layers:
         torch.nn.init.normal_(layer.mixer.out_proj.weight, std=0.3)
+    return model
+
+
+def test_damaged_episodes_are_named_and_left_out(tmp_path: Path) -> None:
+    dataset, model = write_episodes(tmp_path, [9, 70, 9]), small_frames_model()
+    whole = read_out_episodes(model, dataset, 3)
+    path = tmp_path / "tiny" / "episodes-v0"
+    damage_chunk(episode_file(path, 1), 1)
+    dataset = EpisodeDataset(path)
+    with pytest.warns(DamagedEpisodeWarning, match="episode 1 of"):
+        data = read_out_episodes(model, dataset, 3)
+    kept = [*range(8), *range(8 + 69, 8 + 69 + 8)]
+    torch.testing.assert_close(data.features, whole.features[kept], atol=5e-3, rtol=5e-3)
+    assert torch.equal(data.actions, whole.actions[kept])
+
+
+def test_episodes_are_read_out_as_acting_on_them_would(tmp_path: Path) -> None:
+    lengths = [9, 5, 70]
+    dataset = write_episodes(tmp_path, lengths)
+    model = small_frames_model()
     reports: list[tuple[int, int]] = []
     data = read_out_episodes(
         model, dataset, 5, batch_size=2, progress=lambda done, total: reports.append((done, total))

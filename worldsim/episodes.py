@@ -225,7 +225,7 @@ class EpisodeDataset:
             try:
                 yield self.episode(index)
             except DamagedEpisodeError as error:
-                self._discard(index, error)
+                self.leave_out(index, error)
 
     def sample_segments(self, batch_size: int, length: int, rng: np.random.Generator) -> Segments:
         """Draw segments, uniformly over all frames at which one of this length can begin.
@@ -248,7 +248,7 @@ class EpisodeDataset:
                     frames[i] = self._frames(record, starts[i], starts[i] + length)
                     break
                 except DamagedEpisodeError as error:
-                    self._discard(int(episodes[i]), error)
+                    self.leave_out(int(episodes[i]), error)
 
         def gather(field: str) -> np.ndarray:
             return np.stack(
@@ -338,7 +338,8 @@ class EpisodeDataset:
         episode = int(np.searchsorted(last, draw, side="right"))
         return episode, draw - int(last[episode] - num_starts[episode])
 
-    def _discard(self, index: int, error: Exception) -> None:
+    def leave_out(self, index: int, error: DamagedEpisodeError) -> None:
+        """Warn of an episode that cannot be read, and leave it out from now on."""
         self._damaged.add(index)
         warnings.warn(f"{error}; it is left out", DamagedEpisodeWarning, stacklevel=4)
 
