@@ -25,6 +25,8 @@ from matplotlib.axes import Axes
 from experiments.memory_backbones import ALL
 
 REFERENCE, REFERENCE_LABEL = "nearest_seen", "copy of the seen frame of the nearest pose"
+MIN_FRAMES = 20
+"""Frames that a point of the recall plot stands for, at least."""
 Runs = dict[str, list[dict[str, Any]]]
 """Results by model, one per seed."""
 
@@ -141,23 +143,41 @@ def wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return middle - half, middle + half
 
 
+def recall_bins(result: dict[str, Any]) -> dict[int, tuple[float, float, int]]:
+    """Mean distance, share that is right and frames, by first distance, of all tasks of a run.
+
+    Bins of a few frames say nothing and are left out.
+    """
+    evaluation = result["evaluation"]
+    tables = [part["recall"] for part in evaluation.get("parts", {}).values()]
+    rows: dict[int, list[dict[str, Any]]] = {}
+    for table in tables or [evaluation["recall"]]:
+        for row in table["bins"]:
+            rows.setdefault(row["first"], []).append(row)
+    bins = {}
+    for first in sorted(rows):
+        count = np.array([row["count"] for row in rows[first]])
+        if count.sum() >= MIN_FRAMES:
+            distance, right = (
+                float(np.average([row[key] for row in rows[first]], weights=count))
+                for key in ("distance", evaluation["hit"])
+            )
+            bins[first] = (distance, right, int(count.sum()))
+    return bins
+
+
 def draw_recall(axes: Axes, runs: Runs) -> None:
     """Share that is right against frames since last seen."""
     for results in runs.values():
-        hit = results[0]["evaluation"]["hit"]
-        by_bin: dict[int, list[dict[str, Any]]] = {}
-        for result in results:
-            for row in result["evaluation"]["recall"]["bins"]:
-                by_bin.setdefault(row["first"], []).append(row)
-        rows = [by_bin[first] for first in sorted(by_bin)]
-        distance = np.array([np.mean([r["distance"] for r in row]) for row in rows])
-        mean = np.array([np.mean([r[hit] for r in row]) for row in rows])
+        seeds = [recall_bins(result) for result in results]
+        common = [first for first in seeds[0] if all(first in bins for bins in seeds)]
+        values = np.array([[bins[first] for first in common] for bins in seeds])
+        distance, right, count = values.mean(0).T
         if len(results) > 1:
-            low = np.array([min(r[hit] for r in row) for row in rows])
-            high = np.array([max(r[hit] for r in row) for row in rows])
+            low, high = values[..., 1].min(0), values[..., 1].max(0)
         else:
-            low, high = wilson(mean, np.array([row[0]["count"] for row in rows]))
-        (line,) = axes.plot(distance, mean, marker="o", markersize=3, label=results[0]["label"])
+            low, high = wilson(right, count)
+        (line,) = axes.plot(distance, right, marker="o", markersize=3, label=results[0]["label"])
         axes.fill_between(distance, low, high, color=line.get_color(), alpha=0.15)
     chance = next(iter(runs.values()))[0]["evaluation"]["chance"]
     axes.axhline(chance, color="grey", linestyle="--", linewidth=1, label="chance")

@@ -25,7 +25,7 @@ from experiments.memory_mazes import (
 )
 from experiments.memory_presets import BenchmarkConfig, presets
 from experiments.memory_recall import recall_table, share
-from experiments.memory_report import format_table, read_runs, wilson
+from experiments.memory_report import format_table, read_runs, recall_bins, wilson
 from worldsim.backbone import count_backbone_parameters
 
 
@@ -133,6 +133,22 @@ def test_rewards_are_recalled_within_slack() -> None:
     real[0, 5] = real[1, 5] = 1
     dreamed[0, 7] = dreamed[1, 9] = 1
     assert reward_recall(real, dreamed) == 0.5
+
+
+def test_recall_is_pooled_over_tasks_and_rare_distances_are_left_out() -> None:
+    def table(*rows: tuple[int, float, int]) -> dict[str, Any]:
+        names = ("first", "colors", "count")
+        return {"bins": [dict(zip(names, row, strict=True), distance=row[0]) for row in rows]}
+
+    parts = {
+        "retrieval": {"recall": table((1, 1.0, 30), (5, 0.5, 10))},
+        "reasoning": {"recall": table((1, 0.4, 10), (5, 0.0, 9), (9, 0.2, 50))},
+    }
+    main = parts["retrieval"]["recall"]
+    evaluation = {"recall": main, "hit": "colors", "parts": parts}
+    bins = recall_bins({"evaluation": evaluation})
+    assert bins == {1: (1, pytest.approx(0.85), 40), 9: (9, pytest.approx(0.2), 50)}
+    assert recall_bins({"evaluation": {"recall": main, "hit": "colors"}}) == {1: (1, 1.0, 30)}
 
 
 def test_wilson_interval_holds_the_share() -> None:
