@@ -171,6 +171,8 @@ def draw_recall(axes: Axes, runs: Runs) -> None:
     for results in runs.values():
         seeds = [recall_bins(result) for result in results]
         common = [first for first in seeds[0] if all(first in bins for bins in seeds)]
+        if not common:
+            continue
         values = np.array([[bins[first] for first in common] for bins in seeds])
         distance, right, count = values.mean(0).T
         if len(results) > 1:

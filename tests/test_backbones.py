@@ -302,6 +302,7 @@ def test_every_weight_learns(name: str) -> None:
     losses = model(
         latents,
         actions,
+        torch.zeros(2, 8, 3),
         torch.zeros(2, 8),
         torch.zeros(2, 8, dtype=torch.bool),
         torch.zeros(2, 8),
