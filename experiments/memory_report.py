@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 
 from experiments.memory_backbones import ALL
 
-REFERENCE, REFERENCE_LABEL = "nearest_seen", "copy of the seen frame of the nearest pose"
+REFERENCE, REFERENCE_LABEL = "nearest_seen", "nearest seen frame, copied"
 MIN_FRAMES = 20
 """Frames that a point of the recall plot stands for, at least."""
 Runs = dict[str, list[dict[str, Any]]]

@@ -250,7 +250,7 @@ def test_mazes_are_toured_and_dreamed(tmp_path: Path, conditioning: Any) -> None
         assert len(parts[kind]["psnr"]) == 6
     copied = json.loads((output / "nearest_seen-seed0.json").read_text())
     assert copied["evaluation"].keys() == run["evaluation"].keys()
-    assert "nearest pose" in (output / "table.md").read_text()
+    assert "nearest seen frame" in (output / "table.md").read_text()
     assert (output / "recall.png").stat().st_size > 0
 
 
