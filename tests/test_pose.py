@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
 
@@ -17,16 +16,8 @@ from worldsim.world_model import WorldModel
 
 
 def told_poses() -> WorldModel:
-    """A tiny model that is told poses, no weight left at zero."""
-    config = dataclasses.replace(tiny_model().config, pose=PoseConfig())
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = WorldModel(config)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if not parameter.any():
-                    parameter.normal_(std=0.3)
-    return model.eval()
+    """A tiny model that is told poses."""
+    return tiny_model(pose=PoseConfig())
 
 
 def sample(t: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

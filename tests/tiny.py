@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -39,11 +41,14 @@ def tiny_config(num_actions: int = NUM_ACTIONS) -> WorldModelConfig:
     )
 
 
-def tiny_model(seed: int = 0, num_actions: int = NUM_ACTIONS) -> WorldModel:
-    """A model whose dreams depend on everything: no weight is left at zero."""
+def tiny_model(seed: int = 0, num_actions: int = NUM_ACTIONS, **changes: Any) -> WorldModel:
+    """A model whose dreams depend on everything: no weight is left at zero.
+
+    `changes` are fields of its config.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = WorldModel(tiny_config(num_actions))
+        model = WorldModel(dataclasses.replace(tiny_config(num_actions), **changes))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if not parameter.any() and not name.startswith("termination_head"):
