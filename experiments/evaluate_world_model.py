@@ -38,6 +38,7 @@ from worldsim.open_loop import (
     evaluate_open_loop,
     odometry_error,
 )
+from worldsim.pose import has_poses
 from worldsim.world_model import WorldModel
 
 matplotlib.use("Agg")
@@ -108,7 +109,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         "denoising_steps": {},
         "shorter_contexts": {},
     }
-    if model.odometry is not None:
+    if model.odometry is not None and has_poses(dataset.infos(0)):
         error = odometry_error(model, dataset, config.reward_episodes, length)
         values["odometry_error"] = error.tolist()
     for steps in config.num_denoising_steps:

@@ -37,7 +37,7 @@ from worldsim.metrics import average_precision
 from worldsim.odometry import Odometry, OdometryConfig
 from worldsim.odometry_training import OdometryLoss, odometry_loss
 from worldsim.open_loop import draw_stretches, evaluate_open_loop, odometry_error
-from worldsim.pose import PoseConfig
+from worldsim.pose import PoseConfig, has_poses
 from worldsim.tokenizer import Tokenizer
 from worldsim.training import (
     TokenizerLoss,
@@ -350,7 +350,7 @@ def validate(
         "reward_recall": recall,
         "reward_average_precision": area,
     }
-    if model.odometry is not None:
+    if model.odometry is not None and has_poses(held_out.infos(0)):
         errors = odometry_error(model, held_out, length=min(257, int(held_out.lengths.max())))
         for frames_seen in (16, 64, 256):
             if frames_seen < len(errors):

@@ -517,6 +517,8 @@ def test_a_model_that_finds_poses_is_trained_on_the_tokenizer_of_another(tmp_pat
     with pytest.raises(ValueError, match="leave tokenizer_of out"):
         main(tiny_training(dataset, tmp_path / "third", init=str(first), tokenizer_of=str(first)))
     plain = write_dataset(tmp_path / "plain")
+    blind = dataclasses.replace(second, output=tmp_path / "blind", validation_dataset=(str(plain),))
+    main(blind)  # where held-out episodes have no poses, odometry is not validated
     with pytest.raises(ValueError, match="have no poses"):
         main(tiny_training(plain, tmp_path / "third", odometry=True))
     other = write_dataset(tmp_path / "other", size=32)

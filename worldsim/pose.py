@@ -33,6 +33,11 @@ class PoseConfig:
         return 4 * self.octaves + 2 * self.harmonics
 
 
+def has_poses(infos: Mapping[str, np.ndarray]) -> bool:
+    """Whether infos tell poses."""
+    return "agent_pos" in infos and "agent_dir" in infos
+
+
 def poses_of(infos: Mapping[str, np.ndarray]) -> np.ndarray:
     """Poses (t, 3) float32 of an episode: x and y in cells, and the heading in radians.
 
@@ -42,7 +47,7 @@ def poses_of(infos: Mapping[str, np.ndarray]) -> np.ndarray:
     Raises:
         ValueError: the infos have none.
     """
-    if "agent_pos" not in infos or "agent_dir" not in infos:
+    if not has_poses(infos):
         raise ValueError(
             "these episodes have no poses (agent_pos and agent_dir): collect them with privileged "
             "infos, or train a model that is told actions"
