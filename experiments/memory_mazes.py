@@ -199,7 +199,7 @@ class MemoryMazes:
         self.train = self._training_episodes()
         self.tests = {kind: self._test_episodes(kind) for kind in THEN}
         self.num_actions = self.train.num_actions
-        self.pose = PoseConfig() if task.conditioning == "pose" else None
+        self.pose = PoseConfig(field_of_view=80.0) if task.conditioning == "pose" else None
         self._colors: ColorReader | None = None
 
     def _training_episodes(self) -> EpisodeDataset:

@@ -16,6 +16,7 @@ from worldsim.backbone import (
 )
 from worldsim.diffusion import DiffusionForcingConfig
 from worldsim.odometry_training import OdometryTraining
+from worldsim.pose import PoseConfig
 from worldsim.tokenizer import TokenizerConfig
 from worldsim.training import DynamicsTraining, OptimizerConfig, TokenizerTraining
 
@@ -54,6 +55,8 @@ class TrainConfig:
     odometry: bool = False
     """Find where each frame is seen from, and tell the network that instead of the action: for long
     memory. Training episodes need poses (privileged infos); see `dynamics.longest-stretches`."""
+    pose: PoseConfig = field(default_factory=lambda: PoseConfig(wavelength=32.0, octaves=6))
+    """With odometry, how poses are told. Set the camera's field of view: 80 in Memory Mazes."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     backbone: BackboneConfig = field(default_factory=BlockSSMConfig)
     diffusion: DiffusionForcingConfig = field(default_factory=DiffusionForcingConfig)

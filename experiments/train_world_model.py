@@ -37,7 +37,7 @@ from worldsim.metrics import average_precision
 from worldsim.odometry import Odometry, OdometryConfig
 from worldsim.odometry_training import OdometryLoss, odometry_loss
 from worldsim.open_loop import draw_stretches, evaluate_open_loop, odometry_error
-from worldsim.pose import PoseConfig, has_poses
+from worldsim.pose import has_poses
 from worldsim.tokenizer import Tokenizer
 from worldsim.training import (
     TokenizerLoss,
@@ -137,7 +137,7 @@ def build_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:
             tokenizer=tokenizer,
             backbone=config.backbone,
             diffusion=config.diffusion,
-            pose=PoseConfig(wavelength=32.0, octaves=6) if config.odometry else None,
+            pose=config.pose if config.odometry else None,
             odometry=OdometryConfig() if config.odometry else None,
             reward_limit=config.reward_limit,
         )

@@ -27,6 +27,7 @@ from worldsim.backbone import (
 from worldsim.diffusion import sample_signal_levels
 from worldsim.dream import DreamVectorEnv
 from worldsim.frame_attention import KeySource, frame_attention
+from worldsim.pose import PoseConfig, token_poses
 from worldsim.state import WorldState
 from worldsim.world_model import WorldModel
 
@@ -49,11 +50,11 @@ GROWING = {"causal", "far"}
 every_backbone = pytest.mark.parametrize("name", CONFIGS)
 
 
-def make(name: str, seed: int = 0) -> nn.Module:
+def make(name: str, seed: int = 0, pose: PoseConfig | None = None) -> nn.Module:
     """A backbone whose output depends on everything: no weight is left at zero."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        backbone = make_backbone(CONFIGS[name], GRID)
+        backbone = make_backbone(CONFIGS[name], GRID, pose)
         with torch.no_grad():
             for p in backbone.parameters():
                 if not p.any():
@@ -71,35 +72,64 @@ def no_steps(batch: int) -> Tensor:
     return torch.zeros(batch, dtype=torch.int64)
 
 
+def token_walk(batch: int, frames: int, seed: int = 2) -> Tensor:
+    """Poses of tokens (b, t, n, 3)."""
+    g = torch.Generator().manual_seed(seed)
+    return token_poses(4 * torch.rand(batch, frames, 3, generator=g), GRID, 80.0)
+
+
 def run(
-    backbone: nn.Module, x: Tensor, c: Tensor, memory: Memory | None = None, done: int = 0
+    backbone: nn.Module,
+    x: Tensor,
+    c: Tensor,
+    memory: Memory | None = None,
+    done: int = 0,
+    poses: Tensor | None = None,
 ) -> tuple[Tensor, Memory]:
     memory = backbone.initial_state(len(x)) if memory is None else memory
-    return backbone(x, c, memory, no_steps(len(x)) + done)
+    return backbone(x, c, memory, no_steps(len(x)) + done, poses=poses)
 
 
-def stream(backbone: nn.Module, x: Tensor, c: Tensor, parts: list[int]) -> tuple[Tensor, Memory]:
+def stream(
+    backbone: nn.Module, x: Tensor, c: Tensor, parts: list[int], poses: Tensor | None = None
+) -> tuple[Tensor, Memory]:
     outputs, memory, done = [], backbone.initial_state(len(x)), 0
     for size in parts:
         part = slice(done, done + size)
-        y, memory = run(backbone, x[:, part], c[:, part], memory, done)
+        seen_from = None if poses is None else poses[:, part]
+        y, memory = run(backbone, x[:, part], c[:, part], memory, done, seen_from)
         outputs.append(y)
         done += size
     return torch.cat(outputs, 1), memory
 
 
 @every_backbone
+@pytest.mark.parametrize("told_poses", [False, True], ids=["actions", "poses"])
 @pytest.mark.parametrize("parts", [[1] * 13, [5, 1, 4, 3], [12, 1]], ids=str)
 @torch.no_grad()
-def test_streaming_is_parallel(name: str, parts: list[int]) -> None:
-    backbone = make(name)
+def test_streaming_is_parallel(name: str, parts: list[int], told_poses: bool) -> None:
+    backbone = make(name, pose=PoseConfig() if told_poses else None)
     x, c = inputs(2, 13)
-    whole, memory = run(backbone, x, c)
-    streamed, streamed_memory = stream(backbone, x, c, parts)
+    poses = token_walk(2, 13) if told_poses else None
+    whole, memory = run(backbone, x, c, poses=poses)
+    streamed, streamed_memory = stream(backbone, x, c, parts, poses)
     torch.testing.assert_close(streamed, whole, rtol=1e-3, atol=1e-4)
     assert memory.keys() == streamed_memory.keys()
     for key, tensor in memory.items():
         torch.testing.assert_close(streamed_memory[key], tensor, rtol=1e-3, atol=1e-4)
+
+
+@every_backbone
+@torch.no_grad()
+def test_only_differences_of_poses_matter(name: str) -> None:
+    backbone = make(name, pose=PoseConfig())
+    x, c = inputs(2, 9)
+    poses = token_walk(2, 9)
+    moved = poses + torch.tensor([3.0, -5.0, 1.0])
+    other = poses.flip(1)
+    y, y_moved, y_other = (run(backbone, x, c, poses=p)[0] for p in (poses, moved, other))
+    torch.testing.assert_close(y_moved, y, rtol=1e-3, atol=1e-4)
+    assert (y_other - y).abs().max() > 0.01
 
 
 @every_backbone

@@ -11,7 +11,16 @@ import torch
 from tiny import tiny_model
 
 from worldsim.checkpoint import load, save
-from worldsim.pose import PoseConfig, PoseEmbedding, pose_features, poses_of, relative_poses
+from worldsim.layers import rotate_pairs
+from worldsim.pose import (
+    PoseConfig,
+    PoseEmbedding,
+    PoseRotation,
+    pose_features,
+    poses_of,
+    relative_poses,
+    token_poses,
+)
 from worldsim.world_model import WorldModel
 
 
@@ -72,6 +81,53 @@ def test_every_part_of_the_pose_matters() -> None:
         other[part] += 0.25
         a, b = (pose_features(p, PoseConfig()) for p in (base, other))
         assert (a - b).abs().max() > 0.05
+
+
+def test_rotations_are_alike_for_near_poses_wherever_they_are() -> None:
+    rotation = PoseRotation(PoseConfig(), 512)
+    ones = torch.full((512,), 512**-0.5)
+
+    def likeness(a: list[float], b: list[float]) -> float:
+        x, y = (rotate_pairs(ones, rotation.angles(torch.tensor(p))[0]) for p in (a, b))
+        return float(x @ y)
+
+    here = [3.0, 4.0, 1.0]
+    assert likeness(here, here) == pytest.approx(1)
+    assert likeness(here, [3.2, 4.0, 1.1]) > 0.8
+    assert likeness(here, [3.0, 4.0, 1.0 + 2 * math.pi]) == pytest.approx(1, abs=1e-4)
+    for far in ([9.0, 4.0, 1.0], [3.0, 4.0, 1.0 + math.pi], [3.0, 9.0, -1.0]):
+        assert abs(likeness(here, far)) < 0.25
+    moved = likeness([x + 5 for x in here], [8.2, 9.0, 6.1])
+    assert moved == pytest.approx(likeness(here, [3.2, 4.0, 1.1]), abs=1e-4)
+
+
+def test_rotations_are_exact_in_mixed_precision() -> None:
+    rotation, poses = PoseRotation(PoseConfig(), 16, num_heads=2), 9 * torch.rand(5, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(rotation.angles(poses), rotation.angles(poses.clone()))
+        angles = rotation.angles(poses)
+    assert angles.shape == (5, 2, 8) and torch.equal(angles, rotation.angles(poses))
+    with pytest.raises(ValueError, match="width 7"):
+        PoseRotation(PoseConfig(), 7)
+
+
+def test_tokens_look_where_their_columns_are() -> None:
+    poses = torch.tensor([[[1.0, 2.0, 0.5]]])
+    tokens = token_poses(poses, (2, 4), 90.0)[0, 0].unflatten(0, (2, 4))
+    assert torch.equal(tokens[0], tokens[1]) and (tokens[..., :2] == poses[0, 0, :2]).all()
+    to_the_left = tokens[0, :, 2] - 0.5
+    # A quarter of the image's half width is at atan(0.25 tan 45 degrees).
+    expected = torch.tensor([0.75, 0.25, -0.25, -0.75]).atan()
+    torch.testing.assert_close(to_the_left, expected)
+    assert torch.equal(token_poses(poses, (2, 4), 0.0)[0, 0, :, 2], torch.full((8,), 0.5))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"field_of_view": 180.0}, {"field_of_view": -1.0}, {"lengths": ()}], ids=str
+)
+def test_settings_that_mean_nothing_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        PoseConfig(**wrong)  # type: ignore[arg-type]
 
 
 def test_many_frames_at_once_equal_one_by_one() -> None:

@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from worldsim.layers import rotate_pairs
+from worldsim.pose import PoseConfig, PoseRotation
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
@@ -46,10 +49,33 @@ def rotate(x: Tensor, index: Tensor) -> Tensor:
     """
     half = x.shape[-1] // 2
     speeds = 0.01 ** torch.linspace(0, 1, half, device=x.device)  # 1 rad a frame down to 0.01
-    angle = index[:, None, :, None, None].float() * speeds  # (b, 1, t, 1, e/2)
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    a, b = x[..., :half], x[..., half:]
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    return rotate_pairs(x, index[:, None, :, None, None].float() * speeds)
+
+
+class HeadRotation(nn.Module):
+    """Rotary embeddings of queries and keys: of the frame index, and of the pose where it is told.
+
+    With poses, half of each head's numbers turn with the one and half with the other.
+
+    Args:
+        num_heads, head_dim: of the attention.
+        pose: of a model that is told poses.
+        seed: of the poses' frequencies.
+    """
+
+    def __init__(self, num_heads: int, head_dim: int, pose: PoseConfig | None, seed: int) -> None:
+        super().__init__()
+        self.pose: PoseRotation | None = None
+        if pose is not None and pose.rotary:
+            self.pose = PoseRotation(pose, head_dim // 2, num_heads, seed)
+
+    def forward(self, x: Tensor, index: Tensor, poses: Tensor | None = None) -> Tensor:
+        """x (b, h, t, n, e); index (b, t) frame numbers; poses (b, t, n, 3) of the tokens."""
+        if self.pose is None or poses is None:
+            return rotate(x, index)
+        timed, placed = x.chunk(2, dim=-1)
+        angle = rearrange(self.pose.angles(poses), "b t n h f -> b h t n f")
+        return torch.cat([rotate(timed, index), rotate_pairs(placed, angle)], dim=-1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -67,9 +93,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 class FrameLocalAttention(nn.Module):
     """Multi-head attention over the tokens of the last `window` frames."""
 
-    def __init__(self, config: AttentionConfig) -> None:
+    def __init__(
+        self, config: AttentionConfig, pose: PoseConfig | None = None, seed: int = 0
+    ) -> None:
         super().__init__()
         self.config = config
+        self.rotation = HeadRotation(config.num_heads, config.head_dim, pose, seed)
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
         self.query_norm = nn.RMSNorm(config.head_dim, eps=1e-5)
         self.key_norm = nn.RMSNorm(config.head_dim, eps=1e-5)
@@ -82,7 +111,12 @@ class FrameLocalAttention(nn.Module):
         return AttentionState(empty, empty.clone())
 
     def forward(
-        self, x: Tensor, state: AttentionState, steps: Tensor, update: bool = True
+        self,
+        x: Tensor,
+        state: AttentionState,
+        steps: Tensor,
+        update: bool = True,
+        poses: Tensor | None = None,
     ) -> tuple[Tensor, AttentionState]:
         """Attend.
 
@@ -91,6 +125,7 @@ class FrameLocalAttention(nn.Module):
             state: the frames before the first one of x.
             steps: (b,) how many frames came before; older slots of the state are ignored.
             update: False spares computing the state; the one given is then returned.
+            poses: (b, t, n, 3) float32 of the tokens, where they are told.
 
         Returns:
             (b, t, n, d_model) and the state after the last frame.
@@ -100,8 +135,8 @@ class FrameLocalAttention(nn.Module):
             self.qkv(x), "b t n (s h e) -> s b h t n e", s=3, e=self.config.head_dim
         )
         index = steps[:, None] + torch.arange(t, device=x.device)
-        q = rotate(self.query_norm(q.float()).to(v.dtype), index)
-        k = rotate(self.key_norm(k.float()).to(v.dtype), index)
+        q = self.rotation(self.query_norm(q.float()).to(v.dtype), index, poses)
+        k = self.rotation(self.key_norm(k.float()).to(v.dtype), index, poses)
         k = torch.cat([state.keys.to(k.dtype), k], dim=2)
         v = torch.cat([state.values.to(v.dtype), v], dim=2)
         if update:

@@ -3,10 +3,11 @@
 A backbone is made for a grid of tokens and has
 
     initial_state(batch_size) -> memory            named tensors, batch first
-    forward(x, condition, memory, steps, update=True) -> (x, memory)
+    forward(x, condition, memory, steps, update=True, poses=None) -> (x, memory)
 
 `forward` continues from the memory for any number of frames: x (b, t, n, d) tokens, condition
-(b, t, d) noise level and action of each frame, steps (b,) frames that came before. Processing
+(b, t, d) noise level and action of each frame, steps (b,) frames that came before, poses
+(b, t, n, 3) of the tokens for a backbone that is told them. Processing
 frames together or one after the other gives the same. The memory given is never written to; one
 that grows keeps its newest frame last. With `update=False`, for frames that are not committed, a
 backbone may return a stale memory and spare its cost.
@@ -26,29 +27,34 @@ from worldsim.backbone_dfot import DFoTBackbone, DFoTConfig
 from worldsim.backbone_far import FARBackbone, FARConfig
 from worldsim.backbone_frame_ssm import FrameSSMBackbone, FrameSSMConfig
 from worldsim.layers import Memory
+from worldsim.pose import PoseConfig
 
 BackboneConfig = BlockSSMConfig | CausalConfig | DFoTConfig | FARConfig | FrameSSMConfig
 Backbone = BlockSSMBackbone | CausalBackbone | DFoTBackbone | FARBackbone | FrameSSMBackbone
 C = TypeVar("C", bound=BackboneConfig)
 
 
-def make_backbone(config: BackboneConfig, grid: tuple[int, int]) -> Backbone:
+def make_backbone(
+    config: BackboneConfig, grid: tuple[int, int], pose: PoseConfig | None = None
+) -> Backbone:
     """The network that a backbone config describes, for a token grid (rows, columns).
+
+    With `pose`, it looks memories up by the poses that it is then told of every token.
 
     Raises:
         ValueError: the config does not fit the grid, or its sizes do not fit each other.
     """
     match config:
         case BlockSSMConfig():
-            return BlockSSMBackbone(config, grid)
+            return BlockSSMBackbone(config, grid, pose)
         case CausalConfig():
-            return CausalBackbone(config, grid)
+            return CausalBackbone(config, grid, pose)
         case DFoTConfig():
-            return DFoTBackbone(config, grid)
+            return DFoTBackbone(config, grid, pose)
         case FARConfig():
-            return FARBackbone(config, grid)
+            return FARBackbone(config, grid, pose)
         case FrameSSMConfig():
-            return FrameSSMBackbone(config, grid)
+            return FrameSSMBackbone(config, grid, pose)
     raise TypeError(f"{type(config).__name__} is not a backbone config")
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from worldsim.attention import AttentionConfig, AttentionState, FrameLocalAttention
 from worldsim.layers import MLP, AdaptiveNorm, LayeredBackbone, Memory
+from worldsim.pose import PoseConfig
 from worldsim.ssm import Mamba2Mixer, ScanBackend, SSMConfig, SSMState
 
 
@@ -60,13 +61,22 @@ class BlockSSMConfig:
 class BlockSSMLayer(nn.Module):
     """Block-wise scan, then frame-local attention, then MLP, each with its own residual."""
 
-    def __init__(self, config: BlockSSMConfig, block_size: int, grid: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        config: BlockSSMConfig,
+        block_size: int,
+        grid: tuple[int, int],
+        pose: PoseConfig | None = None,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         self.block_size = block_size
         self.grid = grid
         self.mixer_norm = AdaptiveNorm(config.d_model)
-        self.mixer = Mamba2Mixer(config.ssm())
-        self.attention = FrameLocalAttention(config.attention()) if config.window else None
+        self.mixer = Mamba2Mixer(config.ssm(), pose, seed)
+        self.attention = (
+            FrameLocalAttention(config.attention(), pose, seed) if config.window else None
+        )
         self.attention_norm = AdaptiveNorm(config.d_model) if config.window else None
         self.mlp_norm = AdaptiveNorm(config.d_model)
         self.mlp = MLP(config.d_model, config.mlp_ratio)
@@ -100,23 +110,31 @@ class BlockSSMLayer(nn.Module):
         memory: Memory,
         steps: Tensor,
         update: bool = True,
+        poses: Tensor | None = None,
     ) -> tuple[Tensor, Memory]:
-        mixed, new_memory = self._scan_blocks(self.mixer_norm(x, condition), memory, update)
+        mixed, new_memory = self._scan_blocks(self.mixer_norm(x, condition), memory, update, poses)
         x = x + mixed
         if self.attention is not None and self.attention_norm is not None:
             state = AttentionState(memory["keys"], memory["values"])
-            y, state = self.attention(self.attention_norm(x, condition), state, steps, update)
+            y, state = self.attention(
+                self.attention_norm(x, condition), state, steps, update, poses
+            )
             x = x + y
             new_memory |= {"keys": state.keys, "values": state.values}
         return x + self.mlp(self.mlp_norm(x, condition)), new_memory
 
-    def _scan_blocks(self, x: Tensor, memory: Memory, update: bool) -> tuple[Tensor, Memory]:
+    def _scan_blocks(
+        self, x: Tensor, memory: Memory, update: bool, poses: Tensor | None
+    ) -> tuple[Tensor, Memory]:
         """Scan every block through time, its tokens in raster order within a frame."""
         (h, w), s = self.grid, self.block_size
         sizes = {"t": x.shape[1], "i": h // s, "j": w // s, "p": s, "q": s}
-        blocks = rearrange(x, "b t (i p j q) d -> (b i j) (t p q) d", **sizes)
+
+        def cut(tokens: Tensor) -> Tensor:
+            return rearrange(tokens, "b t (i p j q) d -> (b i j) (t p q) d", **sizes)
+
         state = SSMState(memory["scan"].flatten(0, 1), memory["conv"].flatten(0, 1))
-        y, state = self.mixer(blocks, state, update)
+        y, state = self.mixer(cut(x), state, update, None if poses is None else cut(poses))
         y = rearrange(y, "(b i j) (t p q) d -> b t (i p j q) d", **sizes)
         return y, {
             "scan": state.scan.unflatten(0, (-1, self.num_blocks)),
@@ -127,10 +145,14 @@ class BlockSSMLayer(nn.Module):
 class BlockSSMBackbone(LayeredBackbone):
     """The default backbone: memory of constant size, training cost linear in time."""
 
-    def __init__(self, config: BlockSSMConfig, grid: tuple[int, int]) -> None:
+    def __init__(
+        self, config: BlockSSMConfig, grid: tuple[int, int], pose: PoseConfig | None = None
+    ) -> None:
         super().__init__()
         for size in config.block_sizes:
             if size < 1 or grid[0] % size or grid[1] % size:
                 raise ValueError(f"block size {size} does not divide the token grid {grid}")
         sizes = [config.block_sizes[i % len(config.block_sizes)] for i in range(config.num_layers)]
-        self.layers = nn.ModuleList(BlockSSMLayer(config, size, grid) for size in sizes)
+        self.layers = nn.ModuleList(
+            BlockSSMLayer(config, size, grid, pose, seed=i) for i, size in enumerate(sizes)
+        )

@@ -22,6 +22,7 @@ from worldsim.frame_attention import (
     past_and_present,
 )
 from worldsim.layers import MLP, AdaptiveNorm, LayeredBackbone, Memory
+from worldsim.pose import PoseConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +42,16 @@ class FullAttention(FrameProjection):
     """Attention over the frame itself and all frames before it; its memory grows."""
 
     def forward(
-        self, x: Tensor, state: AttentionState, steps: Tensor, update: bool = True
+        self,
+        x: Tensor,
+        state: AttentionState,
+        steps: Tensor,
+        update: bool = True,
+        poses: Tensor | None = None,
     ) -> tuple[Tensor, AttentionState]:
         """x (b, t, n, d); state of (b, h, past, n, e); steps (b,): frames before x."""
         index = steps[:, None] + torch.arange(x.shape[1], device=x.device)
-        q, k, v = self.project(x, index)
+        q, k, v = self.project(x, index, poses)
         y = self.merge(frame_attention(q, past_and_present(state, k, v), steps))
         if update:
             state = AttentionState(extend(state.keys, k, 2), extend(state.values, v, 2))
@@ -55,7 +61,9 @@ class FullAttention(FrameProjection):
 class CausalLayer(nn.Module):
     """Attention, then MLP, each with its own residual."""
 
-    def __init__(self, config: CausalConfig, num_tokens: int) -> None:
+    def __init__(
+        self, config: CausalConfig, num_tokens: int, pose: PoseConfig | None, seed: int
+    ) -> None:
         super().__init__()
         d = config.d_model
         self.num_tokens = num_tokens
@@ -63,11 +71,13 @@ class CausalLayer(nn.Module):
         self.attention: FullAttention | FrameLocalAttention
         if config.window:
             self.attention = FrameLocalAttention(
-                AttentionConfig(d_model=d, head_dim=config.head_dim, window=config.window)
+                AttentionConfig(d_model=d, head_dim=config.head_dim, window=config.window),
+                pose,
+                seed,
             )
             nn.init.zeros_(self.attention.out_proj.weight)
         else:
-            self.attention = FullAttention(d, config.head_dim)
+            self.attention = FullAttention(d, config.head_dim, pose, seed)
         self.mlp_norm = AdaptiveNorm(d)
         self.mlp = MLP(d, config.mlp_ratio)
         nn.init.zeros_(self.mlp.down.weight)
@@ -85,9 +95,10 @@ class CausalLayer(nn.Module):
         memory: Memory,
         steps: Tensor,
         update: bool = True,
+        poses: Tensor | None = None,
     ) -> tuple[Tensor, Memory]:
         state = AttentionState(memory["keys"], memory["values"])
-        y, state = self.attention(self.attention_norm(x, condition), state, steps, update)
+        y, state = self.attention(self.attention_norm(x, condition), state, steps, update, poses)
         x = x + y
         return x + self.mlp(self.mlp_norm(x, condition)), state._asdict()
 
@@ -95,11 +106,13 @@ class CausalLayer(nn.Module):
 class CausalBackbone(LayeredBackbone):
     """Frame-causal transformer; its memory grows with time unless it has a window."""
 
-    def __init__(self, config: CausalConfig, grid: tuple[int, int]) -> None:
+    def __init__(
+        self, config: CausalConfig, grid: tuple[int, int], pose: PoseConfig | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.layers = nn.ModuleList(
-            CausalLayer(config, grid[0] * grid[1]) for _ in range(config.num_layers)
+            CausalLayer(config, grid[0] * grid[1], pose, seed=i) for i in range(config.num_layers)
         )
 
     def forward(
@@ -109,8 +122,9 @@ class CausalBackbone(LayeredBackbone):
         memory: Memory,
         steps: Tensor,
         update: bool = True,
+        poses: Tensor | None = None,
     ) -> tuple[Tensor, Memory]:
         """Process frames in order; see `LayeredBackbone.forward`."""
         if not self.config.window:
             memory = forget_before(memory, steps, frame_dim=2)
-        return super().forward(x, condition, memory, steps, update)
+        return super().forward(x, condition, memory, steps, update, poses)

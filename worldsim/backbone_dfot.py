@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from worldsim.attention import attend
 from worldsim.frame_attention import FrameProjection, extend, forget_before
 from worldsim.layers import MLP, AdaptiveNorm, Memory
+from worldsim.pose import PoseConfig
 
 FRAMES_AT_ONCE = 16
 """Windows of one env that are computed side by side when many frames are observed."""
@@ -48,19 +49,24 @@ class DFoTConfig:
 class BidirectionalLayer(nn.Module):
     """Attention among all tokens of a window, then MLP."""
 
-    def __init__(self, config: DFoTConfig) -> None:
+    def __init__(self, config: DFoTConfig, pose: PoseConfig | None, seed: int) -> None:
         super().__init__()
         self.attention_norm = AdaptiveNorm(config.d_model)
-        self.attention = FrameProjection(config.d_model, config.head_dim)
+        self.attention = FrameProjection(config.d_model, config.head_dim, pose, seed)
         self.mlp_norm = AdaptiveNorm(config.d_model)
         self.mlp = MLP(config.d_model, config.mlp_ratio)
         nn.init.zeros_(self.mlp.down.weight)
 
-    def forward(self, x: Tensor, condition: Tensor, known: Tensor) -> Tensor:
-        """x (b, w, n, d), condition (b, w, d), known (b, w) bool: frames that exist."""
+    def forward(
+        self, x: Tensor, condition: Tensor, known: Tensor, poses: Tensor | None = None
+    ) -> Tensor:
+        """x (b, w, n, d), condition (b, w, d), known (b, w) bool: frames that exist.
+
+        Where poses are told, those of the tokens: (b, w, n, 3).
+        """
         b, w, n, _ = x.shape
         index = torch.arange(w, device=x.device).expand(b, w)
-        q, k, v = self.attention.project(self.attention_norm(x, condition), index)
+        q, k, v = self.attention.project(self.attention_norm(x, condition), index, poses)
         q, k, v = (rearrange(a, "b h w n e -> b h (w n) e") for a in (q, k, v))
         if known.all():
             known = known[:1]  # one mask for all windows
@@ -77,21 +83,29 @@ class DFoTBackbone(nn.Module):
         ValueError: there is no window.
     """
 
-    def __init__(self, config: DFoTConfig, grid: tuple[int, int]) -> None:
+    def __init__(
+        self, config: DFoTConfig, grid: tuple[int, int], pose: PoseConfig | None = None
+    ) -> None:
         super().__init__()
         if config.window < 1:
             raise ValueError(f"window is {config.window}; it must be 1 or more")
         self.config = config
         self.num_tokens = grid[0] * grid[1]
-        self.layers = nn.ModuleList(BidirectionalLayer(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(
+            BidirectionalLayer(config, pose, seed=i) for i in range(config.num_layers)
+        )
+        self.told_poses = pose is not None
 
     def initial_state(self, batch_size: int) -> Memory:
         """Memory before the first frame: none."""
-        d, weight = self.config.d_model, next(self.parameters())
-        return {
-            "tokens": weight.new_zeros(batch_size, 0, self.num_tokens, d),
+        d, n, weight = self.config.d_model, self.num_tokens, next(self.parameters())
+        memory = {
+            "tokens": weight.new_zeros(batch_size, 0, n, d),
             "condition": weight.new_zeros(batch_size, 0, d),
         }
+        if self.told_poses:
+            memory["poses"] = torch.zeros(batch_size, 0, n, 3, device=weight.device)
+        return memory
 
     def forward(
         self,
@@ -100,53 +114,51 @@ class DFoTBackbone(nn.Module):
         memory: Memory,
         steps: Tensor,
         update: bool = True,
+        poses: Tensor | None = None,
     ) -> tuple[Tensor, Memory]:
         """Process frames; see `LayeredBackbone.forward`.
 
         In training mode frames see later frames of their window, and the memory given is not seen.
         """
         memory = forget_before(memory, steps, frame_dim=1)
-        past = self.config.window - 1
+        new = {"tokens": x, "condition": condition}
+        if poses is not None:
+            new["poses"] = poses
         if self.training:
-            y = self._cut_into_windows(x, condition)
+            y = self._cut_into_windows(new)
         else:
-            tokens = extend(memory["tokens"], x, 1)
-            conditions = extend(memory["condition"], condition, 1)
-            y = self._slide(tokens, conditions, x.shape[1], steps).to(x.dtype)
+            extended = {name: extend(memory[name], t, 1) for name, t in new.items()}
+            y = self._slide(extended, x.shape[1], steps).to(x.dtype)
         if update:
-            memory = {
-                "tokens": extend(memory["tokens"], x, 1, past),
-                "condition": extend(memory["condition"], condition, 1, past),
-            }
+            past = self.config.window - 1
+            memory = {name: extend(memory[name], t, 1, past) for name, t in new.items()}
         return y, memory
 
-    def _run(self, x: Tensor, condition: Tensor, known: Tensor) -> Tensor:
+    def _run(self, inputs: Memory, known: Tensor) -> Tensor:
+        x = inputs["tokens"]
         for layer in self.layers:
-            x = layer(x, condition, known)
+            x = layer(x, inputs["condition"], known, inputs.get("poses"))
         return x
 
-    def _cut_into_windows(self, x: Tensor, condition: Tensor) -> Tensor:
+    def _cut_into_windows(self, inputs: Memory) -> Tensor:
         """Windows side by side, the last one shorter."""
-        b, t = x.shape[:2]
+        b, t = inputs["condition"].shape[:2]
         window = min(self.config.window, t)
-        after = -t % window
-        known = torch.ones(b, t, dtype=torch.bool, device=x.device)
-        x = F.pad(x, (0, 0, 0, 0, 0, after))
-        condition = F.pad(condition, (0, 0, 0, after))
-        known = F.pad(known, (0, after))
-        x, condition, known = (
-            rearrange(a, "b (k w) ... -> (b k) w ...", w=window) for a in (x, condition, known)
-        )
-        y = self._run(x, condition, known)
+
+        def cut(frames: Tensor) -> Tensor:
+            padded = pad_frames(frames, 0, -t % window)
+            return rearrange(padded, "b (k w) ... -> (b k) w ...", w=window)
+
+        known = torch.ones(b, t, dtype=torch.bool, device=inputs["condition"].device)
+        y = self._run({name: cut(x) for name, x in inputs.items()}, cut(known))
         return rearrange(y, "(b k) w n d -> b (k w) n d", b=b)[:, :t]
 
-    def _slide(self, tokens: Tensor, condition: Tensor, t: int, steps: Tensor) -> Tensor:
+    def _slide(self, inputs: Memory, t: int, steps: Tensor) -> Tensor:
         """Each of the last t frames as the last of its own window: (b, t, n, d)."""
-        b, total = tokens.shape[:2]
+        b, total = inputs["condition"].shape[:2]
         window = min(self.config.window, total)
         before = max(window - 1 - (total - t), 0)  # slots in front of what there is
-        tokens = F.pad(tokens, (0, 0, 0, 0, before, 0))
-        condition = F.pad(condition, (0, 0, before, 0))
+        inputs = {name: pad_frames(x, before, 0) for name, x in inputs.items()}
         first = torch.arange(before + total, device=steps.device) - before - (total - t)
         known = first >= -steps[:, None]  # (b, frames)
         outputs = []
@@ -154,6 +166,12 @@ class DFoTBackbone(nn.Module):
             ends = torch.arange(start, min(start + FRAMES_AT_ONCE, t), device=steps.device)
             offset = before + total - t - window + 1
             index = ends[:, None] + torch.arange(window, device=steps.device) + offset
-            parts = (a[:, index].flatten(0, 1) for a in (tokens, condition, known))
-            outputs.append(self._run(*parts)[:, -1].unflatten(0, (b, len(ends))))
+            parts = {name: x[:, index].flatten(0, 1) for name, x in inputs.items()}
+            y = self._run(parts, known[:, index].flatten(0, 1))
+            outputs.append(y[:, -1].unflatten(0, (b, len(ends))))
         return torch.cat(outputs, dim=1)
+
+
+def pad_frames(x: Tensor, before: int, after: int) -> Tensor:
+    """Zeros before and after the frames of x (b, t, ...)."""
+    return F.pad(x, [0, 0] * (x.ndim - 2) + [before, after])

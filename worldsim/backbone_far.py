@@ -31,6 +31,7 @@ from worldsim.frame_attention import (
     past_and_present,
 )
 from worldsim.layers import MLP, AdaptiveNorm, Memory, initial_memory, layer_memory
+from worldsim.pose import PoseConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +52,19 @@ class FARConfig:
 class FARLayer(nn.Module):
     """Attention over both levels, then MLP; the same weights for fine and coarse tokens."""
 
-    def __init__(self, config: FARConfig, num_fine: int, num_coarse: int) -> None:
+    def __init__(
+        self,
+        config: FARConfig,
+        num_fine: int,
+        num_coarse: int,
+        pose: PoseConfig | None,
+        seed: int,
+    ) -> None:
         super().__init__()
         self.window = config.window
         self.num_fine, self.num_coarse = num_fine, num_coarse
         self.attention_norm = AdaptiveNorm(config.d_model)
-        self.attention = FrameProjection(config.d_model, config.head_dim)
+        self.attention = FrameProjection(config.d_model, config.head_dim, pose, seed)
         self.mlp_norm = AdaptiveNorm(config.d_model)
         self.mlp = MLP(config.d_model, config.mlp_ratio)
         nn.init.zeros_(self.mlp.down.weight)
@@ -78,21 +86,23 @@ class FARLayer(nn.Module):
         condition: Tensor,
         memory: Memory,
         steps: Tensor,
+        fine_poses: Tensor | None = None,
+        coarse_poses: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Memory]:
-        """fine (b, t, n, d) and coarse (b, t, m, d) tokens of the same frames.
+        """fine (b, t, n, d) and coarse (b, t, m, d) tokens of the same frames, and their poses.
 
         Without coarse tokens the memory is not extended.
         """
         index = steps[:, None] + torch.arange(fine.shape[1], device=fine.device)
         recent = AttentionState(memory["fine_keys"], memory["fine_values"])
         older = AttentionState(memory["coarse_keys"], memory["coarse_values"])
-        q, k, v = self.attention.project(self.attention_norm(fine, condition), index)
+        q, k, v = self.attention.project(self.attention_norm(fine, condition), index, fine_poses)
         sources = past_and_present(recent, k, v, 0, self.window - 1)
         if coarse is None:
             sources.append(past_and_present(older, k, v, self.window)[0])
             return self._finish(fine, q, sources, condition, steps), None, memory
         coarse_q, coarse_k, coarse_v = self.attention.project(
-            self.attention_norm(coarse, condition), index
+            self.attention_norm(coarse, condition), index, coarse_poses
         )
         sources += past_and_present(older, coarse_k, coarse_v, self.window)
         fine = self._finish(fine, q, sources, condition, steps)
@@ -123,7 +133,9 @@ class FARBackbone(nn.Module):
         ValueError: `coarse_patch` does not divide the token grid, or there is no window.
     """
 
-    def __init__(self, config: FARConfig, grid: tuple[int, int]) -> None:
+    def __init__(
+        self, config: FARConfig, grid: tuple[int, int], pose: PoseConfig | None = None
+    ) -> None:
         super().__init__()
         patch = config.coarse_patch
         if patch < 1 or grid[0] % patch or grid[1] % patch:
@@ -134,12 +146,19 @@ class FARBackbone(nn.Module):
         num_fine = grid[0] * grid[1]
         self.coarse_in = nn.Linear(patch**2 * config.d_model, config.d_model)
         self.layers = nn.ModuleList(
-            FARLayer(config, num_fine, num_fine // patch**2) for _ in range(config.num_layers)
+            FARLayer(config, num_fine, num_fine // patch**2, pose, seed=i)
+            for i in range(config.num_layers)
         )
 
     def initial_state(self, batch_size: int) -> Memory:
         """Memory before the first frame."""
         return initial_memory(self.layers, batch_size)
+
+    def _patches(self, tokens: Tensor) -> Tensor:
+        """Tokens by patch: (b, t, n, d) to (b, t, patches, patch^2, d)."""
+        (h, w), p = self.grid, self.patch
+        sizes = {"i": h // p, "j": w // p, "p": p, "q": p}
+        return rearrange(tokens, "b t (i p j q) d -> b t (i j) (p q) d", **sizes)
 
     def forward(
         self,
@@ -148,18 +167,16 @@ class FARBackbone(nn.Module):
         memory: Memory,
         steps: Tensor,
         update: bool = True,
+        poses: Tensor | None = None,
     ) -> tuple[Tensor, Memory]:
         """Process frames in order; see `LayeredBackbone.forward`."""
         memory = forget_before(memory, steps, frame_dim=2)
-        coarse = None
+        coarse, coarse_poses = None, None if poses is None else self._patches(poses).mean(-2)
         if update or x.shape[1] > self.window:  # what is not committed is never seen coarse
-            (h, w), p = self.grid, self.patch
-            patches = rearrange(
-                x, "b t (i p j q) d -> b t (i j) (p q d)", i=h // p, j=w // p, p=p, q=p
-            )
-            coarse = self.coarse_in(patches)
+            coarse = self.coarse_in(self._patches(x).flatten(-2))
         new_memory: Memory = {}
         for i, layer in enumerate(self.layers):
-            x, coarse, own = layer(x, coarse, condition, layer_memory(memory, i), steps)
+            own = layer_memory(memory, i)
+            x, coarse, own = layer(x, coarse, condition, own, steps, poses, coarse_poses)
             new_memory |= {f"{i}.{name}": tensor for name, tensor in own.items()}
         return x, new_memory

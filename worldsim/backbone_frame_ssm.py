@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from worldsim.frame_attention import FrameProjection, KeySource, frame_attention
 from worldsim.layers import MLP, AdaptiveNorm, LayeredBackbone, Memory
+from worldsim.pose import PoseConfig
 from worldsim.ssm import Mamba2Mixer, ScanBackend, SSMConfig, SSMState
 
 
@@ -51,14 +52,16 @@ class FrameSSMConfig:
 class FrameSSMLayer(nn.Module):
     """Scan of frame vectors, then attention within frames, then MLP, each with its residual."""
 
-    def __init__(self, config: FrameSSMConfig, num_tokens: int) -> None:
+    def __init__(
+        self, config: FrameSSMConfig, num_tokens: int, pose: PoseConfig | None, seed: int
+    ) -> None:
         super().__init__()
         d = config.d_model
         share = config.d_frame // num_tokens
         self.num_tokens = num_tokens
         self.mixer_norm = AdaptiveNorm(d)
         self.squeeze = nn.Linear(d, share, bias=False)
-        self.mixer = Mamba2Mixer(config.ssm())
+        self.mixer = Mamba2Mixer(config.ssm(), pose, seed)
         self.spread = nn.Linear(share, d, bias=False)
         self.attention_norm = AdaptiveNorm(d)
         self.attention = FrameProjection(d, config.head_dim)
@@ -77,9 +80,13 @@ class FrameSSMLayer(nn.Module):
         memory: Memory,
         steps: Tensor,
         update: bool = True,
+        poses: Tensor | None = None,
     ) -> tuple[Tensor, Memory]:
+        if poses is not None:
+            poses = poses.mean(2)  # columns to the left and to the right cancel out
         vectors = rearrange(self.squeeze(self.mixer_norm(x, condition)), "b t n s -> b t (n s)")
-        vectors, state = self.mixer(vectors, SSMState(memory["scan"], memory["conv"]), update)
+        state = SSMState(memory["scan"], memory["conv"])
+        vectors, state = self.mixer(vectors, state, update, poses)
         x = x + self.spread(rearrange(vectors, "b t (n s) -> b t n s", n=self.num_tokens))
         x = x + self._attend_within_frames(self.attention_norm(x, condition))
         return x + self.mlp(self.mlp_norm(x, condition)), state._asdict()
@@ -100,7 +107,9 @@ class FrameSSMBackbone(LayeredBackbone):
         ValueError: the number of tokens does not divide `d_frame`.
     """
 
-    def __init__(self, config: FrameSSMConfig, grid: tuple[int, int]) -> None:
+    def __init__(
+        self, config: FrameSSMConfig, grid: tuple[int, int], pose: PoseConfig | None = None
+    ) -> None:
         super().__init__()
         num_tokens = grid[0] * grid[1]
         if config.d_frame % num_tokens:
@@ -108,5 +117,5 @@ class FrameSSMBackbone(LayeredBackbone):
                 f"d_frame {config.d_frame} is not a multiple of the {num_tokens} tokens of a frame"
             )
         self.layers = nn.ModuleList(
-            FrameSSMLayer(config, num_tokens) for _ in range(config.num_layers)
+            FrameSSMLayer(config, num_tokens, pose, seed=i) for i in range(config.num_layers)
         )

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldsim.backbone import BackboneConfig, Memory, make_backbone
-from worldsim.pose import PoseConfig, PoseEmbedding
+from worldsim.pose import PoseConfig, PoseEmbedding, token_poses
 from worldsim.tokenizer import TokenizerConfig
 
 
@@ -28,11 +28,11 @@ class Denoiser(nn.Module):
         d, c, grid = backbone.d_model, tokenizer.latent_channels, tokenizer.grid
         self.latent_in = nn.Linear(c, d)
         self.position = nn.Parameter(0.02 * torch.randn(grid[0] * grid[1], d))
-        self.pose = pose
+        self.pose, self.grid = pose, grid
         self.action_in = _action_embedding(num_actions, pose, d)
         self.action_condition = _action_embedding(num_actions, pose, d)
         self.signal_condition = nn.Sequential(nn.Linear(64, d), nn.SiLU(), nn.Linear(d, d))
-        self.backbone = make_backbone(backbone, grid)
+        self.backbone = make_backbone(backbone, grid, pose)
         self.latent_out = nn.Linear(d, c)
         nn.init.zeros_(self.latent_out.weight)
 
@@ -56,14 +56,19 @@ class Denoiser(nn.Module):
         Returns:
             Predicted clean latents (b, t, n, c), final tokens (b, t, n, d), memory afterwards.
         """
+        poses = None
         if self.pose is None:
             actions = actions.long()
-        x = self.latent_in(z) + self.position + self.action_in(actions)[:, :, None]
+            told = self.action_in(actions)[:, :, None]
+        else:
+            poses = token_poses(actions, self.grid, self.pose.field_of_view)
+            told = self.action_in(poses)
+        x = self.latent_in(z) + self.position + told
         frequencies = torch.pi * torch.arange(1, 33, device=z.device)
         angle = signal[..., None] * frequencies / 2
         level = self.signal_condition(torch.cat([angle.sin(), angle.cos()], dim=-1))
         condition = F.silu(level + self.action_condition(actions))
-        x, memory = self.backbone(x, condition, memory, steps, update)
+        x, memory = self.backbone(x, condition, memory, steps, update, poses)
         x = F.rms_norm(x, (x.shape[-1],), eps=1e-5)
         return self.latent_out(x).float(), x, memory
 

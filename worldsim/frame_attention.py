@@ -13,7 +13,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from worldsim.attention import AttentionState, attend, rotate
+from worldsim.attention import AttentionState, HeadRotation, attend
+from worldsim.pose import PoseConfig
 
 QUERY_CHUNK = 32
 """Frames whose queries are processed at once; changes speed, never results."""
@@ -129,12 +130,15 @@ class FrameProjection(nn.Module):
     The projections and normalisations are those of `attention.FrameLocalAttention`.
     """
 
-    def __init__(self, d_model: int, head_dim: int) -> None:
+    def __init__(
+        self, d_model: int, head_dim: int, pose: PoseConfig | None = None, seed: int = 0
+    ) -> None:
         super().__init__()
         if d_model % head_dim:
             raise ValueError(f"head_dim {head_dim} does not divide d_model {d_model}")
         self.num_heads = d_model // head_dim
         self.head_dim = head_dim
+        self.rotation = HeadRotation(self.num_heads, head_dim, pose, seed)
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
         self.query_norm = nn.RMSNorm(head_dim, eps=1e-5)
         self.key_norm = nn.RMSNorm(head_dim, eps=1e-5)
@@ -146,11 +150,17 @@ class FrameProjection(nn.Module):
         shape = (batch_size, self.num_heads, 0, num_tokens, self.head_dim)
         return self.qkv.weight.new_zeros(shape)
 
-    def project(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (b, t, n, d) of frames number `index` (b, t) to q, k, v (b, h, t, n, e)."""
+    def project(
+        self, x: Tensor, index: Tensor, poses: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens to queries, keys and values (b, h, t, n, e).
+
+        Args:
+            x: (b, t, n, d). index: (b, t) frame numbers. poses: (b, t, n, 3), where they are told.
+        """
         q, k, v = rearrange(self.qkv(x), "b t n (s h e) -> s b h t n e", s=3, e=self.head_dim)
-        q = rotate(self.query_norm(q.float()).to(v.dtype), index)
-        k = rotate(self.key_norm(k.float()).to(v.dtype), index)
+        q = self.rotation(self.query_norm(q.float()).to(v.dtype), index, poses)
+        k = self.rotation(self.key_norm(k.float()).to(v.dtype), index, poses)
         return q, k, v
 
     def merge(self, y: Tensor) -> Tensor:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import Protocol, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Memory = dict[str, Tensor]
 """What a backbone remembers: named tensors, batch first."""
+
+
+def rotate_pairs(x: Tensor, angle: Tensor) -> Tensor:
+    """Turn pairs of numbers: x (..., e), of which numbers i and i + e/2 pair; angle (..., e/2)."""
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
 class MLP(nn.Module):
@@ -69,11 +77,12 @@ def run_layers(
     memory: Memory,
     steps: Tensor,
     update: bool = True,
+    poses: Tensor | None = None,
 ) -> tuple[Tensor, Memory]:
-    """Run layers one after the other, each `layer(x, condition, own_memory, steps, update)`."""
+    """Run layers one after the other, each `layer(x, condition, own, steps, update, poses)`."""
     new_memory: Memory = {}
     for i, layer in enumerate(layers):
-        x, own = layer(x, condition, layer_memory(memory, i), steps, update)
+        x, own = layer(x, condition, layer_memory(memory, i), steps, update, poses)
         new_memory |= {f"{i}.{name}": tensor for name, tensor in own.items()}
     return x, new_memory
 
@@ -94,6 +103,7 @@ class LayeredBackbone(nn.Module):
         memory: Memory,
         steps: Tensor,
         update: bool = True,
+        poses: Tensor | None = None,
     ) -> tuple[Tensor, Memory]:
         """Process frames in order.
 
@@ -104,8 +114,9 @@ class LayeredBackbone(nn.Module):
             steps: (b,) int64 number of frames that came before.
             update: False allows to spare what only the memory needs; the one returned may then be
                 stale.
+            poses: (b, t, n, 3) float32 of the tokens, for a backbone that was made with poses.
 
         Returns:
             (b, t, n, d) and the memory after the last frame.
         """
-        return run_layers(self.layers, x, condition, memory, steps, update)
+        return run_layers(self.layers, x, condition, memory, steps, update, poses)

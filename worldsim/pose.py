@@ -27,6 +27,22 @@ class PoseConfig:
     """Wavelengths, each half of the one before."""
     harmonics: int = 4
     """Of the heading."""
+    field_of_view: float = 0.0
+    """Horizontal, in degrees: the pose of a token then has the heading of its column of the image;
+    0 gives all tokens that of the camera."""
+    rotary: bool = True
+    """Rotate what memories are looked up by, too; see `PoseRotation`."""
+    lengths: tuple[float, ...] = (0.7, 1.5, 3.0)
+    """How near places must be to be alike to rotations, in the unit of positions; each for a share
+    of the frequencies."""
+    max_harmonic: int = 3
+    """Of the heading, in rotations: 3 tells headings apart that differ by some 60 degrees."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.field_of_view < 180:
+            raise ValueError(f"field_of_view is {self.field_of_view}; it must be 0 to below 180")
+        if not self.lengths or min(self.lengths) <= 0:
+            raise ValueError(f"lengths are {self.lengths}; they must be above 0")
 
     @property
     def num_features(self) -> int:
@@ -66,6 +82,25 @@ def relative_poses(poses: Tensor) -> Tensor:
     return torch.stack([ahead, left, turn], dim=-1)
 
 
+def token_poses(poses: Tensor, grid: tuple[int, int], field_of_view: float) -> Tensor:
+    """Where each token of a frame is seen from, and in which direction.
+
+    Args:
+        poses: (b, t, 3) of the camera, headings counterclockwise.
+        grid: rows and columns of tokens.
+        field_of_view: horizontal, in degrees; 0 for the camera's heading everywhere.
+
+    Returns:
+        (b, t, n, 3) float32 in raster order.
+    """
+    rows, columns = grid
+    middle = (torch.arange(columns, device=poses.device) + 0.5) / columns * 2 - 1
+    to_the_left = -torch.atan(middle * math.tan(math.radians(field_of_view / 2)))
+    tokens = poses.float()[:, :, None].repeat(1, 1, rows * columns, 1)
+    tokens[..., 2] += to_the_left.repeat(rows)
+    return tokens
+
+
 def pose_features(poses: Tensor, config: PoseConfig) -> Tensor:
     """Features of poses: (..., 3) float32 to (..., num_features) float32."""
     position, heading = poses[..., :2], poses[..., 2:]
@@ -93,3 +128,41 @@ class PoseEmbedding(nn.Module):
 
     def forward(self, poses: Tensor) -> Tensor:
         return self.layers(pose_features(poses, self.config))
+
+
+class PoseRotation(nn.Module):
+    """Turns pairs of numbers by angles that are linear in the pose.
+
+    The product of two vectors turned so depends on their poses only through the difference: with
+    equal vectors it is a sum of cosines, largest for equal poses, and with these random frequencies
+    near the kernel exp(-distance^2 / 2 length^2) (random Fourier features, Rahimi and Recht 2007;
+    as rotations, Su et al. 2021, arXiv 2104.09864). So keys and queries, or the input and output
+    maps of a scan, are alike where they were seen from near poses, wherever that is.
+
+    Args:
+        config: lengths and harmonics.
+        width: of the vectors, even.
+        num_heads: each has frequencies of its own.
+        seed: of the frequencies.
+
+    Raises:
+        ValueError: the width is odd.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, config: PoseConfig, width: int, num_heads: int = 1, seed: int = 0) -> None:
+        super().__init__()
+        if width % 2:
+            raise ValueError(f"vectors of width {width} have no pairs to rotate; make it even")
+        rng = np.random.default_rng(seed)
+        shape = (num_heads, width // 2)
+        place = rng.normal(size=(*shape, 2)) / rng.choice(config.lengths, size=(*shape, 1))
+        harmonic = rng.integers(-config.max_harmonic, config.max_harmonic + 1, size=(*shape, 1))
+        frequencies = np.concatenate([place, harmonic], axis=-1).astype(np.float32)
+        self.register_buffer("frequencies", torch.from_numpy(frequencies), persistent=False)
+
+    def angles(self, poses: Tensor) -> Tensor:
+        """Poses (..., 3) to angles (..., num_heads, width / 2), float32 under autocast too."""
+        with torch.autocast(poses.device.type, enabled=False):
+            return torch.einsum("...i,hfi->...hf", poses.float(), self.frequencies.float())

@@ -23,6 +23,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from worldsim.layers import rotate_pairs
+from worldsim.pose import PoseConfig, PoseRotation
+
 ScanBackend = Literal["auto", "torch", "mamba_ssm"]
 
 
@@ -204,11 +207,21 @@ class Mamba2Mixer(nn.Module):
     token, so that a token reads what was written by tokens like it, and the heads forget over 100
     to 4,000 tokens. Mamba-2's own initialisation (B and C independent, most heads forgetting within
     some ten tokens) learns recall far later.
+
+    Args:
+        config: sizes.
+        pose: of a model that is told poses; B and C are then rotated by them.
+        seed: of the rotations.
     """
 
-    def __init__(self, config: SSMConfig) -> None:
+    def __init__(self, config: SSMConfig, pose: PoseConfig | None = None, seed: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.rotation: PoseRotation | None = None
+        if pose is not None and pose.rotary:
+            self.rotation = PoseRotation(pose, config.d_state, seed=seed)
+            # What B and C have in common whatever the tokens hold: alikeness of poses alone.
+            self.map_bias = nn.Parameter(torch.full((2, config.d_state), 0.5))
         h = config.num_heads
         self.in_proj = nn.Linear(config.d_model, config.d_inner + config.d_xbc + h, bias=False)
         self.conv_weight = nn.Parameter(torch.empty(config.d_conv, config.d_xbc))
@@ -234,13 +247,16 @@ class Mamba2Mixer(nn.Module):
         conv = self.in_proj.weight.new_zeros(batch_size, c.d_conv - 1, c.d_xbc)
         return SSMState(scan, conv)
 
-    def forward(self, u: Tensor, state: SSMState, update: bool = True) -> tuple[Tensor, SSMState]:
+    def forward(
+        self, u: Tensor, state: SSMState, update: bool = True, poses: Tensor | None = None
+    ) -> tuple[Tensor, SSMState]:
         """Mix along the sequence.
 
         Args:
             u: (b, l, d_model), any l >= 1.
             state: memory before the first token.
             update: False spares computing the memory; the one returned is then stale.
+            poses: (b, l, 3) float32 of the tokens, for a mixer that rotates by them.
 
         Returns:
             (b, l, d_model) and the memory after the last token.
@@ -249,6 +265,12 @@ class Mamba2Mixer(nn.Module):
         z, xbc, dt = self.in_proj(u).split([c.d_inner, c.d_xbc, c.num_heads], dim=-1)
         xbc, conv = self._convolve(xbc, state.conv)
         x, B, C = xbc.split([c.d_inner, c.d_state, c.d_state], dim=-1)
+        if self.rotation is not None and poses is not None:
+            angle = self.rotation.angles(poses)[..., 0, :]
+            B, C = (
+                rotate_pairs(m + b.to(m.dtype), angle)
+                for m, b in zip((B, C), self.map_bias, strict=True)
+            )
         x = rearrange(x, "b l (h p) -> b l h p", p=c.head_dim)
         dt = F.softplus(dt.float() + self.dt_bias)
         y, scan = self._scan(x, dt, -torch.exp(self.A_log), B, C, state.scan.float(), update)
