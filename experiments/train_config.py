@@ -110,7 +110,22 @@ def presets() -> dict[str, tuple[str, TrainConfig]]:
         dynamics=DynamicsTraining(curriculum=((64, 0.7), (128, 0.3))),
         validation=ValidationConfig(context=64),
     )
+    # Odometry, and first single frames of an episode in any order, of which only memory tells
+    # anything; then ever longer stretches.
+    memory_maze = TrainConfig(
+        odometry=True,
+        pose=PoseConfig(wavelength=32.0, octaves=6, field_of_view=80.0),
+        diffusion=DiffusionForcingConfig(
+            clean_prefix_probability=0.0, level_power=4.0, min_context_signal=0.5
+        ),
+        dynamics=DynamicsTraining(
+            optimizer=OptimizerConfig(steps=3000, learning_rate=2e-3, muon_learning_rate=4e-3),
+            curriculum=((128, 0.25), (256, 0.35), (256, 0.25), (512, 0.15)),
+            longest_stretches=(1, 1, 256, 512),
+        ),
+    )
     named = {
+        "memory-maze": ("Memory Maze with long memory on two CPU cores, 90 minutes.", memory_maze),
         "minerl": ("MineRL on two CPU cores, an hour or two.", minerl),
         "cpu": ("Two CPU cores, an hour or two.", TrainConfig()),
         "gpu": ("One GPU, half an hour to hours.", gpu),
