@@ -283,21 +283,30 @@ class MemoryMazes:
 
     @torch.no_grad()
     def evaluate(
-        self, model: WorldModel, progress: Any = lambda text: None
+        self,
+        model: WorldModel,
+        progress: Any = lambda text: None,
+        observed: int | None = None,
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Dream both tasks.
+
+        Args:
+            model: told poses or actions, as the task says.
+            progress: called with what is being dreamed.
+            observed: last frames of the tour that the model gets to see; by default all.
 
         Returns:
             JSON values, and arrays for the contact sheet.
         """
         context = self.task.context
+        first = 0 if observed is None else context - observed
         generator = torch.Generator(model.device).manual_seed(0)
 
         def dream(episodes: list[Episode], frames: Tensor) -> tuple[Tensor, Tensor]:
             told = [e.actions if self.pose is None else poses_of(e.infos) for e in episodes]
             actions = torch.from_numpy(np.stack(told)).to(model.device)
             state = model.initial_state(len(episodes))
-            state = model.observe(state, actions[:, :context], frames[:, :context])
+            state = model.observe(state, actions[:, first:context], frames[:, first:context])
             return model.dream(state, actions[:, context:], generator=generator)
 
         return self._evaluate_with(dream, model.device, progress)

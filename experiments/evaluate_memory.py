@@ -1,0 +1,155 @@
+"""Does a world model use its long memory? Dreams of returns to seen places, on real mazes.
+
+    python experiments/evaluate_memory.py --world-model memory-maze-9x9
+
+Held-out mazes are toured; the model observes the tour and dreams on under the true actions: the
+same tour again (retrieval), or a walk anywhere (reasoning). The same is dreamed after only the last
+few frames of the tour. A model that remembers is better after the whole tour, most of all where a
+place was last seen long ago; one that does not dreams the same. Copies of the seen frame of the
+nearest pose show what perfect recall without any understanding gives. Leaves results.json, a table,
+plots of recall against distance and of quality by step, and a contact sheet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+import worldsim
+from experiments.memory_mazes import MazeTask, MemoryMazes
+from experiments.memory_report import (
+    REFERENCE,
+    REFERENCE_LABEL,
+    Runs,
+    contact_rows,
+    draw_contact_sheet,
+    draw_psnr,
+    draw_recall,
+    format_table,
+    plot,
+)
+from experiments.platform_settings import keep_memory
+from experiments.report import provenance, write_json
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateMemoryConfig:
+    """What to judge, and on what walks."""
+
+    world_model: str = "memory-maze-9x9"
+    """Shipped name or checkpoint directory; of a model that is told actions."""
+    env: str = "memory-maze-9x9"
+    """Memory Maze to walk in."""
+    episodes: int = 12
+    """Held-out mazes for each kind of walk."""
+    context: int = 256
+    """Frames of the tour."""
+    horizon: int = 128
+    """Dreamed frames."""
+    shorter_contexts: tuple[int, ...] = (8,)
+    """Last frames of the tour that are observed, to compare."""
+    num_denoising_steps: int | None = None
+    """Network evaluations per dreamed frame; by default the model's."""
+    dream_signal: float | None = None
+    """Signal level at which dreamed frames are committed to memory; by default the model's."""
+    batch_size: int = 6
+    num_workers: int = 2
+    device: str = "cpu"
+    work: Path = Path("runs/evaluate_memory")
+    """Recorded walks, which are used again."""
+    output: Path = Path("runs/evaluate_memory/results")
+
+    def __post_init__(self) -> None:
+        for observed in self.shorter_contexts:
+            if not 1 <= observed < self.context:
+                raise ValueError(
+                    f"shorter_contexts has {observed}; with a tour of {self.context} frames it "
+                    f"must be 1 to {self.context - 1}"
+                )
+
+
+def main(config: EvaluateMemoryConfig) -> dict[str, Any]:
+    """Evaluate, write and print everything.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        ValueError: the model is told poses, or frames or actions are not those of the walks.
+    """
+    keep_memory()
+    model = worldsim.load(config.world_model, config.device)
+    if model.told_poses:
+        raise ValueError(
+            f"{config.world_model} is told poses, not actions: judge it with "
+            "experiments/benchmark_memory.py"
+        )
+    changes = {name: getattr(config, name) for name in ("num_denoising_steps", "dream_signal")}
+    model = model.reconfigured(**{k: v for k, v in changes.items() if v is not None})
+    task = MazeTask(
+        env=config.env,
+        conditioning="action",
+        training_episodes=4,  # only to learn which colours there are
+        test_episodes=config.episodes,
+        context=config.context,
+        horizon=config.horizon,
+        batch_size=config.batch_size,
+        num_workers=config.num_workers,
+    )
+    mazes = MemoryMazes(task, config.work)
+    expected = (mazes.train.frame_shape, mazes.train.num_actions)
+    if (model.config.frame_shape, model.config.num_actions) != expected:
+        raise ValueError(
+            f"{config.world_model} was made for frames {model.config.frame_shape} and "
+            f"{model.config.num_actions} actions; {config.env} has {expected[0]} and {expected[1]}"
+        )
+    runs: Runs = {}
+    parameters = sum(p.numel() for p in model.parameters())
+    with tqdm(total=2 * (2 + len(config.shorter_contexts)), unit="walks", mininterval=0) as bar:
+
+        def run(name: str, label: str, evaluate: Any) -> None:
+            def report(kind: str) -> None:
+                bar.set_description(f"{label}, {kind}")
+                bar.update()
+
+            evaluation, frames = evaluate(report)
+            runs[name] = [
+                {"label": label, "seed": 0, "parameters": parameters, "evaluation": evaluation}
+            ]
+            kept = config.work / f"{name}-seed0" / "frames.npz"
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(kept, **frames)  # type: ignore[arg-type]
+
+        run("whole", f"whole tour, {config.context} frames", lambda r: mazes.evaluate(model, r))
+        for n in config.shorter_contexts:
+            run(
+                f"last_{n}",
+                f"last {n} frames",
+                lambda r, n=n: mazes.evaluate(model, r, observed=n),
+            )
+        run(REFERENCE, REFERENCE_LABEL, lambda r: mazes.reference(model.device, r))
+    values = {
+        "runs": {name: results[0] for name, results in runs.items()},
+        "config": config,
+        "provenance": provenance(),
+    }
+    write_json(config.output / "results.json", values)
+    table = format_table(runs, {})
+    (config.output / "table.md").write_text(table + "\n")
+    plot(config.output / "recall.png", [lambda axes: draw_recall(axes, runs)])
+    plot(config.output / "psnr.png", [lambda axes: draw_psnr(axes, runs)])
+    rows = contact_rows(runs, config.work)
+    if rows:
+        plot(config.output / "contact_sheet.png", [lambda axes: draw_contact_sheet(axes, rows)])
+    print(table)
+    print(f"everything is in {config.output}")
+    return values
+
+
+if __name__ == "__main__":
+    main(tyro.cli(EvaluateMemoryConfig))
