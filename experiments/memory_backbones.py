@@ -19,6 +19,7 @@ from worldsim.backbone import (
     count_backbone_parameters,
     match_parameters,
 )
+from worldsim.backbone_block_ssm import BlockSize
 from worldsim.diffusion import DiffusionForcingConfig
 from worldsim.training import DynamicsTraining
 
@@ -30,7 +31,7 @@ class BackboneSizes:
     d_model: int = 96
     num_layers: int = 6
     """Layers of `block_ssm`; the others get as many as match its parameters."""
-    block_sizes: tuple[int, ...] = (1, 2)
+    block_sizes: tuple[BlockSize, ...] = (1, 2)
     """Of `block_ssm`, by layer."""
     head_dim: int = 32
     d_state: int = 32
@@ -44,7 +45,9 @@ class BackboneSizes:
 
 
 def _block_ssm(
-    sizes: BackboneSizes, block_sizes: tuple[int, ...] | None = None, window: int | None = None
+    sizes: BackboneSizes,
+    block_sizes: tuple[BlockSize, ...] | None = None,
+    window: int | None = None,
 ) -> BlockSSMConfig:
     return BlockSSMConfig(
         d_model=sizes.d_model,

@@ -1,6 +1,7 @@
 """The backbone streams as it runs in parallel, never sees the future and remembers a fixed size."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ VARIANTS = {
     "mixed blocks": {},
     "block size 1": {"block_sizes": (1,)},
     "block size 2": {"block_sizes": (2,)},
+    "rows": {"block_sizes": ((1, 4), (2, 1))},
     "no attention": {"window": 0},
     "one frame of attention": {"window": 1},
     "long window": {"window": 20},
@@ -111,6 +113,17 @@ def test_a_block_has_a_state_of_its_own() -> None:
     assert ((y - z)[:, 3:, [0, 1, 4, 5]].abs().amax((0, 1, 3)) > 0).all()
 
 
+@torch.no_grad()
+def test_a_row_has_a_state_of_its_own() -> None:
+    backbone = build(block_sizes=((1, 4),), window=0)
+    x, condition = inputs(6)
+    changed = x.clone()
+    changed[:, 2, 5] += 1
+    y, z = (parallel(backbone, a, condition)[0] for a in (x, changed))
+    assert torch.equal(y[:, :, :4], z[:, :, :4])  # the other row
+    assert ((y - z)[:, 3:, 4:].abs().amax((0, 1, 3)) > 0).all()
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
 def test_memory_size_is_constant_and_batch_first(variant: str) -> None:
@@ -145,9 +158,10 @@ def test_memory_given_is_left_alone() -> None:
     assert all(torch.equal(memory[k], before[k]) for k in before)
 
 
-@pytest.mark.parametrize("size", [0, 3, 4])
-def test_block_sizes_that_do_not_fit_are_named(size: int) -> None:
-    with pytest.raises(ValueError, match=rf"block size {size} does not divide .*\(2, 4\)"):
+@pytest.mark.parametrize("size", [0, 3, 4, (2, 3), (4, 1), (1, 0)])
+def test_block_sizes_that_do_not_fit_are_named(size: int | tuple[int, int]) -> None:
+    named = re.escape(f"block size {size} does not divide the token grid (2, 4)")
+    with pytest.raises(ValueError, match=named):
         build(block_sizes=(1, size))
 
 

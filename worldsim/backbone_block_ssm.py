@@ -2,8 +2,9 @@
 
 Po et al. 2025, "Long-Context State-Space Video World Models" (arXiv 2505.20171), section 3. Tokens
 (t, h, w) are cut along space into blocks; each block is scanned causally through time with its own
-state, so a token's predecessor in time is block_size^2 tokens away instead of h*w. Small blocks
-remember more places, large blocks mix space; layers differ. Noise level and action enter through
+state, so a token's predecessor in time is as many tokens away as the block has, instead of h*w.
+Small blocks remember more places, large blocks mix space; layers differ. Blocks of whole rows suit
+a camera that turns: what it sees moves along the rows. Noise level and action enter through
 adaptive normalisation.
 
 With blocks as large as the frame it is Mamba-2 over the flattened (t, h, w) order: the plain
@@ -23,6 +24,14 @@ from worldsim.layers import MLP, AdaptiveNorm, LayeredBackbone, Memory
 from worldsim.pose import PoseConfig
 from worldsim.ssm import Mamba2Mixer, ScanBackend, SSMConfig, SSMState
 
+BlockSize = int | tuple[int, int]
+"""Side of a square block of tokens, or its rows and columns."""
+
+
+def rows_and_columns(size: BlockSize) -> tuple[int, int]:
+    """Rows and columns of a block."""
+    return (size, size) if isinstance(size, int) else size
+
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSSMConfig:
@@ -31,8 +40,9 @@ class BlockSSMConfig:
     kind: Literal["block_ssm"] = "block_ssm"
     d_model: int = 256
     num_layers: int = 6
-    block_sizes: tuple[int, ...] = (1, 4)
-    """Side of a block in tokens, by layer, repeated; must divide the token grid."""
+    block_sizes: tuple[BlockSize, ...] = (1, 4)
+    """Side of a block in tokens, or its rows and columns, by layer, repeated; must divide the token
+    grid."""
     window: int = 8
     """Frames that attention sees, its own included; 0 leaves attention out."""
     head_dim: int = 64
@@ -64,13 +74,13 @@ class BlockSSMLayer(nn.Module):
     def __init__(
         self,
         config: BlockSSMConfig,
-        block_size: int,
+        block_size: BlockSize,
         grid: tuple[int, int],
         pose: PoseConfig | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.block_size = block_size
+        self.block = rows_and_columns(block_size)
         self.grid = grid
         self.mixer_norm = AdaptiveNorm(config.d_model)
         self.mixer = Mamba2Mixer(config.ssm(), pose, seed)
@@ -88,7 +98,7 @@ class BlockSSMLayer(nn.Module):
 
     @property
     def num_blocks(self) -> int:
-        return (self.grid[0] // self.block_size) * (self.grid[1] // self.block_size)
+        return (self.grid[0] // self.block[0]) * (self.grid[1] // self.block[1])
 
     def initial_state(self, batch_size: int) -> Memory:
         scan, conv = self.mixer.initial_state(batch_size * self.num_blocks)
@@ -127,8 +137,8 @@ class BlockSSMLayer(nn.Module):
         self, x: Tensor, memory: Memory, update: bool, poses: Tensor | None
     ) -> tuple[Tensor, Memory]:
         """Scan every block through time, its tokens in raster order within a frame."""
-        (h, w), s = self.grid, self.block_size
-        sizes = {"t": x.shape[1], "i": h // s, "j": w // s, "p": s, "q": s}
+        (h, w), (p, q) = self.grid, self.block
+        sizes = {"t": x.shape[1], "i": h // p, "j": w // q, "p": p, "q": q}
 
         def cut(tokens: Tensor) -> Tensor:
             return rearrange(tokens, "b t (i p j q) d -> (b i j) (t p q) d", **sizes)
@@ -150,7 +160,8 @@ class BlockSSMBackbone(LayeredBackbone):
     ) -> None:
         super().__init__()
         for size in config.block_sizes:
-            if size < 1 or grid[0] % size or grid[1] % size:
+            rows, columns = rows_and_columns(size)
+            if rows < 1 or columns < 1 or grid[0] % rows or grid[1] % columns:
                 raise ValueError(f"block size {size} does not divide the token grid {grid}")
         sizes = [config.block_sizes[i % len(config.block_sizes)] for i in range(config.num_layers)]
         self.layers = nn.ModuleList(
