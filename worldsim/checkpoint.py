@@ -7,9 +7,11 @@ package. Weights may be cut into several files and stored in half precision; the
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
+import time
 import types
 import typing
 from collections.abc import Mapping
@@ -22,7 +24,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from worldsim.world_model import WorldModel, WorldModelConfig
+from worldsim.world_model import WorldModel
+from worldsim.world_model_config import WorldModelConfig
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 SHARD_BYTES = 15 * 2**20
@@ -230,13 +233,32 @@ def load(
 
 
 def fast_dtype(device: torch.device | str) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it fast, else float32."""
+    """bfloat16 where the hardware multiplies it faster than float32, else float32."""
     if torch.device(device).type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    fast = torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get(
-        "amx_bf16"
-    )
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if _multiplies_bfloat16_fast() else torch.float32
+
+
+@functools.cache
+def _multiplies_bfloat16_fast(size: int = 768, repetitions: int = 5) -> bool:
+    """Whether this CPU does, by a short trial.
+
+    Of those that have the instructions some take twice as long as with float32 (Xeons whose AMX is
+    not there), others half as long or a sixth.
+    """
+    known = torch.cpu.get_capabilities()
+    if not (known.get("avx512_bf16") or known.get("amx_bf16")):
+        return False
+
+    def shortest(dtype: torch.dtype) -> float:
+        a, times = torch.ones(size, size, dtype=dtype), []
+        for _ in range(repetitions):
+            start = time.perf_counter()
+            a @ a
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return shortest(torch.float32) > 1.2 * shortest(torch.bfloat16)
 
 
 def load_metadata(name_or_path: str | Path) -> dict[str, Any]:
