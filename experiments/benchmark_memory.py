@@ -57,7 +57,8 @@ from worldsim.training import (
     step_rng,
     tokenizer_loss,
 )
-from worldsim.world_model import WorldModel, WorldModelConfig
+from worldsim.world_model import WorldModel
+from worldsim.world_model_config import WorldModelConfig
 
 Settings = dict[str, Any]
 """Config dataclasses by name."""

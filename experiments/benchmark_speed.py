@@ -159,6 +159,9 @@ def time_training(config: SpeedConfig, frames: int = 512, repetitions: int = 5) 
         rewards=torch.zeros(batch * length),
         terminated=torch.zeros(batch * length, dtype=torch.bool),
         lengths=np.full(batch, length),
+        poses=None
+        if c.pose is None
+        else torch.from_numpy(rng.random((batch * length, 3), np.float32)),
     )
     training = DynamicsTraining(
         optimizer=OptimizerConfig(steps=repetitions + 2),
@@ -179,7 +182,7 @@ def time_training(config: SpeedConfig, frames: int = 512, repetitions: int = 5) 
 
 def flops_per_pass(model: WorldModel) -> float:
     """Operations of the matrix products with weights, per env and network pass."""
-    tokens = int(np.prod(model.config.tokenizer.grid))
+    tokens = int(np.prod(model.config.token_grid))
     total = 0
     for name, module in model.denoiser.named_modules():
         if isinstance(module, torch.nn.Linear):
@@ -289,8 +292,9 @@ def time_parts(model: WorldModel, num_envs: int, repetitions: int = 10) -> dict[
     z = torch.randn(num_envs, 1, tokens, c.tokenizer.latent_channels, device=model.device)
     actions = torch.zeros(num_envs, 1, dtype=torch.int64, device=model.device)
     with torch.no_grad():
+        told = model.tell(state, actions[:, 0])
         parts: dict[str, Callable[[], object]] = {
-            "network_pass": lambda: model.denoise(state, actions, z, 0.5),
+            "network_pass": lambda: model.denoise(state, told, z, 0.5),
             "commit": lambda: model.observe_latents(state, actions, z),
             "decode": lambda: model.decode(z),
             "heads": lambda: (

@@ -47,7 +47,8 @@ from worldsim.training import (
     step_rng,
     tokenizer_loss,
 )
-from worldsim.world_model import WorldModel, WorldModelConfig
+from worldsim.world_model import WorldModel
+from worldsim.world_model_config import WorldModelConfig
 
 
 def main(config: TrainConfig) -> Path:
@@ -136,7 +137,10 @@ def build_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:
             num_actions=dataset.num_actions,
             tokenizer=tokenizer,
             backbone=config.backbone,
+            latent_patch=config.latent_patch,
             diffusion=config.diffusion,
+            num_denoising_steps=config.num_denoising_steps,
+            dream_signal=config.dream_signal,
             pose=config.pose if config.odometry else None,
             odometry=OdometryConfig() if config.odometry else None,
             reward_limit=config.reward_limit,

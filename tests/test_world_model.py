@@ -382,6 +382,45 @@ def test_a_grid_that_does_not_fit_is_named() -> None:
         WorldModel(dataclasses.replace(config, backbone=backbone))
 
 
+def test_latents_may_be_taken_in_patches() -> None:
+    """Fewer tokens, with the same contract and frames as large as before."""
+    backbone = dataclasses.replace(tiny_config().backbone, block_sizes=((1, 2), 2))
+    tokenizer = dataclasses.replace(tiny_config().tokenizer, patch_size=16)
+    patched = tiny_model(backbone=backbone, tokenizer=tokenizer, latent_patch=2)
+    assert patched.config.tokenizer.grid == (4, 4)
+    assert patched.config.token_grid == (2, 2)
+    state = patched.initial_state(2)
+    actions, frames = episode()
+    for t in range(7):
+        state = patched.observe(state, actions[:, t : t + 1], frames[:, t : t + 1])
+    assert_close(state, observed(patched))
+    assert patched.imagine(state, torch.tensor([1, 4])).frame.shape == (2, 64, 64, 3)
+    z = torch.randn(2, 1, 16, 8, generator=generator())
+    latent = patched.denoise(state, torch.tensor([[1], [4]]), z, 0.0)
+    assert latent.shape == z.shape
+
+
+def test_every_latent_of_a_patch_is_seen_and_told() -> None:
+    backbone = dataclasses.replace(tiny_config().backbone, block_sizes=(1,), window=0)
+    tokenizer = dataclasses.replace(tiny_config().tokenizer, patch_size=16)
+    patched = tiny_model(backbone=backbone, tokenizer=tokenizer, latent_patch=2)
+    z = torch.randn(1, 1, 16, 8, generator=generator())
+    state, action = patched.initial_state(1), torch.tensor([[0]])
+    before = patched.denoise(state, action, z, 0.5)
+    for latent in range(16):
+        changed = z.clone()
+        changed[:, :, latent] += 1
+        moved = (patched.denoise(state, action, changed, 0.5) - before).abs().amax((0, 1, 3)) > 0
+        row, column = latent // 4 // 2 * 2, latent % 4 // 2 * 2  # of the patch's first latent
+        patch = [4 * (row + i) + column + j for i in (0, 1) for j in (0, 1)]
+        assert moved.nonzero().flatten().tolist() == patch
+
+
+def test_patches_that_do_not_fit_are_named() -> None:
+    with pytest.raises(ValueError, match=r"latent_patch 3 does not divide .* \(2, 2\)"):
+        WorldModel(dataclasses.replace(tiny_config(), latent_patch=3))
+
+
 @pytest.mark.gpu
 def test_cuda_dreams_as_the_cpu_does(model: WorldModel) -> None:
     state, actions, z = observed(model), torch.tensor([1, 4]), noise(model, 2)

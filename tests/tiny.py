@@ -15,7 +15,8 @@ from worldsim.checkpoint import Contexts
 from worldsim.dataset_writer import DatasetWriter
 from worldsim.recording import RecordedEpisode
 from worldsim.tokenizer import TokenizerConfig
-from worldsim.world_model import WorldModel, WorldModelConfig
+from worldsim.world_model import WorldModel
+from worldsim.world_model_config import WorldModelConfig
 
 NUM_ACTIONS = 6
 

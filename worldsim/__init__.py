@@ -4,7 +4,8 @@ import gymnasium
 
 from worldsim.checkpoint import CheckpointError, Contexts, load, load_contexts, save
 from worldsim.state import WorldState
-from worldsim.world_model import Dream, WorldModel, WorldModelConfig
+from worldsim.world_model import Dream, WorldModel
+from worldsim.world_model_config import WorldModelConfig
 
 gymnasium.register(
     id="worldsim/Dream-v0",

@@ -1,12 +1,15 @@
 """The network of the world model: noised latents, level, action and memory to clean latents.
 
-Token embedding, backbone and output. Instead of the action, poses may tell what is seen.
+Token embedding, backbone and output. Squares of latents may be taken as one token (patches, as in
+DiT, Peebles and Xie 2023, arXiv 2212.09748), which makes all that follows cheaper. Instead of the
+action, poses may tell what is seen.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from worldsim.backbone import BackboneConfig, Memory, make_backbone
@@ -15,7 +18,16 @@ from worldsim.tokenizer import TokenizerConfig
 
 
 class Denoiser(nn.Module):
-    """Predicts clean latents from noised ones, given level, action and memory."""
+    """Predicts clean latents from noised ones, given level, action and memory.
+
+    Args:
+        num_actions, tokenizer, backbone: sizes.
+        pose: of a model that is told poses.
+        patch: side of the square of latents that is one token.
+
+    Raises:
+        ValueError: the patches do not divide the grid of latents, or the backbone does not fit.
+    """
 
     def __init__(
         self,
@@ -23,9 +35,18 @@ class Denoiser(nn.Module):
         tokenizer: TokenizerConfig,
         backbone: BackboneConfig,
         pose: PoseConfig | None = None,
+        patch: int = 1,
     ) -> None:
         super().__init__()
-        d, c, grid = backbone.d_model, tokenizer.latent_channels, tokenizer.grid
+        h, w = tokenizer.grid
+        if patch < 1 or h % patch or w % patch:
+            raise ValueError(f"latent_patch {patch} does not divide the grid of latents {h, w}")
+        d, c, grid = (
+            backbone.d_model,
+            patch**2 * tokenizer.latent_channels,
+            (h // patch, w // patch),
+        )
+        self.cut = {"i": grid[0], "j": grid[1], "p": patch, "q": patch}
         self.latent_in = nn.Linear(c, d)
         self.position = nn.Parameter(0.02 * torch.randn(grid[0] * grid[1], d))
         self.pose, self.grid = pose, grid
@@ -54,8 +75,9 @@ class Denoiser(nn.Module):
             update: False where the memory afterwards is not needed.
 
         Returns:
-            Predicted clean latents (b, t, n, c), final tokens (b, t, n, d), memory afterwards.
+            Predicted clean latents (b, t, n, c), final tokens (b, t, tokens, d), memory afterwards.
         """
+        z = rearrange(z, "b t (i p j q) c -> b t (i j) (p q c)", **self.cut)
         poses = None
         if self.pose is None:
             actions = actions.long()
@@ -70,7 +92,8 @@ class Denoiser(nn.Module):
         condition = F.silu(level + self.action_condition(actions))
         x, memory = self.backbone(x, condition, memory, steps, update, poses)
         x = F.rms_norm(x, (x.shape[-1],), eps=1e-5)
-        return self.latent_out(x).float(), x, memory
+        z = rearrange(self.latent_out(x), "b t (i j) (p q c) -> b t (i p j q) c", **self.cut)
+        return z.float(), x, memory
 
 
 def _action_embedding(num_actions: int, pose: PoseConfig | None, d_model: int) -> nn.Module:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -18,49 +17,15 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from worldsim.backbone import BackboneConfig, BlockSSMConfig, Memory
+from worldsim.backbone import Memory
 from worldsim.denoiser import Denoiser
-from worldsim.diffusion import DiffusionForcingConfig, add_noise, diffusion_loss, sample
+from worldsim.diffusion import add_noise, diffusion_loss, sample
 from worldsim.heads import ReadOut, SymlogHead, make_head, weighted_mean
-from worldsim.odometry import Odometry, OdometryConfig, without_odometry
-from worldsim.pose import PoseConfig, relative_poses
+from worldsim.odometry import Odometry, without_odometry
+from worldsim.pose import relative_poses
 from worldsim.state import WorldState
-from worldsim.tokenizer import Tokenizer, TokenizerConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorldModelConfig:
-    """A world model; this and its weights are a checkpoint."""
-
-    num_actions: int
-    """Discrete actions of the environment; one more token stands for "no action"."""
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    backbone: BackboneConfig = field(default_factory=BlockSSMConfig)
-    diffusion: DiffusionForcingConfig = field(default_factory=DiffusionForcingConfig)
-    pose: PoseConfig | None = None
-    """Where set, the model is told from where each frame is seen instead of the action that led
-    there, as in Po et al. 2025: wherever actions are asked for it takes poses, float32 (..., 3)."""
-    odometry: OdometryConfig | None = None
-    """Where set too, the model is told actions again and finds the poses itself, relative to where
-    its memory began; true poses are needed in training only."""
-    num_denoising_steps: int = 4
-    """Network evaluations per dreamed frame, before the one that commits it."""
-    dream_signal: float = 0.9
-    """Signal level at which a dreamed frame is committed: a little noise hides its flaws."""
-    reward_bins: int = 41
-    """Bins of the distributions of reward and value, evenly spaced in symlog."""
-    reward_limit: float = 5.0
-    """Outermost bins in symlog, -limit and limit: 5 is a reward of 147, 7 one of 1,096."""
-    gamma: float = 0.98
-    """Discount of the returns that the value head predicts."""
-
-    @property
-    def frame_shape(self) -> tuple[int, int, int]:
-        return self.tokenizer.frame_shape
-
-    @property
-    def num_features(self) -> int:
-        return self.backbone.d_model
+from worldsim.tokenizer import Tokenizer
+from worldsim.world_model_config import WorldModelConfig
 
 
 class Dream(NamedTuple):
@@ -84,7 +49,13 @@ class WorldModel(nn.Module):
         self.config = config
         self.compute_dtype = torch.float32
         self.tokenizer = Tokenizer(config.tokenizer)
-        self.denoiser = Denoiser(config.num_actions, config.tokenizer, config.backbone, config.pose)
+        self.denoiser = Denoiser(
+            config.num_actions,
+            config.tokenizer,
+            config.backbone,
+            config.pose,
+            config.latent_patch,
+        )
         d = config.num_features
         self.read_out = ReadOut(d)
         self.reward_head = SymlogHead(d, config.reward_bins, config.reward_limit)
@@ -269,6 +240,21 @@ class WorldModel(nn.Module):
             return self.tokenizer.decode(latents)
 
     @torch.no_grad()
+    def tell(self, state: WorldState, actions: Tensor) -> Tensor:
+        """What the network is told of the next frame: the action, or the pose that it leads to.
+
+        Args:
+            state: memory of a batch of envs.
+            actions: (b,) int64, or (b, 3) float32 poses for a model that is told poses.
+
+        Returns:
+            (b, 1) int64 actions or (b, 1, 3) float32 poses.
+        """
+        if self.odometry is None:
+            return actions[:, None]
+        return self.odometry.expect(state.memory, actions)
+
+    @torch.no_grad()
     def denoise(self, state: WorldState, told: Tensor, z: Tensor, level: float) -> Tensor:
         """Predict clean latents of the next frame from noised ones, against frozen memory.
 
@@ -368,9 +354,7 @@ class WorldModel(nn.Module):
             )
         elif noise.dtype != torch.float32:
             raise ValueError(f"noise is {noise.dtype}; it must be torch.float32")
-        told = actions[:, None]
-        if self.odometry is not None:
-            told = self.odometry.expect(state.memory, actions)
+        told = self.tell(state, actions)
 
         def denoise(z: Tensor, level: float) -> Tensor:
             return self.denoise(state, told, z, level)
