@@ -37,6 +37,7 @@ from worldsim.open_loop import (
     draw_stretches,
     evaluate_open_loop,
     odometry_error,
+    read_out_episode,
 )
 from worldsim.pose import has_poses
 from worldsim.world_model import WorldModel
@@ -208,22 +209,15 @@ def rewards_on_real_frames(
     scores, rewards, values, returns = [], [], [], []
     for i in tqdm(range(min(num_episodes, len(dataset))), desc="rewards", unit="episode"):
         episode = dataset.episode(i)
-        latents = torch.cat(
-            [
-                model.encode(part.to(model.device))
-                for part in torch.from_numpy(episode.frames).split(128)
-            ]
-        )[None]
-        actions = torch.from_numpy(episode.actions)[None].to(model.device)
-        _, features = model.observe_latents(model.initial_state(1), actions, latents)
-        scores.append(model.predict_reward(features)[0].cpu().numpy())
+        features = read_out_episode(model, episode)
+        scores.append(model.predict_reward(features).cpu().numpy())
         rewards.append(episode.rewards)
         followed, known = discounted_returns(
             torch.from_numpy(episode.rewards),
             torch.from_numpy(episode.terminated),
             model.config.gamma,
         )
-        values.append(model.predict_value(features)[0].cpu().numpy()[known > 0.9])
+        values.append(model.predict_value(features).cpu().numpy()[known > 0.9])
         returns.append(followed.numpy()[known > 0.9])
     value, made = np.concatenate(values), np.concatenate(returns)
     score, real = np.concatenate(scores), np.concatenate(rewards) > 0.5

@@ -28,15 +28,18 @@ import worldsim.checkpoint as checkpoint
 from experiments.platform_settings import keep_memory
 from experiments.train_config import TrainConfig, ValidationConfig, presets
 from experiments.videos import add_video
-from worldsim.backbone import (
-    count_parameters,
-)
+from worldsim.backbone import count_parameters
 from worldsim.episodes import EpisodeDataset
 from worldsim.latents import LatentEpisodes, encode_dataset
 from worldsim.metrics import average_precision
 from worldsim.odometry import Odometry, OdometryConfig
 from worldsim.odometry_training import OdometryLoss, odometry_loss
-from worldsim.open_loop import draw_stretches, evaluate_open_loop, odometry_error
+from worldsim.open_loop import (
+    draw_stretches,
+    evaluate_open_loop,
+    odometry_error,
+    read_out_episode,
+)
 from worldsim.pose import has_poses
 from worldsim.tokenizer import Tokenizer
 from worldsim.training import (
@@ -374,11 +377,8 @@ def reward_quality(
     predicted, real = [], []
     for i in range(min(num_episodes, len(held_out))):
         episode = held_out.episode(i, 0, min(length, int(held_out.lengths[i])))
-        actions = torch.from_numpy(episode.actions)[None].to(model.device)
-        frames = torch.from_numpy(episode.frames)[None].to(model.device)
-        latents = model.encode(frames)
-        _, features = model.observe_latents(model.initial_state(1), actions, latents)
-        predicted.append(model.predict_reward(features)[0].cpu().numpy())
+        features = read_out_episode(model, episode)
+        predicted.append(model.predict_reward(features).cpu().numpy())
         real.append(episode.rewards)
     scores, rewards = np.concatenate(predicted), np.concatenate(real)
     events = rewards > 0.5 * max(float(rewards.max()), 1e-6)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from worldsim.episodes import EpisodeDataset
+from worldsim.episodes import Episode, EpisodeDataset
 from worldsim.metrics import psnr, ssim
 from worldsim.pose import poses_of, relative_poses
 from worldsim.world_model import WorldModel
@@ -131,6 +131,21 @@ def evaluate_open_loop(
 
 
 @torch.no_grad()
+def encode_episode(model: WorldModel, episode: Episode) -> tuple[torch.Tensor, torch.Tensor]:
+    """Actions (1, t) int64 and latents (1, t, n, c) float32, on the model's device."""
+    parts = torch.from_numpy(episode.frames).split(128)
+    latents = torch.cat([model.encode(part.to(model.device)) for part in parts])[None]
+    return torch.from_numpy(episode.actions)[None].to(model.device), latents
+
+
+@torch.no_grad()
+def read_out_episode(model: WorldModel, episode: Episode) -> torch.Tensor:
+    """Have a model observe an episode from its beginning; features (t, d) float32 of its frames."""
+    state = model.initial_state(1)
+    return model.observe_latents(state, *encode_episode(model, episode))[1][0]
+
+
+@torch.no_grad()
 def odometry_error(
     model: WorldModel, dataset: EpisodeDataset, num_episodes: int = 4, length: int = 500
 ) -> np.ndarray:
@@ -156,10 +171,8 @@ def odometry_error(
     errors = []
     for i in long:
         episode = dataset.episode(int(i), 0, length)
-        parts = torch.from_numpy(episode.frames).split(128)
-        latents = torch.cat([model.encode(part.to(model.device)) for part in parts])[None]
-        actions = torch.from_numpy(episode.actions)[None].to(model.device)
-        found, _ = model.odometry.locate(model.odometry.initial_memory(1), actions, latents)
+        before = model.odometry.initial_memory(1)
+        found, _ = model.odometry.locate(before, *encode_episode(model, episode))
         true = relative_poses(torch.from_numpy(poses_of(episode.infos))[None])
         errors.append((found.cpu() - true)[0, :, :2].norm(dim=-1).numpy())
     return np.mean(errors, axis=0)
