@@ -7,7 +7,7 @@ same tour again (retrieval), or a walk anywhere (reasoning). The same is dreamed
 few frames of the tour. A model that remembers is better after the whole tour, most of all where a
 place was last seen long ago; one that does not dreams the same. Copies of the seen frame of the
 nearest pose show what perfect recall without any understanding gives. Leaves results.json, a table,
-plots of recall against distance and of quality by step, and a contact sheet.
+plots of recall against distance and of quality by step, a contact sheet, and a video.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from experiments.memory_report import (
 )
 from experiments.platform_settings import keep_memory
 from experiments.report import provenance, write_json
+from experiments.videos import save_video, tile
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,12 +144,28 @@ def main(config: EvaluateMemoryConfig) -> dict[str, Any]:
     (config.output / "table.md").write_text(table + "\n")
     plot(config.output / "recall.png", [lambda axes: draw_recall(axes, runs)])
     plot(config.output / "psnr.png", [lambda axes: draw_psnr(axes, runs)])
+    save_video(config.output / "dreams.gif", stack_dreams(runs, config.work))
     rows = contact_rows(runs, config.work)
     if rows:
         plot(config.output / "contact_sheet.png", [lambda axes: draw_contact_sheet(axes, rows)])
     print(table)
     print(f"everything is in {config.output}")
     return values
+
+
+def stack_dreams(runs: Runs, work: Path) -> np.ndarray:
+    """Walks of the same tour again side by side: real, and below what each run dreamed.
+
+    Returns:
+        (t, h, w, c) uint8.
+    """
+    rows: list[np.ndarray] = []
+    for name in runs:
+        with np.load(work / f"{name}-seed0" / "frames.npz") as frames:
+            if not rows:
+                rows.append(tile(frames["real"]))
+            rows.append(tile(frames["dreamed"]))
+    return np.concatenate([np.pad(row, ((0, 0), (2, 2), (0, 0), (0, 0))) for row in rows], axis=1)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import imageio.v3 as iio
 import pytest
 from tiny import tiny_model
 
@@ -46,6 +47,8 @@ def test_dreams_after_whole_and_cut_tours_are_compared(tmp_path: Path) -> None:
     assert "whole tour, 12 frames" in table and "last 4 frames" in table
     for name in ("recall.png", "psnr.png"):
         assert (tmp_path / "results" / name).stat().st_size > 0
+    video = iio.imread(tmp_path / "results" / "dreams.gif")
+    assert video.shape == (6, 4 * 68, 2 * 64, 3)  # real, whole, last 4 and copies; two walks
     # Walks are recorded once, and dreams are the same again.
     again = evaluate_memory.main(config(tmp_path, tmp_path / "model"))
     assert again["runs"] == values["runs"]
