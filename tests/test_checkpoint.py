@@ -141,6 +141,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing field": (overwrite("config.json", b"{}"), "WorldModelConfig: .*num_actions"),
     "field of another type": (edit(num_actions="six"), "config.json describes no model"),
     "group of another type": (edit(tokenizer=None), "TokenizerConfig is None"),
+    "group of a number": (edit(odometry=5), "5 is no OdometryConfig"),
+    "impossible value": (edit(pose={"field_of_view": 200}), "PoseConfig: field_of_view is 200"),
     "unknown backbone": (edit(backbone={"kind": "magic"}), "'magic'"),
     "impossible sizes": (
         edit(backbone={"kind": "block_ssm", "block_sizes": [3]}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from tiny import write_dataset
 
-from worldsim.episodes import EpisodeDataset
+from worldsim.episodes import Episode, EpisodeDataset
 from worldsim.latents import LatentEpisodes, discounted_returns, encode_dataset, shuffled_stretches
 from worldsim.tokenizer import Tokenizer, TokenizerConfig
 
@@ -48,6 +49,7 @@ def test_shuffled_segments_are_stretches_of_one_episode() -> None:
     assert (steps < 0).any() and (steps > 10).any()  # from all over the episode, in any order
     assert (steps == 1).any()
     assert torch.equal(batch.actions[:, 1:] == 7, (steps != 1) | (time[:, 1:] == 0))
+    assert (batch.actions[:, 0] == 7).all()
 
 
 @pytest.mark.parametrize(("num_frames", "length"), [(1, 1), (8, 8), (9, 8), (30, 8), (257, 64)])
@@ -145,6 +147,16 @@ def test_cached_latents_are_those_of_the_frames(
     assert not again(make_tokenizer(seed=1), dataset)[0]  # another tokenizer
     assert again(make_tokenizer(seed=1), dataset)[0]
     assert not again(make_tokenizer(seed=1), dataset.select([0, 1]))[0]  # other episodes
+    assert not again(tokenizer, dataset)[0] and again(tokenizer, dataset)[0]
+    repainted = dataset.select([0, 1, 2])
+    assert again(tokenizer, repainted)[0]
+
+    def negative(*where: int) -> Episode:
+        episode = dataset.episode(*where)
+        return dataclasses.replace(episode, frames=255 - episode.frames)
+
+    monkeypatch.setattr(repainted, "episode", negative)
+    assert not again(tokenizer, repainted)[0]  # the same actions and rewards, other frames
     os.truncate(cache, 100)
     assert not again(tokenizer, dataset)[0]  # damaged
     assert [p.name for p in cache.parent.iterdir()] == [cache.name]

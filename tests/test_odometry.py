@@ -12,7 +12,7 @@ from tiny import tiny_model, write_dataset
 
 from worldsim.checkpoint import load, save
 from worldsim.episodes import EpisodeDataset
-from worldsim.odometry import POSE, Odometry, OdometryConfig, displacements, integrate
+from worldsim.odometry import HIDDEN, POSE, Odometry, OdometryConfig, displacements, integrate
 from worldsim.open_loop import odometry_error
 from worldsim.pose import PoseConfig, relative_poses
 from worldsim.world_model import WorldModel
@@ -80,11 +80,13 @@ def test_it_learns_to_walk_and_finds_its_way() -> None:
     true = relative_poses(poses)
     with torch.no_grad():
         memory = odometry.initial_memory(4)
-        found, after = odometry.locate(memory, actions, latents[:4])
+        none = torch.zeros(4, dtype=torch.int64)
+        found, after = odometry.locate(memory, actions, latents[:4], none)
         assert (found - true)[..., :2].norm(dim=-1).max() < 0.3  # lost: about 1
         for t in range(12):  # one by one, expected before each frame is there
-            expected = odometry.expect(memory, actions[:, t])
-            here, memory = odometry.locate(memory, actions[:, t : t + 1], latents[:4, :1])
+            steps = none + t
+            expected = odometry.expect(memory, actions[:, t], steps)
+            here, memory = odometry.locate(memory, actions[:, t : t + 1], latents[:4, :1], steps)
             torch.testing.assert_close(here, found[:, t : t + 1], atol=1e-4, rtol=0)
             assert (expected - here)[..., :2].norm(dim=-1).max() < 0.1
     torch.testing.assert_close(memory[POSE], after[POSE], atol=1e-4, rtol=0)
@@ -110,6 +112,40 @@ def test_nothing_moves_where_no_action_led() -> None:
     assert not model.observe(model.initial_state(2), actions, frames).memory[POSE].any()
 
 
+def test_the_first_frame_is_the_origin_whatever_led_there() -> None:
+    """As in training, where poses are relative to the first frame of a segment."""
+    model = finding_poses()
+    actions, frames = episode(model, 3)
+    actions[:, 0] = 1  # a context from the middle of an episode
+    state = model.observe(model.initial_state(2), actions[:, :1], frames[:, :1])
+    assert not state.memory[POSE].any()
+    assert not model.tell(model.initial_state(2), actions[:, 0]).any()
+    assert model.observe(state, actions[:, 1:], frames[:, 1:]).memory[POSE].any()
+
+
+def test_dreams_are_followed_without_the_noise_they_are_remembered_with() -> None:
+    """The odometry has not learned from latents as noisy as a low dream_signal makes them."""
+    hidden = []
+    for signal in (0.2, 0.9):
+        model = finding_poses().reconfigured(dream_signal=signal)
+        state = model.observe(model.initial_state(2), *episode(model, 4))
+        noise = torch.randn(2, *model.noise_shape, generator=torch.Generator().manual_seed(0))
+        hidden.append(model.imagine(state, torch.tensor([0, 1]), noise=noise).state.memory[HIDDEN])
+    assert torch.equal(*hidden)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_any_integers_are_actions(dtype: torch.dtype) -> None:
+    model = finding_poses()
+    actions, frames = episode(model, 3)
+    states = [
+        model.observe(model.initial_state(2), a, frames) for a in (actions, actions.to(dtype))
+    ]
+    assert torch.equal(states[0].memory[POSE], states[1].memory[POSE])
+    dreams = [model.imagine(states[0], torch.tensor([1, 2]).to(d)) for d in (dtype, torch.int64)]
+    assert torch.equal(dreams[0].state.memory[POSE], dreams[1].state.memory[POSE])
+
+
 def test_many_frames_at_once_equal_one_by_one() -> None:
     model = finding_poses()
     actions, frames = episode(model, 7)
@@ -131,7 +167,7 @@ def test_dreams_stand_where_the_action_leads() -> None:
     noise = torch.randn(2, *model.noise_shape, generator=torch.Generator().manual_seed(0))
     dreams = [model.imagine(state, torch.full((2,), a), noise=noise) for a in (0, 1)]
     for a, dream in enumerate(dreams):
-        expected = model.odometry.expect(state.memory, torch.full((2,), a))
+        expected = model.odometry.expect(state.memory, torch.full((2,), a), state.steps)
         torch.testing.assert_close(dream.state.memory[POSE], expected[:, 0])
     assert not torch.equal(dreams[0].state.memory[POSE], dreams[1].state.memory[POSE])
     assert not torch.equal(dreams[0].frame, dreams[1].frame)

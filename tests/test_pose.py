@@ -176,6 +176,30 @@ def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
     torch.testing.assert_close(states[0].features, states[1].features, atol=0.05, rtol=0.05)
 
 
+def test_rotations_are_kept_exactly_even_by_half_precision(tmp_path: Path) -> None:
+    """They are drawn, and another version of the library that draws may draw others."""
+    model = told_poses()
+    for name, buffer in model.named_buffers():
+        if name.endswith("frequencies"):
+            buffer.add_(0.123)  # as another version would have drawn
+    save(model, tmp_path / "model", half=True)
+    loaded = dict(load(tmp_path / "model").named_buffers())
+    kept = {n: b for n, b in model.named_buffers() if n.endswith("frequencies")}
+    assert kept
+    for name, buffer in kept.items():
+        assert torch.equal(loaded[name], buffer)
+
+
+def test_models_saved_without_rotations_have_those_of_their_seeds() -> None:
+    model = told_poses()
+    weights = {k: v for k, v in model.state_dict().items() if not k.endswith("frequencies")}
+    assert len(weights) < len(model.state_dict())
+    other = told_poses()
+    other.load_state_dict(weights)
+    for name, buffer in other.named_buffers():
+        assert torch.equal(buffer, model.get_buffer(name))
+
+
 def test_actions_in_place_of_poses_are_refused() -> None:
     model, (_, frames) = told_poses(), sample(3)
     with pytest.raises(ValueError, match=r"told poses: expected are float32 \(2, 3, 3\)"):

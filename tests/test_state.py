@@ -62,6 +62,16 @@ def test_cat_undoes_indexing() -> None:
         WorldState.cat([])
 
 
+def test_memories_of_different_models_are_not_mixed() -> None:
+    state = make_state()
+    other = WorldState(state.memory | {"more": torch.zeros(4, 1)}, state.steps, state.features)
+    for first, second in ((state, other), (other, state)):
+        with pytest.raises(ValueError, match="different models: more is in one alone"):
+            WorldState.cat([first, second])
+        with pytest.raises(ValueError, match="different models: more is in one alone"):
+            first.where(torch.tensor([True] * 4), second)
+
+
 def test_where_chooses_by_env() -> None:
     state, other = make_state(seed=0), make_state(seed=1)
     mask = torch.tensor([True, False, True, False])

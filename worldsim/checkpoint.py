@@ -87,7 +87,7 @@ def from_json(cls: type, values: Mapping[str, Any]) -> Any:
         raise CheckpointError(f"{cls.__name__} has no field {', '.join(sorted(unknown))}")
     try:
         return cls(**{name: _convert(hints[name], value) for name, value in values.items()})
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"{cls.__name__}: {error}") from error
 
 
@@ -95,15 +95,17 @@ def _convert(hint: Any, value: Any) -> Any:
     """A JSON value as its type hint says; unions of dataclasses are told apart by `kind`."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        classes = [option for option in options if dataclasses.is_dataclass(option)]
-        if not classes or not isinstance(value, Mapping):
+        classes = [typing.cast(type, o) for o in options if dataclasses.is_dataclass(o)]
+        if not classes or value is None:
             return value
+        if not isinstance(value, Mapping):
+            raise CheckpointError(f"{value!r} is no {' or '.join(c.__name__ for c in classes)}")
         if len(classes) == 1:
-            return from_json(typing.cast(type, classes[0]), value)
+            return from_json(classes[0], value)
         kinds = {k: c for c in classes for k in typing.get_args(typing.get_type_hints(c)["kind"])}
         if value.get("kind") not in kinds:
             raise CheckpointError(f"kind is {value.get('kind')!r}; known are {', '.join(kinds)}")
-        return from_json(typing.cast(type, kinds[value["kind"]]), value)
+        return from_json(kinds[value["kind"]], value)
     if dataclasses.is_dataclass(hint):
         return from_json(typing.cast(type, hint), value)
     if origin is Literal and value not in options:
@@ -127,15 +129,16 @@ def save(
         model: what to save.
         path: the directory.
         contexts: real contexts to ship with it.
-        half: store weights as float16.
+        half: store weights as float16, and buffers as they are.
         metadata: JSON values saved as metadata.json (how the model was trained).
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    shortened = {name for name, p in model.named_parameters() if half and p.is_floating_point()}
     weights = {
-        name: (t.half() if half and t.is_floating_point() else t).detach().cpu().contiguous()
+        name: (t.half() if name in shortened else t).detach().cpu().contiguous()
         for name, t in model.state_dict().items()
     }
     for i, shard in enumerate(_shards(weights)):

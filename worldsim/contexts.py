@@ -185,7 +185,7 @@ def open_contexts(
         ValueError: there is nothing to start from.
     """
     if isinstance(contexts, ContextBank):
-        return contexts
+        return ContextBank(contexts.states.to(model.device), contexts.frames)
     if contexts is None:
         if world_model is None:
             raise ValueError(

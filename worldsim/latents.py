@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from worldsim.episodes import EpisodeDataset
+from worldsim.episodes import DamagedEpisodeError, EpisodeDataset
 from worldsim.pose import poses_of
 from worldsim.tokenizer import Tokenizer
 
@@ -121,7 +122,10 @@ class LatentEpisodes:
                 row[:] = self.offsets[i] + stretches
         index = torch.from_numpy(frames)
         actions = self.actions[index]
-        actions[:, 1:][index.diff(dim=1) != 1] = self.actions[0]
+        if longest_stretch:
+            cut = torch.ones_like(index, dtype=torch.bool)
+            cut[:, 1:] = index.diff(dim=1) != 1
+            actions[cut] = self.actions[0]
         return LatentBatch(
             self.latents[index].float(),
             actions,
@@ -155,8 +159,11 @@ def shuffled_stretches(
     return np.concatenate([stretches[i] for i in rng.permutation(len(stretches))])[:length]
 
 
-def fingerprint(tokenizer: Tokenizer, dataset: EpisodeDataset) -> str:
-    """Names a tokenizer's weights and a dataset's episodes, to tell whether a cache is theirs."""
+def fingerprint(tokenizer: Tokenizer, dataset: EpisodeDataset, poses: bool = False) -> str:
+    """Names a tokenizer's weights and a dataset's episodes, to tell whether a cache is theirs.
+
+    Of an episode all counts but its frames, of which the first stands for the others.
+    """
     digest = hashlib.sha256()
     for t in tokenizer.state_dict().values():
         digest.update(t.detach().cpu().float().numpy().tobytes())
@@ -164,6 +171,11 @@ def fingerprint(tokenizer: Tokenizer, dataset: EpisodeDataset) -> str:
     for i in range(len(dataset)):
         digest.update(dataset.actions(i).tobytes())
         digest.update(dataset.rewards(i).tobytes())
+        digest.update(dataset.terminated(i).tobytes())
+        with contextlib.suppress(DamagedEpisodeError):  # it is left out when it is read
+            digest.update(dataset.episode(i, 0, 1).frames.tobytes())
+            if poses:
+                digest.update(poses_of(dataset.infos(i)).tobytes())
     return digest.hexdigest()
 
 
@@ -192,7 +204,7 @@ def encode_dataset(
     Raises:
         ValueError: poses are wanted and an episode has none.
     """
-    key = fingerprint(tokenizer, dataset)
+    key = fingerprint(tokenizer, dataset, poses)
     names = ["latents", "actions", "rewards", "terminated", *(["poses"] if poses else [])]
     if cache is not None and cache.is_file():
         try:

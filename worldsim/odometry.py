@@ -91,28 +91,45 @@ class Odometry(nn.Module):
         hidden = torch.zeros(batch_size, self.config.hidden, device=device)
         return {HIDDEN: hidden, POSE: torch.zeros(batch_size, 3, device=device)}
 
-    def expect(self, memory: Memory, actions: Tensor) -> Tensor:
-        """Pose that an action will lead to, before its frame is there: (b,) int64 to (b, 1, 3)."""
+    def expect(self, memory: Memory, actions: Tensor, steps: Tensor) -> Tensor:
+        """Pose that an action will lead to, before its frame is there.
+
+        Args:
+            memory: as from `initial_memory` or `locate`.
+            actions: (b,) integers. steps: (b,) frames that came before.
+
+        Returns:
+            (b, 1, 3) float32.
+        """
+        actions = actions.long()
         inputs = torch.cat([memory[HIDDEN], self.action_in(actions)], dim=-1)
-        return integrate(memory[POSE], self._moved(self.before(inputs), actions)[:, None])
+        moved = self._moved(self.before(inputs), actions) * (steps > 0)[:, None]
+        return integrate(memory[POSE], moved[:, None])
 
     def locate(
-        self, memory: Memory, actions: Tensor, latents: Tensor, poses: Tensor | None = None
+        self,
+        memory: Memory,
+        actions: Tensor,
+        latents: Tensor,
+        steps: Tensor,
+        poses: Tensor | None = None,
     ) -> tuple[Tensor, Memory]:
-        """Follow frames.
+        """Follow frames. The first that is remembered is the origin, whatever led there.
 
         Args:
             memory: as from `initial_memory` or a call before.
-            actions: (b, t) int64, those that led to the frames.
+            actions: (b, t) integers, those that led to the frames.
             latents: (b, t, n, c) of the frames.
+            steps: (b,) frames that came before.
             poses: (b, t, 3) where they are known: of a dreamed frame, the one it was dreamed at.
 
         Returns:
             Poses (b, t, 3) and the memory after the last frame.
         """
-        _, after, hidden = self(actions, latents, memory[HIDDEN])
+        _, moved, hidden = self(actions, latents, memory[HIDDEN])
         if poses is None:
-            poses = integrate(memory[POSE], after)
+            known = torch.cat([steps[:, None] > 0, torch.ones_like(actions[:, 1:]).bool()], dim=1)
+            poses = integrate(memory[POSE], moved * known[..., None])
         return poses, {HIDDEN: hidden, POSE: poses[:, -1].clone()}
 
     def forward(
@@ -121,7 +138,7 @@ class Odometry(nn.Module):
         """Displacements along a sequence.
 
         Args:
-            actions: (b, t) int64, those that led to the frames.
+            actions: (b, t) integers, those that led to the frames.
             latents: (b, t, n, c) of the frames.
             hidden: (b, hidden) before the first frame.
 
@@ -129,6 +146,7 @@ class Odometry(nn.Module):
             Displacements (b, t, 3) expected before each frame is seen, those judged after, and the
             state (b, hidden) after the last frame.
         """
+        actions = actions.long()
         with torch.autocast(latents.device.type, enabled=False):
             led = self.action_in(actions)
             seen = self.latent_in(latents.float().flatten(2))

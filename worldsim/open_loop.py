@@ -171,8 +171,9 @@ def odometry_error(
     errors = []
     for i in long:
         episode = dataset.episode(int(i), 0, length)
-        before = model.odometry.initial_memory(1)
-        found, _ = model.odometry.locate(before, *encode_episode(model, episode))
+        start = model.initial_state(1)
+        seen = encode_episode(model, episode)
+        found, _ = model.odometry.locate(start.memory, *seen, start.steps)
         true = relative_poses(torch.from_numpy(poses_of(episode.infos))[None])
         errors.append((found.cpu() - true)[0, :, :2].norm(dim=-1).numpy())
     return np.mean(errors, axis=0)

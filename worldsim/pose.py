@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -160,7 +161,12 @@ class PoseRotation(nn.Module):
         place = rng.normal(size=(*shape, 2)) / rng.choice(config.lengths, size=(*shape, 1))
         harmonic = rng.integers(-config.max_harmonic, config.max_harmonic + 1, size=(*shape, 1))
         frequencies = np.concatenate([place, harmonic], axis=-1).astype(np.float32)
-        self.register_buffer("frequencies", torch.from_numpy(frequencies), persistent=False)
+        self.register_buffer("frequencies", torch.from_numpy(frequencies))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        """The first checkpoints did not hold the frequencies, which are those of the seed."""
+        state_dict.setdefault(prefix + "frequencies", self.frequencies)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def angles(self, poses: Tensor) -> Tensor:
         """Poses (..., 3) to angles (..., num_heads, width / 2), float32 under autocast too."""

@@ -175,6 +175,7 @@ def scan_mamba_ssm(
         new_state = state.clone()  # the kernel writes in place, a WorldState must not change
         b, _, h, p = x.shape
         n = B.shape[-1]
+        zero = dt.new_zeros(h, 1).expand(h, p)  # the kernel's wrapper reads strides of all it takes
         y = selective_state_update(
             new_state,
             x[:, 0],
@@ -182,6 +183,8 @@ def scan_mamba_ssm(
             A[:, None, None].expand(h, p, n),
             B[:, 0, None].expand(b, 1, n),
             C[:, 0, None].expand(b, 1, n),
+            D=zero,
+            dt_bias=zero,
         )
         return y[:, None], new_state
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined

@@ -70,7 +70,12 @@ class WorldState:
         return self.map(lambda t: t.repeat_interleave(n, dim=0))
 
     def where(self, mask: Tensor, other: WorldState) -> WorldState:
-        """This state where `mask` ((b,) bool) is true, `other` elsewhere."""
+        """This state where `mask` ((b,) bool) is true, `other` elsewhere.
+
+        Raises:
+            ValueError: the other is the memory of another model.
+        """
+        _check_names([self, other])
 
         def choose(a: Tensor, b: Tensor) -> Tensor:
             return torch.where(mask.view(-1, *[1] * (a.ndim - 1)), a, b)
@@ -97,6 +102,7 @@ class WorldState:
         """
         if not states:
             raise ValueError("cannot concatenate an empty list of states")
+        _check_names(states)
         memory = {
             k: torch.cat(_same_length([s.memory[k] for s in states])) for k in states[0].memory
         }
@@ -109,6 +115,14 @@ class WorldState:
     def __repr__(self) -> str:
         size = self.nbytes / max(self.batch_size, 1)
         return f"WorldState(batch_size={self.batch_size}, bytes_per_env={size:.0f})"
+
+
+def _check_names(states: Sequence[WorldState]) -> None:
+    for state in states[1:]:
+        if different := state.memory.keys() ^ states[0].memory.keys():
+            raise ValueError(
+                f"memories of different models: {', '.join(sorted(different))} is in one alone"
+            )
 
 
 def _same_length(tensors: Sequence[Tensor]) -> list[Tensor]:

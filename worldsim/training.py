@@ -104,6 +104,7 @@ class DynamicsTraining:
         return max(self.frames_per_step // self.segment_length(step), 1)
 
 
+Tensors = list[Tensor] | tuple[Tensor, ...]
 Losses = dict[str, Tensor]
 LossFunction = Callable[[nn.Module, int], tuple[Tensor, Losses]]
 """Maps the (wrapped) model and the step to the loss and what to log."""
@@ -173,10 +174,14 @@ class Trainer:
         self.step = 0
         self._loss = loss
         self.model = model.to(accelerator.device).train()
-        average = get_ema_multi_avg_fn(config.ema_decay)
-        self.average = AveragedModel(self.model, multi_avg_fn=average)
+        self.average = AveragedModel(self.model, multi_avg_fn=self._average)
         optimizers = make_optimizers(self.model, config)
         self._wrapped, *self._optimizers = accelerator.prepare(self.model, *optimizers)
+
+    def _average(self, averaged: Tensors, current: Tensors, steps: Tensor | int) -> None:
+        """Move the average on; at first faster, so that it forgets the weights it began with."""
+        decay = min(self.config.ema_decay, (1 + int(steps)) / (10 + int(steps)))
+        get_ema_multi_avg_fn(decay)(averaged, current, steps)
 
     def run(self, save_every: int = 0) -> Iterator[dict[str, float]]:
         """Train to the last step, yielding what to log after each step.
@@ -244,6 +249,11 @@ class Trainer:
                 self.model.load_state_dict(state["model"])
                 self.average.load_state_dict(state["average"])
                 for optimizer, values in zip(self._optimizers, state["optimizers"], strict=True):
+                    # Rates and decays are the config's, which may have been changed on purpose.
+                    for kept, now in zip(
+                        values["param_groups"], optimizer.param_groups, strict=True
+                    ):
+                        kept |= {name: now[name] for name in ("initial_lr", "weight_decay")}
                     optimizer.load_state_dict(values)
                 self.step = state["step"]
                 return True

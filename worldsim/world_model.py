@@ -227,7 +227,8 @@ class WorldModel(nn.Module):
                 f"{state.batch_size} envs, as many as the state has, and 1 frame or more"
             )
         self._check_actions(actions, tuple(frames.shape[:2]))
-        return self.observe_latents(state, actions, self.encode(frames), chunk)[0]
+        latents = torch.cat([self.encode(part) for part in frames.split(chunk, dim=1)], dim=1)
+        return self.observe_latents(state, actions, latents, chunk)[0]
 
     def encode(self, frames: Tensor) -> Tensor:
         """Frames (..., h, w, c) uint8 to latent tokens (..., n, latent_channels) float32."""
@@ -252,7 +253,7 @@ class WorldModel(nn.Module):
         """
         if self.odometry is None:
             return actions[:, None]
-        return self.odometry.expect(state.memory, actions)
+        return self.odometry.expect(state.memory, actions, state.steps)
 
     @torch.no_grad()
     def denoise(self, state: WorldState, told: Tensor, z: Tensor, level: float) -> Tensor:
@@ -304,12 +305,19 @@ class WorldModel(nn.Module):
         actions: Tensor,
         z: Tensor,
         signal: Tensor,
-        poses: Tensor | None = None,
+        dreamed: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[WorldState, Tensor]:
-        """Take frames to memory; `poses` (b, t, 3) are those they were dreamed at, if they were."""
+        """Take frames to memory.
+
+        Args:
+            state, actions: memory and (b, t) actions.
+            z, signal: (b, t, n, c) latents, noised to signal levels (b, t).
+            dreamed: of dreamed frames, their latents without noise and what was told of them.
+        """
         told, located = actions, Memory()
         if self.odometry is not None:
-            told, located = self.odometry.locate(state.memory, actions, z, poses)
+            seen, poses = (z, None) if dreamed is None else dreamed
+            told, located = self.odometry.locate(state.memory, actions, seen, state.steps, poses)
         memory = without_odometry(state.memory)
         with self._autocast():
             _, tokens, memory = self.denoiser(z, signal, told, memory, state.steps)
@@ -364,8 +372,7 @@ class WorldModel(nn.Module):
         latents = sample(denoise, noise[:, :1], num_denoising_steps)
         signal = torch.full((b, 1), self.config.dream_signal, device=self.device)
         z = add_noise(latents, noise[:, 1:], signal)
-        poses = None if self.odometry is None else told
-        new_state, features = self._commit(state, actions[:, None], z, signal, poses)
+        new_state, features = self._commit(state, actions[:, None], z, signal, (latents, told))
         if decode:
             frames = self.decode(latents)[:, 0]
         else:
