@@ -17,8 +17,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from worldsim.checkpoint import CheckpointError, fingerprint
 from worldsim.heads import SymlogHead, make_head
 from worldsim.world_model import WorldModel
+
+
+def world_model_note(world_model: str | Path) -> dict[str, str]:
+    """What is noted beside a policy on features: its world model, and which weights it had."""
+    try:
+        return {"world_model": str(world_model), "world_model_sha256": fingerprint(world_model)}
+    except CheckpointError:  # a model that was never saved
+        return {"world_model": str(world_model)}
+
+
+def check_world_model(note: Mapping[str, str], path: Path) -> None:
+    """Raise a ValueError where a policy's world model is not the one that it learned from."""
+    name, kept = note["world_model"], note.get("world_model_sha256")
+    if kept is not None and kept != world_model_note(name).get("world_model_sha256"):
+        raise ValueError(
+            f"{path} acts on the features of another {name} than there is now: train it again, or "
+            "bring back that model"
+        )
 
 
 class Critic(nn.Module):
@@ -79,7 +98,7 @@ class ActorCritic(nn.Module):
         save_file({k: t.detach().cpu().contiguous() for k, t in self.state_dict().items()}, path)
         note = {
             "kind": "actor-critic",
-            "world_model": str(world_model),
+            **world_model_note(world_model),
             "obs": "features",
             "num_features": self.num_features,
             "num_actions": self.num_actions,
@@ -97,7 +116,8 @@ class ActorCritic(nn.Module):
 
         Raises:
             FileNotFoundError: one of the two files is missing.
-            ValueError: they are damaged, or hold something else.
+            ValueError: they are damaged, hold something else, or are of a world model that has
+                since been trained anew.
         """
         path = _weights_path(path)
         try:
@@ -105,6 +125,7 @@ class ActorCritic(nn.Module):
             sizes = ("num_features", "num_actions", "value_bins", "value_limit")
             agent = cls(*(note[name] for name in sizes))
             agent.load_state_dict(load_file(path))
+            check_world_model(note, path)
             return agent, note["world_model"]
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"{path} holds no actor-critic: {error}") from error

@@ -20,7 +20,7 @@ import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import nn
 
-from agents.actor_critic import ActorCritic, ActorCriticPolicy
+from agents.actor_critic import ActorCritic, ActorCriticPolicy, check_world_model
 from agents.rollout import Policy
 from agents.sb3 import SB3Policy
 from worldsim.checkpoint import load
@@ -253,7 +253,8 @@ def load_policy(path: str | Path, *, deterministic: bool = False, device: str = 
 
     Raises:
         FileNotFoundError: no such policy, or a policy on features without that file.
-        ValueError: the file holds no policy, or of an algorithm not known here.
+        ValueError: the file holds no policy, one of an algorithm not known here, or one of a world
+            model that has since been trained anew.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -270,5 +271,6 @@ def load_policy(path: str | Path, *, deterministic: bool = False, device: str = 
         raise FileNotFoundError(
             f"{path} acts on features, but {note}, which names their world model, is missing"
         )
-    name = json.loads(note.read_text())["world_model"]
-    return FeaturePolicy(load(name, device=device), policy)
+    values = json.loads(note.read_text())
+    check_world_model(values, path)
+    return FeaturePolicy(load(values["world_model"], device=device), policy)

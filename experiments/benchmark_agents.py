@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,6 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-import tyro
 from gymnasium.vector import AutoresetMode
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecMonitor
@@ -43,6 +41,7 @@ from agents.sb3 import SB3Policy
 from agents.scripted import has_scripted_player, scripted_player
 from experiments.actor_critic_training import clone_and_report, read_out_dataset
 from experiments.agents_report import LABELS, write_report
+from experiments.command_line import CONTINUES, run_script
 from experiments.dream_progress import DreamProgress
 from experiments.dream_train import DreamTrainConfig
 from experiments.dream_train import main as dream_train
@@ -159,7 +158,13 @@ class AgentsBenchmark:
         """Train one agent with one seed where it is to be trained, judge it, keep the result."""
         config = self.config
         file = config.output_directory / f"{agent}-seed{seed}.json"
+        weights = checkpoint.fingerprint(self.name)
         if file.is_file():
+            if json.loads(file.read_text()).get("world_model_sha256") != weights:
+                raise ValueError(
+                    f"{file} was made with another {self.name} than there is now: choose another "
+                    "--output and --work, or move it away"
+                )
             return
         started = time.monotonic()
         policy, details = self._make(agent, seed)
@@ -170,6 +175,7 @@ class AgentsBenchmark:
         result = {
             "agent": agent,
             "seed": seed,
+            "world_model_sha256": weights,
             "real": real,
             "dream": self._judge_in_dream(agent, policy),
             "real_steps": 0,
@@ -394,16 +400,5 @@ def main(config: BenchmarkAgentsConfig) -> str:
     return table
 
 
-def cli() -> None:
-    """Run from the command line, with errors as one message instead of a traceback."""
-    config = tyro.cli(BenchmarkAgentsConfig, description=__doc__)
-    try:
-        main(config)
-    except KeyboardInterrupt:
-        sys.exit("\nstopped; what is finished is kept, the same command continues")
-    except (ValueError, FileNotFoundError, checkpoint.CheckpointError) as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
-    cli()
+    run_script(main, BenchmarkAgentsConfig, __doc__, stopped=CONTINUES)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from tqdm import tqdm
 
+from experiments.command_line import run_script
 from experiments.report import provenance, write_json
 from worldsim.contexts import ContextSource
 from worldsim.dream import DreamVectorEnv
@@ -87,4 +87,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(BenchmarkConfig, description=__doc__))
+    run_script(main, BenchmarkConfig, __doc__)

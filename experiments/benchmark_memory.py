@@ -22,13 +22,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import tyro
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
 import worldsim.checkpoint as checkpoint
+from experiments.command_line import CONTINUES, run_script
 from experiments.memory_backbones import (
     ALL,
     diffusion_for,
@@ -396,4 +396,4 @@ def main(config: BenchmarkConfig) -> Path:
 
 
 if __name__ == "__main__":
-    main(tyro.extras.overridable_config_cli(presets()))
+    run_script(main, presets(), __doc__, stopped=CONTINUES)

@@ -24,11 +24,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
-import tyro
 from tqdm import tqdm
 
 import envs
 import worldsim
+from experiments.command_line import run_script
 from experiments.platform_settings import keep_memory
 from experiments.report import provenance, write_json
 from experiments.train_config import TrainConfig
@@ -357,4 +357,4 @@ def print_table(results: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(SpeedConfig))
+    run_script(main, SpeedConfig, __doc__)

@@ -11,20 +11,19 @@ ends with the dataset that it would have made undisturbed.
 import dataclasses
 import functools
 import hashlib
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
-import tyro
 from tqdm import tqdm
 
 import envs
 from agents.explorers import ExplorerConfig, RandomPolicy
 from agents.rollout import Policy
 from agents.scripted import has_scripted_player, scripted_player
+from experiments.command_line import CONTINUES, run_script
 from experiments.workers import Task, collect
 from worldsim.dataset_writer import DatasetWriter
 from worldsim.episodes import EpisodeDataset
@@ -221,21 +220,10 @@ def main(config: CollectConfig, make: MakeEnv = make_env) -> CollectResult:
         f"{result.episodes} episodes, {result.frames} frames, "
         f"mean return {result.mean_return:.2f} ± {result.half_width:.2f}\n"
         f"{result.path}\n"
-        f"next: python experiments/train_world_model.py --dataset {result.path}"
+        f"next: python experiments/train_world_model.py cpu --dataset {result.path}"
     )
     return result
 
 
-def cli(arguments: Sequence[str] | None = None) -> None:
-    """Run from the command line, with errors as one message instead of a traceback."""
-    config = tyro.cli(CollectConfig, args=arguments)
-    try:
-        main(config)
-    except KeyboardInterrupt:
-        sys.exit("\nstopped; the finished episodes are saved, running again continues")
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
-    cli()
+    run_script(main, CollectConfig, __doc__, stopped=CONTINUES)

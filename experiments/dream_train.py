@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 from gymnasium.vector import AutoresetMode
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO
@@ -31,6 +30,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
+from agents.actor_critic import world_model_note
 from agents.cloning import CloningConfig
 from agents.explorers import RandomPolicy
 from agents.features import (
@@ -44,13 +44,14 @@ from agents.rollout import Policy
 from agents.sb3 import BatchedVecEnv
 from agents.scripted import has_scripted_player, scripted_player
 from experiments.actor_critic_training import train_actor_critic
+from experiments.command_line import CONTINUES, run_script
 from experiments.dream_judging import evaluate_in_dream, evaluate_on_real, log_returns
 from experiments.dream_progress import DreamProgress
 from experiments.improve_world_model import improve_world_model
 from experiments.platform_settings import keep_memory
 from experiments.report import format_table, write_json
 from experiments.run_directory import RunDirectory
-from worldsim.checkpoint import CheckpointError, load
+from worldsim.checkpoint import fingerprint, load
 from worldsim.contexts import ContextBank, open_contexts
 from worldsim.dream import DreamVectorEnv
 from worldsim.world_model import WorldModel
@@ -253,7 +254,7 @@ def train_in_dream(
         agent.save(temporary)
         temporary.replace(path)
         name = str(Path(world_model).resolve()) if Path(world_model).is_dir() else world_model
-        write_json(path.with_suffix(".json"), {"world_model": name, "obs": config.obs})
+        write_json(path.with_suffix(".json"), {**world_model_note(name), "obs": config.obs})
         run.keep(round_seconds=seconds, round_timesteps=agent.num_timesteps - first_step)
 
     limit = None if config.total_timesteps is None else first_step + config.total_timesteps
@@ -272,6 +273,17 @@ def train_in_dream(
     finally:
         progress.close()
         save(progress.seconds)
+
+
+def check_weights(run: RunDirectory, name: str, world_model: str) -> None:
+    """Refuse to go on with a round in the dream of another world model."""
+    weights, kept = fingerprint(world_model), run.get("world_models", {})
+    if kept.setdefault(name, weights) != weights:
+        raise ValueError(
+            f"{run.path} began {name} with another {world_model} than there is now: choose another "
+            "--output"
+        )
+    run.keep(world_models=kept)
 
 
 def main(config: DreamTrainConfig) -> dict[str, Any]:
@@ -298,6 +310,7 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
         if round_index <= run.get("finished_rounds", 0):
             continue
         model = load(world_model, device=device)
+        check_weights(run, f"round {round_index}", world_model)
         bank = open_contexts(
             model,
             contexts,
@@ -344,16 +357,5 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
     return results
 
 
-def cli() -> None:
-    """Run from the command line, with errors as one message instead of a traceback."""
-    config = tyro.cli(DreamTrainConfig, description=__doc__)
-    try:
-        main(config)
-    except KeyboardInterrupt:
-        sys.exit(f"\nstopped; {config.run_directory} is usable, the same command continues")
-    except (ValueError, FileNotFoundError, CheckpointError) as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
-    cli()
+    run_script(main, DreamTrainConfig, __doc__, stopped=CONTINUES)

@@ -11,14 +11,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import torch
-import tyro
 from gymnasium.vector import AutoresetMode, VectorEnv
 from tqdm import tqdm
 
@@ -28,9 +26,10 @@ from agents.features import FeaturePolicy, load_policy
 from agents.planner import Planner, PlannerConfig
 from agents.rollout import EpisodeResult, Policy, make_parallel, rollout
 from agents.scripted import scripted_player
+from experiments.command_line import run_script
 from experiments.report import format_table, provenance, summarise, write_json
 from experiments.videos import save_video
-from worldsim.checkpoint import CheckpointError, load
+from worldsim.checkpoint import load
 from worldsim.contexts import open_contexts
 from worldsim.dream import DreamVectorEnv
 from worldsim.world_model import WorldModel
@@ -261,14 +260,5 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     return report
 
 
-def cli() -> None:
-    """Run from the command line, with errors as one message instead of a traceback."""
-    config = tyro.cli(EvaluateConfig, description=__doc__)
-    try:
-        main(config)
-    except (ValueError, FileNotFoundError, CheckpointError) as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
-    cli()
+    run_script(main, EvaluateConfig, __doc__)

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from tqdm import tqdm
 
 import worldsim
+from experiments.command_line import run_script
 from experiments.memory_mazes import MazeTask, MemoryMazes
 from experiments.memory_report import (
     REFERENCE,
@@ -169,4 +169,4 @@ def stack_dreams(runs: Runs, work: Path) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(EvaluateMemoryConfig))
+    run_script(main, EvaluateMemoryConfig, __doc__)

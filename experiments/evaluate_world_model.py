@@ -20,24 +20,22 @@ from typing import Any
 import imageio.v3 as iio
 import matplotlib
 import numpy as np
-import torch
-import tyro
 from tqdm import tqdm
 
 import worldsim
 from agents.statistics import bootstrap_interval
+from experiments.command_line import run_script
 from experiments.dreamed_rewards import dreamed_rewards, format_shares
 from experiments.platform_settings import keep_memory
 from experiments.report import provenance, write_json
+from experiments.told_rewards import rewards_on_real_frames
 from worldsim.episodes import EpisodeDataset
-from worldsim.latents import discounted_returns
 from worldsim.metrics import average_precision
 from worldsim.open_loop import (
     OpenLoopResult,
     draw_stretches,
     evaluate_open_loop,
     odometry_error,
-    read_out_episode,
 )
 from worldsim.pose import has_poses
 from worldsim.world_model import WorldModel
@@ -72,7 +70,8 @@ class EvaluateConfig:
     num_denoising_steps: tuple[int, ...] = ()
     """Also score these numbers of denoising steps, without floors."""
     shorter_contexts: tuple[int, ...] = (8, 64)
-    """Also score dreams after only so many real frames: what a longer memory is worth."""
+    """Also score dreams after only so many real frames, where that is fewer: what a longer memory
+    is worth."""
     reward_episodes: int = 8
     """Whole held-out episodes on which rewards are told from real frames."""
     batch_size: int = 8
@@ -80,6 +79,14 @@ class EvaluateConfig:
     device: str = "cpu"
     seed: int = 0
     output: Path = Path("runs/evaluate_world_model")
+
+    def __post_init__(self) -> None:
+        if self.context < 1 or self.horizon < 1:
+            raise ValueError(
+                f"context and horizon must be at least 1, got {self.context} and {self.horizon}"
+            )
+        if min(self.shorter_contexts, default=1) < 1:
+            raise ValueError(f"shorter_contexts must be at least 1, got {self.shorter_contexts}")
 
 
 def main(config: EvaluateConfig) -> dict[str, Any]:
@@ -116,7 +123,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     for steps in config.num_denoising_steps:
         other = dream_in_batches(model, stretches, config, f"{steps} steps", steps, floors=False)
         values["denoising_steps"][steps] = summarise_first(other)
-    for context in config.shorter_contexts:
+    for context in (n for n in config.shorter_contexts if n < config.context):
         cut = tuple(x[:, config.context - context :] for x in stretches)
         shorter = dataclasses.replace(config, context=context)
         other = dream_in_batches(model, cut, shorter, f"context of {context}", floors=False)
@@ -198,52 +205,6 @@ def summarise_by_step(
     return summary
 
 
-@torch.no_grad()
-def rewards_on_real_frames(
-    model: WorldModel, dataset: EpisodeDataset, num_episodes: int
-) -> dict[str, float]:
-    """How well rewards and returns are told when whole real episodes are observed.
-
-    Returns are compared where at least nine tenths of them were recorded.
-    """
-    scores, rewards, values, returns = [], [], [], []
-    for i in tqdm(range(min(num_episodes, len(dataset))), desc="rewards", unit="episode"):
-        episode = dataset.episode(i)
-        features = read_out_episode(model, episode)
-        scores.append(model.predict_reward(features).cpu().numpy())
-        rewards.append(episode.rewards)
-        followed, known = discounted_returns(
-            torch.from_numpy(episode.rewards),
-            torch.from_numpy(episode.terminated),
-            model.config.gamma,
-        )
-        values.append(model.predict_value(features).cpu().numpy()[known > 0.9])
-        returns.append(followed.numpy()[known > 0.9])
-    value, made = np.concatenate(values), np.concatenate(returns)
-    score, real = np.concatenate(scores), np.concatenate(rewards) > 0.5
-    flagged = score > 0.5
-    hits = float((flagged & real).sum())
-    return {
-        "real_average_precision": average_precision(score, real),
-        "real_precision": hits / max(float(flagged.sum()), 1.0),
-        "real_recall": hits / max(float(real.sum()), 1.0),
-        "real_events": int(real.sum()),
-        "real_frames": len(score),
-        "mean_predicted_where_rewarded": float(score[real].mean()) if real.any() else float("nan"),
-        "mean_predicted_elsewhere": float(score[~real].mean()),
-        **(compare_returns(value, made) if len(set(made.tolist())) > 1 else {}),
-    }
-
-
-def compare_returns(value: np.ndarray, made: np.ndarray) -> dict[str, float]:
-    """Returns that were told, (n,), beside those that were made."""
-    return {
-        "return_correlation": float(np.corrcoef(value, made)[0, 1]),
-        "return_mean": float(made.mean()),
-        "return_predicted_mean": float(value.mean()),
-    }
-
-
 def plot_by_step(summary: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """PSNR and SSIM against dreamed step."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
@@ -316,4 +277,4 @@ def print_tables(values: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(EvaluateConfig))
+    run_script(main, EvaluateConfig, __doc__)

@@ -11,15 +11,12 @@ again.
 """
 
 import dataclasses
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import gymnasium
 import h5py
 import numpy as np
-import tyro
 from tqdm import tqdm
 
 from envs.minerl_actions import find_table
@@ -29,6 +26,7 @@ from envs.minerl_recordings import (
     find_recordings,
     read_recording,
 )
+from experiments.command_line import CONTINUES, run_script
 from worldsim.dataset_writer import DatasetWriter
 from worldsim.recording import RecordedEpisode
 
@@ -155,7 +153,7 @@ def main(config: ImportMineRLConfig) -> ImportMineRLResult:
         f"{result.episodes} episodes, {len(damaged)} damaged recordings skipped\n"
         f"{result.mapped_share:.1%} of the actions map to the table {table.name}; the others "
         f"became the nearest entry\n{result.path}\n"
-        f"next: python experiments/train_world_model.py --dataset {result.path}"
+        f"next: python experiments/train_world_model.py cpu --dataset {result.path}"
     )
     return result
 
@@ -178,16 +176,5 @@ def _mapped_share(writer: DatasetWriter) -> float:
     return mapped / total if total else float("nan")
 
 
-def cli(arguments: Sequence[str] | None = None) -> None:
-    """Run from the command line, with errors as one message instead of a traceback."""
-    config = tyro.cli(ImportMineRLConfig, args=arguments)
-    try:
-        main(config)
-    except KeyboardInterrupt:
-        sys.exit("\nstopped; what was imported is saved, running again continues")
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
-    cli()
+    run_script(main, ImportMineRLConfig, __doc__, stopped=CONTINUES)

@@ -10,7 +10,6 @@ import that was killed continues when it is started again.
 """
 
 import dataclasses
-import sys
 import time
 import zipfile
 import zlib
@@ -20,9 +19,9 @@ from pathlib import Path
 import gymnasium
 import h5py
 import numpy as np
-import tyro
 from tqdm import tqdm
 
+from experiments.command_line import CONTINUES, run_script
 from experiments.workers import PUBLISH_EVERY
 from worldsim.dataset_writer import DatasetWriter
 from worldsim.recording import PER_EPISODE_INFOS, RecordedEpisode
@@ -168,7 +167,7 @@ def main(config: ImportConfig) -> ImportResult:
     result = ImportResult(path=writer.path, episodes=len(writer.finished), damaged=damaged)
     print(
         f"{result.episodes} episodes, {len(damaged)} damaged files skipped\n{result.path}\n"
-        f"next: python experiments/train_world_model.py --dataset {result.path}"
+        f"next: python experiments/train_world_model.py cpu --dataset {result.path}"
     )
     return result
 
@@ -209,16 +208,5 @@ def imported_files(writer: DatasetWriter) -> set[str]:
     return names
 
 
-def cli(arguments: Sequence[str] | None = None) -> None:
-    """Run from the command line, with errors as one message instead of a traceback."""
-    config = tyro.cli(ImportConfig, args=arguments)
-    try:
-        main(config)
-    except KeyboardInterrupt:
-        sys.exit("\nstopped; what was imported is saved, running again continues")
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
-    cli()
+    run_script(main, ImportConfig, __doc__, stopped=CONTINUES)

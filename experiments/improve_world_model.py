@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from experiments import collect, train_world_model
 from experiments.train_config import TrainConfig, ValidationConfig
+from worldsim.checkpoint import load_config
 from worldsim.episodes import EpisodeDataset
 from worldsim.training import DynamicsTraining, OptimizerConfig
 
@@ -46,7 +48,7 @@ def improve_world_model(
     collected = collect.main(
         collect.CollectConfig(
             env=env,
-            policy=str(policy),
+            policy=str(_keep_policy(policy, output)),
             episodes=episodes,
             seed=first_seed,
             dataset="collected-v0",
@@ -68,12 +70,27 @@ def improve_world_model(
                 dynamics=DynamicsTraining(
                     optimizer=OptimizerConfig(steps=steps, learning_rate=3e-4),
                     curriculum=((length, 1.0),),
+                    # Recall is learned after cuts, where a model can be told poses across them.
+                    longest_stretches=() if load_config(world_model).pose is None else (length,),
                 ),
                 validation=ValidationConfig(every=0),
                 device=device,
             )
         )
     return str(checkpoint), str(collected.path)
+
+
+def _keep_policy(policy: Path, directory: Path) -> Path:
+    """A copy of the policy as it was when collection began, which training then changes."""
+    kept = directory / policy.name
+    if not kept.is_file():
+        directory.mkdir(parents=True, exist_ok=True)
+        note = policy.with_suffix(".json")
+        if note.is_file():
+            shutil.copy(note, directory)
+        shutil.copy(policy, directory / f"{policy.name}.partial")
+        (directory / f"{policy.name}.partial").replace(kept)
+    return kept
 
 
 def _is_finished(checkpoint: Path, steps: int) -> bool:

@@ -14,10 +14,10 @@ import dataclasses
 import sys
 
 import gymnasium
-import tyro
 
 import envs
 import worldsim  # noqa: F401  (registers the dream)
+from experiments.command_line import run_script
 
 MEMORY_MAZE_KEYS = {"w": 1, "a": 2, "d": 3, "wa": 4, "wd": 5}
 
@@ -83,4 +83,4 @@ def main(config: PlayConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(PlayConfig, description=__doc__))
+    run_script(main, PlayConfig, __doc__)

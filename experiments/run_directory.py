@@ -14,6 +14,39 @@ from agents.rollout import EpisodeResult
 from experiments.report import provenance, summarise, write_json
 
 
+def as_json(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def check_config(
+    path: Path, config: Any, free_to_change: Collection[str] = (), write: bool = True
+) -> None:
+    """Keep a run's config in its directory, and refuse to go on with another.
+
+    Args:
+        path: directory of the run, made if it is not there.
+        config: a dataclass; what the run is.
+        free_to_change: fields of it that may differ when the run goes on.
+        write: whether this process is the one that writes.
+
+    Raises:
+        ValueError: the directory holds a run with another config.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    new = as_json(config)
+    if (path / "config.json").is_file():
+        old = json.loads((path / "config.json").read_text())
+        changed = [k for k in new if k not in free_to_change and old.get(k) != new[k]]
+        if changed:
+            changes = ", ".join(f"{k}: {old.get(k)} there, {new[k]} now" for k in changed)
+            raise ValueError(
+                f"{path} holds a run with another config ({changes}); choose another --output"
+            )
+    if write:
+        write_json(path / "config.json", new)
+
+
 class RunDirectory:
     """The directory of one run.
 
@@ -29,17 +62,7 @@ class RunDirectory:
     def __init__(self, path: Path, config: Any, free_to_change: Collection[str] = ()) -> None:
         self.path = path
         self.config = config
-        path.mkdir(parents=True, exist_ok=True)
-        new = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-        if (path / "config.json").is_file():
-            old = json.loads((path / "config.json").read_text())
-            changed = [k for k in new if k not in free_to_change and old.get(k) != new[k]]
-            if changed:
-                changes = ", ".join(f"{k}: {old.get(k)} there, {new[k]} now" for k in changed)
-                raise ValueError(
-                    f"{path} holds a run with another config ({changes}); choose another --output"
-                )
-        write_json(path / "config.json", new)
+        check_config(path, config, free_to_change)
         self._progress: dict[str, Any] = {}
         if (path / "progress.json").is_file():
             self._progress = json.loads((path / "progress.json").read_text())

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 
 import worldsim
+from experiments.command_line import run_script
 from experiments.dreamed_rewards import format_shares
 from worldsim.backbone import count_parameters
 from worldsim.checkpoint import PRETRAINED, Contexts, load_metadata
@@ -160,4 +160,4 @@ def model_card(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(ShipConfig))
+    run_script(main, ShipConfig, __doc__)

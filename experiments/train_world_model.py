@@ -11,36 +11,29 @@ model is in OUTPUT/checkpoint, ready for `worldsim.load`.
 from __future__ import annotations
 
 import dataclasses
-import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
-import tyro
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import worldsim.checkpoint as checkpoint
+from experiments.command_line import CONTINUES, run_script
 from experiments.platform_settings import keep_memory
-from experiments.train_config import TrainConfig, ValidationConfig, presets
-from experiments.videos import add_video
+from experiments.report import provenance
+from experiments.run_directory import as_json, check_config
+from experiments.train_config import TrainConfig, presets
+from experiments.validation import validate
 from worldsim.backbone import count_parameters
 from worldsim.episodes import EpisodeDataset
 from worldsim.latents import LatentEpisodes, encode_dataset
-from worldsim.metrics import average_precision
 from worldsim.odometry import Odometry, OdometryConfig
 from worldsim.odometry_training import OdometryLoss, odometry_loss
-from worldsim.open_loop import (
-    draw_stretches,
-    evaluate_open_loop,
-    odometry_error,
-    read_out_episode,
-)
-from worldsim.pose import has_poses
+from worldsim.open_loop import draw_stretches
 from worldsim.tokenizer import Tokenizer
 from worldsim.training import (
     TokenizerLoss,
@@ -53,15 +46,29 @@ from worldsim.training import (
 from worldsim.world_model import WorldModel
 from worldsim.world_model_config import WorldModelConfig
 
+FREE_TO_CHANGE = {
+    *("output", "save_every", "validation", "validation_dataset", "compile", "device", "precision"),
+    *("tokenizer_training", "odometry_training", "dynamics"),
+}
+"""Settings that may differ when a run goes on: of a rate that was too high, say."""
+
+
+NUM_CONTEXTS, CONTEXT_LENGTH = 8, 128
+"""Held-out stretches kept with the checkpoint, for dreams to start from."""
+
 
 def main(config: TrainConfig) -> Path:
     """Train, validate, save.
 
     Returns:
         The checkpoint directory.
+
+    Raises:
+        ValueError: no dataset is given, data and model do not fit, or the output holds a run with
+            another config.
     """
     if not config.dataset:
-        raise SystemExit("no --dataset given: record one with python experiments/collect.py")
+        raise ValueError("no --dataset given: record one with python experiments/collect.py")
     keep_memory()
     accelerator = make_accelerator(config)
     set_seed(config.dynamics.optimizer.seed)
@@ -72,6 +79,7 @@ def main(config: TrainConfig) -> Path:
         f"{len(held_out)}; device {accelerator.device}, precision {accelerator.mixed_precision}"
     )
     model = build_model(config, train)
+    check_config(config.output, config, FREE_TO_CHANGE, write=accelerator.is_main_process)
     model.to(accelerator.device)
     if config.init is None and config.tokenizer_of is None:
         train_tokenizer(config, model.tokenizer, train, accelerator)
@@ -124,7 +132,7 @@ def build_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:
                 f"{config.init} has no odometry, and to continue it keeps what it is: leave "
                 "--odometry out, or start anew with its tokenizer (--tokenizer-of)"
             )
-        return model.reconfigured(diffusion=config.diffusion).requires_grad_(True)
+        return model
     taken = None
     tokenizer = dataclasses.replace(config.tokenizer, frame_shape=dataset.frame_shape)
     if config.tokenizer_of is not None:
@@ -297,6 +305,8 @@ def train_dynamics(
     seen_before = 0
     if config.init is not None:
         seen_before = checkpoint.load_metadata(config.init).get("frames_seen", 0)
+    length = min(CONTEXT_LENGTH, int(held_out.lengths.max()))
+    contexts = checkpoint.Contexts(*draw_stretches(held_out, NUM_CONTEXTS, length, seed=0)[:2])
     writer = open_writer(config, "world_model", trainer)
     started, first = time.monotonic(), trainer.step
     for step in run_with_progress(
@@ -318,78 +328,17 @@ def train_dynamics(
                 "training_episodes": len(dataset),
                 "minutes_this_run": (time.monotonic() - started) / 60,
                 "steps_this_run": step - first,
-                "hardware": platform.processor() or platform.machine(),
                 "device": str(accelerator.device),
-                "training": checkpoint.to_json(training),
+                "config": as_json(config),
+                **provenance(),
             }
-            checkpoint.save(average, config.output / "checkpoint", metadata=metadata)
+            path = config.output / "checkpoint"
+            checkpoint.save(average, path, contexts=contexts, metadata=metadata)
     if writer:
         writer.close()
     average.eval().requires_grad_(False)
     return average
 
 
-@torch.no_grad()
-def validate(
-    model: WorldModel,
-    held_out: EpisodeDataset,
-    config: ValidationConfig,
-    writer: SummaryWriter,
-    step: int,
-) -> dict[str, float]:
-    """Dream held-out stretches; writes scalars and a side-by-side video."""
-    length = min(config.context + config.horizon, int(held_out.lengths.max()))
-    context = length - min(config.horizon, length - 1)
-    frames, actions, rewards = draw_stretches(held_out, config.num_contexts, length, seed=0)
-    result = evaluate_open_loop(model, frames, actions, rewards, context=context, floors=False)
-    values = {}
-    for horizon in (8, 16, 32, 64):
-        if horizon <= length - context:
-            values[f"psnr_{horizon}"] = float(result.psnr["dream"][:, :horizon].mean())
-            values[f"ssim_{horizon}"] = float(result.ssim["dream"][:, :horizon].mean())
-            values[f"copy_last_psnr_{horizon}"] = float(
-                result.psnr["copy_last"][:, :horizon].mean()
-            )
-    values["autoencoder_psnr"] = float(result.psnr["autoencoder"].mean())
-    precision, recall, area = reward_quality(model, held_out)
-    values |= {
-        "reward_precision": precision,
-        "reward_recall": recall,
-        "reward_average_precision": area,
-    }
-    if model.odometry is not None and has_poses(held_out.infos(0)):
-        errors = odometry_error(model, held_out, length=min(257, int(held_out.lengths.max())))
-        for frames_seen in (16, 64, 256):
-            if frames_seen < len(errors):
-                values[f"odometry_error_{frames_seen}"] = float(errors[frames_seen])
-    for key, value in values.items():
-        writer.add_scalar(f"validation/{key}", value, step)
-    pair = np.concatenate([result.real, result.dreamed], axis=2)[:4]  # real above dreamed
-    video = np.concatenate(list(pair), axis=2)  # (t, 2h, 4w, c)
-    add_video(writer, "validation/real_above_dream", video, step)
-    return values
-
-
-def reward_quality(
-    model: WorldModel, held_out: EpisodeDataset, num_episodes: int = 4, length: int = 500
-) -> tuple[float, float, float]:
-    """Precision and recall at half the largest reward, and average precision, on real frames."""
-    predicted, real = [], []
-    for i in range(min(num_episodes, len(held_out))):
-        episode = held_out.episode(i, 0, min(length, int(held_out.lengths[i])))
-        features = read_out_episode(model, episode)
-        predicted.append(model.predict_reward(features).cpu().numpy())
-        real.append(episode.rewards)
-    scores, rewards = np.concatenate(predicted), np.concatenate(real)
-    events = rewards > 0.5 * max(float(rewards.max()), 1e-6)
-    flagged = scores > 0.5 * max(float(rewards.max()), 1e-6)
-    hits = float((flagged & events).sum())
-    return (
-        hits / max(float(flagged.sum()), 1.0),
-        hits / max(float(events.sum()), 1.0),
-        average_precision(scores, events),
-    )
-
-
 if __name__ == "__main__":
-    main(tyro.extras.overridable_config_cli(presets()))
+    run_script(main, presets(), __doc__, stopped=CONTINUES)

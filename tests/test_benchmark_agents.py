@@ -13,7 +13,7 @@ from test_features import Spy
 from tiny import tiny_contexts, tiny_model, write_dataset
 
 from agents.cloning import CloningConfig
-from agents.features import ShortMemoryPolicy
+from agents.features import ShortMemoryPolicy, load_policy
 from agents.planner import PlannerConfig
 from experiments import benchmark_agents
 from experiments.agents_report import judge_pairs, read_runs, write_report
@@ -62,6 +62,16 @@ def test_every_agent_is_judged_once_and_a_second_call_adds_only_what_is_missing(
     assert (tmp_path / "results/random-seed1.json").is_file()
     assert {stem: files[stem].read_bytes() for stem in before} == before
     assert read_runs(tmp_path / "results")["random"][1]["seed"] == 1
+
+    # Results and policies of one world model are not taken for those of another.
+    save(tiny_model(seed=1), tmp_path / "model", contexts=tiny_contexts())
+    with pytest.raises(ValueError, match=r"random-seed0.json was made with another .*model"):
+        benchmark_agents.main(config)
+    with pytest.raises(ValueError, match="features of another .*model than there is now"):
+        load_policy(tmp_path / "work/actor_critic-seed0/policy.safetensors")
+    moved = dataclasses.replace(config, output=tmp_path / "new", agents=("actor_critic",))
+    with pytest.raises(ValueError, match="began round 1 with another .*model than there is now"):
+        benchmark_agents.main(moved)
 
 
 def test_agents_that_learn_from_episodes_need_some(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from experiments import import_npz
-from experiments.collect import CollectConfig, CollectResult, cli, main
+from experiments.collect import CollectConfig, CollectResult, main
+from experiments.command_line import run_script
 from experiments.workers import CollectionError
 from worldsim.episodes import DamagedEpisodeWarning, EpisodeDataset
 
@@ -246,7 +247,7 @@ def test_bad_requests_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
         main(config, make=make_counter)
     arguments = ["--env", "no-such-maze", "--policy", "random", "--datasets-root", str(tmp_path)]
     with pytest.raises(SystemExit, match="unknown environment 'no-such-maze'"):
-        cli(arguments)
+        run_script(main, CollectConfig, None, arguments=arguments)
 
 
 class NoPictures(gymnasium.Env[np.ndarray, np.int64]):
@@ -285,7 +286,7 @@ def test_saved_policies_play(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_explorer_plays_the_real_maze(tmp_path: Path) -> None:
     arguments = "--env memory-maze-5x5 --episodes 2 --dataset maze-v0 --datasets-root".split()
-    cli([*arguments, str(tmp_path)])
+    run_script(main, CollectConfig, None, arguments=[*arguments, str(tmp_path)])
     episode = EpisodeDataset("maze-v0", root=tmp_path).episode(1)
     assert episode.frames.shape == (251, 64, 64, 3)
     assert episode.metadata["maze_layout"].shape == (5, 5)

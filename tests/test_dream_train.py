@@ -134,6 +134,11 @@ def test_rounds_collect_learn_and_go_on(checkpoint: Path, tmp_path: Path) -> Non
     )
     note = json.loads((tmp_path / "run/policy.json").read_text())
     assert "round-2" in note["world_model"]
+    # Nothing is done twice, although the policy has changed since it collected.
+    again = dream_train.main(config)
+    assert again["evaluations"] == results["evaluations"]
+    further = dream_train.main(dataclasses.replace(config, rounds=3))
+    assert {"round 3", *results["evaluations"]} <= further["evaluations"].keys()
 
 
 def test_an_interrupted_run_goes_on_where_it_was(

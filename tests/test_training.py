@@ -7,6 +7,7 @@ import os
 import socket
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -490,9 +491,23 @@ def test_the_whole_training_from_episodes_to_a_checkpoint(
     assert steps == [0, 1, 2, 3] + [2, 3] + [0, 1] + [0, 1, 2, 3, 4, 5]
     assert_equal(final_weights(tmp_path / "killed" / "checkpoint"), final_weights(path))
 
-    # Trained further from that checkpoint, the tokenizer stays as it is.
-    further = tiny_training(dataset, tmp_path / "further", init=str(path))
+    # It has all that a dream needs.
+    contexts = checkpoint.load_contexts(path)
+    assert contexts.frames.shape == (8, 20, 16, 16, 3)
+    envs = gymnasium.make_vec("worldsim/Dream-v0", num_envs=2, world_model=str(path), horizon=4)
+    envs.reset(seed=0)
+    # The same output is not for another run, but for the same one with other rates.
+    with pytest.raises(ValueError, match=r"holds a run with another config .*dream_signal"):
+        main(dataclasses.replace(config, dream_signal=0.5))
+    slower = DynamicsTraining(optimizer=OptimizerConfig(steps=6, learning_rate=1e-5))
+    main(dataclasses.replace(config, dynamics=dataclasses.replace(slower, curriculum=((8, 1.0),))))
+
+    # Trained further from that checkpoint, the tokenizer stays as it is, and so does the noise.
+    further = tiny_training(
+        dataset, tmp_path / "further", init=str(path), diffusion=DiffusionForcingConfig()
+    )
     again = final_weights(main(further))
+    assert checkpoint.load_config(tmp_path / "further" / "checkpoint") == model.config
     metadata = checkpoint.load_metadata(tmp_path / "further" / "checkpoint")
     assert metadata["frames_seen"] == (6 + 6) * 16 and metadata["continued_from"] == str(path)
     for name, t in final_weights(path).items():
@@ -574,7 +589,7 @@ def test_a_resumed_run_logs_every_step_once(tmp_path: Path, accelerator: Acceler
 
 def test_missing_and_unfit_datasets_are_named(tmp_path: Path) -> None:
     AcceleratorState._reset_state(True)
-    with pytest.raises(SystemExit, match="no --dataset given"):
+    with pytest.raises(ValueError, match="no --dataset given"):
         main(TrainConfig())
     dataset = write_dataset(tmp_path / "data", num_episodes=2)
     with pytest.raises(ValueError, match=r"was made for frames .* and 6 actions"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -262,6 +263,18 @@ def _multiplies_bfloat16_fast(size: int = 768, repetitions: int = 5) -> bool:
         return min(times)
 
     return shortest(torch.float32) > 1.2 * shortest(torch.bfloat16)
+
+
+def fingerprint(name_or_path: str | Path) -> str:
+    """SHA-256 of a checkpoint's config and weights: tells models of the same name apart.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+    """
+    path, digest = resolve(name_or_path), hashlib.sha256()
+    for file in [path / "config.json", *sorted(path.glob("*.safetensors"))]:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def load_metadata(name_or_path: str | Path) -> dict[str, Any]:

@@ -1,0 +1,69 @@
+"""How well a world model tells rewards and returns while it observes real episodes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from worldsim.episodes import EpisodeDataset
+from worldsim.latents import discounted_returns
+from worldsim.metrics import average_precision
+from worldsim.open_loop import read_out_episode
+from worldsim.world_model import WorldModel
+
+
+@torch.no_grad()
+def rewards_on_real_frames(
+    model: WorldModel, dataset: EpisodeDataset, num_episodes: int, length: int | None = None
+) -> dict[str, float]:
+    """Rewards and returns that are told, beside those that were.
+
+    Returns are compared where at least nine tenths of them were recorded; an event is a reward of
+    at least half the largest.
+
+    Args:
+        model: observes.
+        dataset: real episodes.
+        num_episodes: of the first ones.
+        length: frames of each, from its beginning; None for all.
+    """
+    scores, rewards, values, returns = [], [], [], []
+    episodes = range(min(num_episodes, len(dataset)))
+    for i in tqdm(episodes, desc="rewards", unit="episode", leave=False):
+        size = int(dataset.lengths[i])
+        episode = dataset.episode(i, 0, size if length is None else min(size, length))
+        features = read_out_episode(model, episode)
+        scores.append(model.predict_reward(features).cpu().numpy())
+        rewards.append(episode.rewards)
+        followed, known = discounted_returns(
+            torch.from_numpy(episode.rewards),
+            torch.from_numpy(episode.terminated),
+            model.config.gamma,
+        )
+        values.append(model.predict_value(features).cpu().numpy()[known > 0.9])
+        returns.append(followed.numpy()[known > 0.9])
+    value, made = np.concatenate(values), np.concatenate(returns)
+    score, reward = np.concatenate(scores), np.concatenate(rewards)
+    half = 0.5 * max(float(reward.max()), 1e-6)
+    real, flagged = reward > half, score > half
+    hits = float((flagged & real).sum())
+    return {
+        "real_average_precision": average_precision(score, real),
+        "real_precision": hits / max(float(flagged.sum()), 1.0),
+        "real_recall": hits / max(float(real.sum()), 1.0),
+        "real_events": int(real.sum()),
+        "real_frames": len(score),
+        "mean_predicted_where_rewarded": float(score[real].mean()) if real.any() else float("nan"),
+        "mean_predicted_elsewhere": float(score[~real].mean()),
+        **(compare_returns(value, made) if len(set(made.tolist())) > 1 else {}),
+    }
+
+
+def compare_returns(value: np.ndarray, made: np.ndarray) -> dict[str, float]:
+    """Returns that were told, (n,), beside those that were made."""
+    return {
+        "return_correlation": float(np.corrcoef(value, made)[0, 1]),
+        "return_mean": float(made.mean()),
+        "return_predicted_mean": float(value.mean()),
+    }
