@@ -307,10 +307,10 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
                 dataset=config.dataset,
                 device=device,
             )
+        check_weights(run, f"round {round_index}", world_model)
         if round_index <= run.get("finished_rounds", 0):
             continue
         model = load(world_model, device=device)
-        check_weights(run, f"round {round_index}", world_model)
         bank = open_contexts(
             model,
             contexts,

@@ -67,10 +67,10 @@ def test_every_agent_is_judged_once_and_a_second_call_adds_only_what_is_missing(
     save(tiny_model(seed=1), tmp_path / "model", contexts=tiny_contexts())
     with pytest.raises(ValueError, match=r"random-seed0.json was made with another .*model"):
         benchmark_agents.main(config)
-    with pytest.raises(ValueError, match="features of another .*model than there is now"):
+    with pytest.raises(ValueError, match=r"features of another .*model than there is now"):
         load_policy(tmp_path / "work/actor_critic-seed0/policy.safetensors")
     moved = dataclasses.replace(config, output=tmp_path / "new", agents=("actor_critic",))
-    with pytest.raises(ValueError, match="began round 1 with another .*model than there is now"):
+    with pytest.raises(ValueError, match=r"began round 1 with another .*model than there is now"):
         benchmark_agents.main(moved)
 
 
