@@ -80,8 +80,8 @@ class Task(Protocol):
     def training_latents(self, tokenizer: Tokenizer) -> LatentEpisodes:
         """Training episodes, encoded."""
 
-    def test_latents(self, tokenizer: Tokenizer) -> LatentEpisodes:
-        """Episodes never trained on, encoded."""
+    def validation_latents(self, tokenizer: Tokenizer) -> LatentEpisodes:
+        """Episodes of neither training nor test, encoded."""
 
     def evaluate(
         self, model: WorldModel, progress: Progress
@@ -114,8 +114,12 @@ class Benchmark:
             self.task = MemoryMazes(config.maze, config.work / "datasets")
         self.tokenizer = self._train_tokenizer()
         self.episodes = self.task.training_latents(self.tokenizer)
-        self.test_episodes = self.task.test_latents(self.tokenizer)
         self.bar: tqdm = tqdm(total=0, unit="step", mininterval=2, smoothing=0.02)
+
+    @functools.cached_property
+    def validation_episodes(self) -> LatentEpisodes:
+        """What learning rates are chosen by."""
+        return self.task.validation_latents(self.tokenizer)
 
     def _train_tokenizer(self) -> Tokenizer:
         """The tokenizer that all models share: the one in the work directory, or a new one."""
@@ -206,12 +210,13 @@ class Benchmark:
     def validation_loss(
         self, model: WorldModel, num_batches: int = 4, batch_size: int = 8
     ) -> float:
-        """Diffusion loss on test episodes: the same segments and noise for every model."""
-        length = min(self.config.dynamics.curriculum[-1][0], int(self.test_episodes.lengths.max()))
+        """Diffusion loss on held-out episodes: the same segments and noise for every model."""
+        episodes = self.validation_episodes
+        length = min(self.config.dynamics.curriculum[-1][0], int(episodes.lengths.max()))
         losses = []
         for i in range(num_batches):
             rng, generator = step_rng(2**31, i)
-            batch = self.test_episodes.sample(batch_size, length, rng)
+            batch = episodes.sample(batch_size, length, rng)
             levels = sample_signal_levels(batch_size, length, self.config.diffusion, generator)
             noise = torch.randn(batch.latents.shape, generator=generator)
             tensors = (x.to(model.device) for x in (*batch, noise, *levels))

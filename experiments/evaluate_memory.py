@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 import worldsim
+from agents.statistics import bootstrap_interval
 from experiments.command_line import run_script
 from experiments.memory_mazes import MazeTask, MemoryMazes
 from experiments.memory_report import (
@@ -113,7 +114,7 @@ def main(config: EvaluateMemoryConfig) -> dict[str, Any]:
     parameters = sum(p.numel() for p in model.parameters())
     with tqdm(total=2 * (2 + len(config.shorter_contexts)), unit="walks", mininterval=0) as bar:
 
-        def run(name: str, label: str, evaluate: Any) -> None:
+        def judge(name: str, label: str, evaluate: Any) -> None:
             def report(kind: str) -> None:
                 bar.set_description(f"{label}, {kind}")
                 bar.update()
@@ -126,21 +127,27 @@ def main(config: EvaluateMemoryConfig) -> dict[str, Any]:
             kept.parent.mkdir(parents=True, exist_ok=True)
             np.savez(kept, **frames)  # type: ignore[arg-type]
 
-        run("whole", f"whole tour, {config.context} frames", lambda r: mazes.evaluate(model, r))
+        judge("whole", f"whole tour, {config.context} frames", lambda r: mazes.evaluate(model, r))
         for n in config.shorter_contexts:
-            run(
+            judge(
                 f"last_{n}",
                 f"last {n} frames",
                 lambda r, n=n: mazes.evaluate(model, r, observed=n),
             )
-        run(REFERENCE, REFERENCE_LABEL, lambda r: mazes.reference(model.device, r))
+        judge(REFERENCE, REFERENCE_LABEL, lambda r: mazes.reference(model.device, r))
+    differences = {
+        name: compare(runs["whole"][0]["evaluation"], results[0]["evaluation"])
+        for name, results in runs.items()
+        if name.startswith("last_")
+    }
     values = {
         "runs": {name: results[0] for name, results in runs.items()},
+        "differences": differences,
         "config": config,
         "provenance": provenance(),
     }
     write_json(config.output / "results.json", values)
-    table = format_table(runs, {})
+    table = "\n".join([format_table(runs, {}), "", *describe(differences)])
     (config.output / "table.md").write_text(table + "\n")
     plot(config.output / "recall.png", [lambda axes: draw_recall(axes, runs)])
     plot(config.output / "psnr.png", [lambda axes: draw_psnr(axes, runs)])
@@ -151,6 +158,44 @@ def main(config: EvaluateMemoryConfig) -> dict[str, Any]:
     print(table)
     print(f"everything is in {config.output}")
     return values
+
+
+def compare(whole: dict[str, Any], cut: dict[str, Any]) -> dict[str, Any]:
+    """What the whole tour gains over its last frames: means over mazes of paired differences.
+
+    Returns:
+        By task, metric and frames: mean, 95 % bootstrap interval, and number of mazes.
+    """
+    gains: dict[str, Any] = {}
+    for kind, part in whole["parts"].items():
+        for metric, groups in part["by_maze"].items():
+            for frames, means in groups.items():
+                other = cut["parts"][kind]["by_maze"][metric][frames]
+                pairs = zip(means, other, strict=True)
+                gain = [a - b for a, b in pairs if a is not None and b is not None]
+                if gain:
+                    gains.setdefault(kind, {}).setdefault(metric, {})[frames] = {
+                        "mean": float(np.mean(gain)),
+                        "interval": list(bootstrap_interval(gain)),
+                        "mazes": len(gain),
+                    }
+    return gains
+
+
+def describe(differences: dict[str, Any]) -> list[str]:
+    """Lines of text about what the whole tour gains."""
+    lines = []
+    for name, kinds in differences.items():
+        cut = f"the last {name.removeprefix('last_')} frames"
+        for kind, metrics in kinds.items():
+            for metric, label in (("psnr", "dB PSNR"), ("colors", "of wall colours")):
+                for frames, gain in metrics.get(metric, {}).items():
+                    low, high = gain["interval"]
+                    lines.append(
+                        f"- {kind}, {frames}: the whole tour gains {gain['mean']:+.2f} "
+                        f"[{low:+.2f}, {high:+.2f}] {label} over {cut} ({gain['mazes']} mazes)"
+                    )
+    return lines
 
 
 def stack_dreams(runs: Runs, work: Path) -> np.ndarray:

@@ -157,8 +157,8 @@ class Corridor:
         """Training episodes, encoded."""
         return self._latents(tokenizer, self.task.training_episodes, self.seed)
 
-    def test_latents(self, tokenizer: Tokenizer) -> LatentEpisodes:
-        """Episodes never trained on, encoded."""
+    def validation_latents(self, tokenizer: Tokenizer) -> LatentEpisodes:
+        """Episodes of neither training nor test, encoded."""
         return self._latents(tokenizer, self.task.test_episodes, self.seed + 1)
 
     def _latents(self, tokenizer: Tokenizer, num_episodes: int, seed: int) -> LatentEpisodes:

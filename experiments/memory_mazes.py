@@ -25,7 +25,14 @@ from tqdm import tqdm
 import envs
 from agents.rollout import Policy
 from agents.touring import TouringExplorer
-from experiments.memory_recall import recall_table, share
+from experiments.memory_recall import (
+    by_row,
+    pose_recall_distance,
+    recall_table,
+    reward_recall,
+    share,
+)
+from experiments.wall_colors import ColorReader
 from experiments.workers import Task, collect
 from worldsim.dataset_writer import DatasetWriter
 from worldsim.episodes import Episode, EpisodeDataset
@@ -69,32 +76,6 @@ class MazeTask:
     """Frames kept to train the tokenizer on."""
 
 
-def pose_recall_distance(
-    position: np.ndarray,
-    heading: np.ndarray,
-    context: int,
-    *,
-    radius: float = 0.5,
-    degrees: float = 20.0,
-) -> np.ndarray:
-    """How many frames ago each frame's pose was last seen within the context.
-
-    Args:
-        position: (t, 2) in cells. heading: (t, 2) unit vectors.
-        context: frames at the start that were really seen.
-        radius, degrees: how near place and heading must be.
-
-    Returns:
-        (t - context,) int64, -1 where the context has no such pose.
-    """
-    near = np.linalg.norm(position[context:, None] - position[None, :context], axis=-1) <= radius
-    aligned = heading[context:] @ heading[:context].T >= np.cos(np.radians(degrees))
-    seen = near & aligned
-    last = context - 1 - seen[:, ::-1].argmax(1)
-    now = np.arange(context, len(position))
-    return np.where(seen.any(1), now - last, -1)
-
-
 def copy_nearest(frames: Tensor, poses: Tensor, context: int) -> Tensor:
     """What copying gives: for each later frame the context's frame of the nearest pose.
 
@@ -109,52 +90,6 @@ def copy_nearest(frames: Tensor, poses: Tensor, context: int) -> Tensor:
     turn = torch.atan2(step[..., 2].sin(), step[..., 2].cos()).abs()
     nearest = (step[..., :2].norm(dim=-1) + turn / (math.pi / 4)).argmin(-1)
     return frames[torch.arange(len(frames), device=frames.device)[:, None], nearest]
-
-
-class ColorReader:
-    """Reads off frames which colour fills the walls to the left, ahead and to the right.
-
-    Colours are clusters of the pixels of real frames (k-means), so that a dreamed shade counts as
-    the colour that it is nearest to.
-
-    Args:
-        frames: (n, h, w, 3) uint8, real ones.
-        num_colors: clusters.
-        seed: of the clustering.
-    """
-
-    def __init__(self, frames: np.ndarray, num_colors: int = 12, seed: int = 0) -> None:
-        rng = np.random.default_rng(seed)
-        pixels = self._walls(frames).reshape(-1, 3).astype(np.float32)
-        pixels = pixels[rng.integers(len(pixels), size=20_000)]
-        centers = pixels[rng.integers(len(pixels), size=1)]
-        while len(centers) < num_colors:  # the farthest pixel starts the next cluster
-            distance = np.square(pixels[:, None] - centers[None]).sum(-1).min(1)
-            centers = np.concatenate([centers, pixels[[distance.argmax()]]])
-        for _ in range(20):
-            nearest = np.square(pixels[:, None] - centers[None]).sum(-1).argmin(1)
-            for k in range(num_colors):
-                if (nearest == k).any():
-                    centers[k] = pixels[nearest == k].mean(0)
-        self.centers = centers
-
-    @staticmethod
-    def _walls(frames: np.ndarray) -> np.ndarray:
-        """The band at eye level without the border, which shows the target's colour."""
-        h, w = frames.shape[-3:-1]
-        return frames[..., h * 5 // 16 : h * 5 // 8, w // 16 : w - w // 16, :]
-
-    def read(self, frames: np.ndarray) -> np.ndarray:
-        """Commonest colour of each third of the view: (..., h, w, 3) uint8 to (..., 3) int64."""
-        walls = self._walls(frames)
-        flat = walls.reshape(-1, *walls.shape[-3:])
-        read = np.zeros((len(flat), 3), np.int64)
-        for i, wall in enumerate(flat):
-            distance = np.square(wall[..., None, :].astype(np.float32) - self.centers).sum(-1)
-            nearest = distance.argmin(-1)
-            for side, part in enumerate(np.array_split(nearest, 3, axis=1)):
-                read[i, side] = np.bincount(part.ravel(), minlength=len(self.centers)).argmax()
-        return read.reshape(*walls.shape[:-3], 3)
 
 
 def load_lpips() -> Any:
@@ -191,7 +126,8 @@ class MemoryMazes:
     """
 
     TEST_SEED = 10_000_000
-    """Far from every training seed, so that no maze is in both."""
+    VALIDATION_SEED = 20_000_000
+    """Far from every training seed and each other, so that no maze is in two."""
 
     def __init__(self, task: MazeTask, datasets: Path) -> None:
         self.task = task
@@ -259,9 +195,12 @@ class MemoryMazes:
         """Training episodes, encoded once and kept."""
         return self._encode(tokenizer, self.train, "training")
 
-    def test_latents(self, tokenizer: Tokenizer) -> LatentEpisodes:
-        """Episodes of the reasoning task, encoded."""
-        return self._encode(tokenizer, self.tests["reasoning"], "reasoning")
+    def validation_latents(self, tokenizer: Tokenizer) -> LatentEpisodes:
+        """Walks of neither training nor test, recorded when learning rates are to be chosen."""
+        path = self._record(
+            "validation", "reasoning", self.task.test_episodes, self.VALIDATION_SEED
+        )
+        return self._encode(tokenizer, EpisodeDataset(str(path)), "validation")
 
     def _encode(self, tokenizer: Tokenizer, episodes: EpisodeDataset, name: str) -> LatentEpisodes:
         device = next(tokenizer.parameters()).device
@@ -393,7 +332,12 @@ def _summarise(values: dict[str, np.ndarray]) -> dict[str, Any]:
     right = (values["real_colors"] == values["dreamed_colors"]).mean(-1)
     other = np.roll(values["real_colors"], 1, axis=0)  # another maze
     hits = {"psnr": values["psnr"], "ssim": values["ssim"], "colors": right}
+    far = values["distance"] > 64
     return {
+        "by_maze": {
+            name: {"all": by_row(hit), "seen over 64 frames ago": by_row(hit, far)}
+            for name, hit in hits.items()
+        },
         "recall": recall_table(values["distance"], hits),
         "psnr": values["psnr"].mean(0).tolist(),
         "ssim": values["ssim"].mean(0).tolist(),
@@ -402,13 +346,3 @@ def _summarise(values: dict[str, np.ndarray]) -> dict[str, Any]:
         "chance": float((values["real_colors"] == other).mean()),
         "reward_recall": reward_recall(values["rewards"], values["dreamed_rewards"]),
     }
-
-
-def reward_recall(real: np.ndarray, dreamed: np.ndarray, slack: int = 2) -> float | None:
-    """Share of real rewards that are dreamed within `slack` frames; (n, t) each; None without."""
-    events = np.argwhere(real > 0.5)
-    if not len(events):
-        return None
-    flagged = dreamed > 0.5
-    found = [flagged[i, max(t - slack, 0) : t + slack + 1].any() for i, t in events]
-    return float(np.mean(found))

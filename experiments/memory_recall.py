@@ -51,3 +51,46 @@ def share(table: dict[str, Any], name: str, first: int, last: int | None) -> flo
     ]
     count = sum(row["count"] for row in rows)
     return sum(row[name] * row["count"] for row in rows) / count if count else None
+
+
+def pose_recall_distance(
+    position: np.ndarray,
+    heading: np.ndarray,
+    context: int,
+    *,
+    radius: float = 0.5,
+    degrees: float = 20.0,
+) -> np.ndarray:
+    """How many frames ago each frame's pose was last seen within the context.
+
+    Args:
+        position: (t, 2) in cells. heading: (t, 2) unit vectors.
+        context: frames at the start that were really seen.
+        radius, degrees: how near place and heading must be.
+
+    Returns:
+        (t - context,) int64, -1 where the context has no such pose.
+    """
+    near = np.linalg.norm(position[context:, None] - position[None, :context], axis=-1) <= radius
+    aligned = heading[context:] @ heading[:context].T >= np.cos(np.radians(degrees))
+    seen = near & aligned
+    last = context - 1 - seen[:, ::-1].argmax(1)
+    now = np.arange(context, len(position))
+    return np.where(seen.any(1), now - last, -1)
+
+
+def by_row(values: np.ndarray, chosen: np.ndarray | None = None) -> list[float | None]:
+    """Mean of each row of (n, t), or of what is chosen of it; None where nothing is."""
+    chosen = np.ones(values.shape, bool) if chosen is None else chosen
+    rows = zip(values, chosen, strict=True)
+    return [float(v[c].mean()) if c.any() else None for v, c in rows]
+
+
+def reward_recall(real: np.ndarray, dreamed: np.ndarray, slack: int = 2) -> float | None:
+    """Share of real rewards that are dreamed within `slack` frames; (n, t) each; None without."""
+    events = np.argwhere(real > 0.5)
+    if not len(events):
+        return None
+    flagged = dreamed > 0.5
+    found = [flagged[i, max(t - slack, 0) : t + slack + 1].any() for i, t in events]
+    return float(np.mean(found))

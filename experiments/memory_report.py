@@ -2,8 +2,7 @@
 
     python experiments/memory_report.py --output results/memory/corridor --work runs/memory/corridor
 
-Lines are means over seeds; shaded is what lies between the lowest and the highest seed, or with a
-single seed the 95 % Wilson interval of the share.
+Lines are means over seeds; shaded is what lies between the lowest and the highest seed.
 """
 
 from __future__ import annotations
@@ -135,14 +134,6 @@ def plot(file: Path, panels: Sequence[Callable[[Axes], None]]) -> None:
     plt.close(figure)
 
 
-def wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % interval of shares (Wilson 1927)."""
-    z = 1.96
-    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-    return middle - half, middle + half
-
-
 def recall_bins(result: dict[str, Any]) -> dict[int, tuple[float, float, int]]:
     """Mean distance, share that is right and frames, by first distance, of all tasks of a run.
 
@@ -174,13 +165,11 @@ def draw_recall(axes: Axes, runs: Runs) -> None:
         if not common:
             continue
         values = np.array([[bins[first] for first in common] for bins in seeds])
-        distance, right, count = values.mean(0).T
+        distance, right, _ = values.mean(0).T
+        (line,) = axes.plot(distance, right, marker="o", markersize=3, label=results[0]["label"])
         if len(results) > 1:
             low, high = values[..., 1].min(0), values[..., 1].max(0)
-        else:
-            low, high = wilson(right, count)
-        (line,) = axes.plot(distance, right, marker="o", markersize=3, label=results[0]["label"])
-        axes.fill_between(distance, low, high, color=line.get_color(), alpha=0.15)
+            axes.fill_between(distance, low, high, color=line.get_color(), alpha=0.15)
     chance = next(iter(runs.values()))[0]["evaluation"]["chance"]
     axes.axhline(chance, color="grey", linestyle="--", linewidth=1, label="chance")
     axes.set(xscale="log", ylim=(0, 1.02), xlabel="frames since last seen", ylabel="recall")

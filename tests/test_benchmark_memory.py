@@ -16,16 +16,17 @@ import experiments.benchmark_memory as benchmark_memory
 from envs.corridor import Corridor as CorridorEnv
 from experiments.memory_backbones import ALL, BACKBONES, BackboneSizes, matched_config
 from experiments.memory_corridor import Corridor, CorridorTask, seen_in_context, simulate
-from experiments.memory_mazes import (
-    ColorReader,
-    MazeTask,
-    copy_nearest,
-    pose_recall_distance,
-    reward_recall,
-)
+from experiments.memory_mazes import MazeTask, copy_nearest
 from experiments.memory_presets import BenchmarkConfig, presets
-from experiments.memory_recall import recall_table, share
-from experiments.memory_report import format_table, read_runs, recall_bins, wilson
+from experiments.memory_recall import (
+    by_row,
+    pose_recall_distance,
+    recall_table,
+    reward_recall,
+    share,
+)
+from experiments.memory_report import format_table, read_runs, recall_bins
+from experiments.wall_colors import ColorReader
 from worldsim.backbone import count_backbone_parameters
 
 
@@ -151,10 +152,11 @@ def test_recall_is_pooled_over_tasks_and_rare_distances_are_left_out() -> None:
     assert recall_bins({"evaluation": {"recall": main, "hit": "colors"}}) == {1: (1, 1.0, 30)}
 
 
-def test_wilson_interval_holds_the_share() -> None:
-    low, high = wilson(np.array([0.0, 0.5, 1.0]), np.array([10, 10, 10]))
-    assert (low < [1e-9, 0.5, 1]).all() and (high > [0, 0.5, 1 - 1e-9]).all()
-    assert low[1] == pytest.approx(0.2366, abs=1e-3)
+def test_rows_are_averaged_one_by_one() -> None:
+    values = np.array([[1.0, 2.0, 6.0], [4.0, 8.0, 0.0]])
+    chosen = np.array([[True, True, False], [False, False, False]])
+    assert by_row(values) == [3.0, 4.0]
+    assert by_row(values, chosen) == [1.5, None]
 
 
 @pytest.mark.parametrize("preset", ["corridor", "cpu", "gpu"])

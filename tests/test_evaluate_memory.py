@@ -47,6 +47,12 @@ def test_dreams_after_whole_and_cut_tours_are_compared(tmp_path: Path) -> None:
     assert "whole tour, 12 frames" in table and "last 4 frames" in table
     for name in ("recall.png", "psnr.png"):
         assert (tmp_path / "results" / name).stat().st_size > 0
+    # What the whole tour gains is the difference of the means over mazes.
+    gains = values["differences"]["last_4"]["retrieval"]["psnr"]["all"]
+    mean = scores["whole"]["retrieval PSNR"] - scores["last_4"]["retrieval PSNR"]
+    assert gains["mean"] == pytest.approx(mean, abs=1e-4) and gains["mazes"] == 2
+    assert gains["interval"][0] <= gains["mean"] <= gains["interval"][1]
+    assert "the whole tour gains" in (tmp_path / "results" / "table.md").read_text()
     video = iio.imread(tmp_path / "results" / "dreams.gif")
     assert video.shape == (6, 4 * 68, 2 * 64, 3)  # real, whole, last 4 and copies; two walks
     # Walks are recorded once, and dreams are the same again.
