@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import worldsim
 from experiments.command_line import run_script
 from experiments.dreamed_rewards import format_shares
+from experiments.evaluate_memory import describe
 from worldsim.backbone import count_parameters
-from worldsim.checkpoint import PRETRAINED, Contexts, load_metadata
+from worldsim.checkpoint import PRETRAINED, Contexts, load_contexts, load_metadata
 from worldsim.episodes import EpisodeDataset
+from worldsim.open_loop import draw_stretches
 from worldsim.world_model import WorldModel
 
 
@@ -34,8 +35,9 @@ class ShipConfig:
     """Directory that train_world_model wrote."""
     name: str
     """Name of the shipped model, usually the env's."""
-    dataset: tuple[str, ...]
-    """Episodes never trained on, to take contexts from."""
+    dataset: tuple[str, ...] = ()
+    """Episodes never trained on, to take contexts from; by default those kept with the checkpoint
+    are shipped."""
     datasets_root: Path | None = None
     """Folder of all datasets; by default Minari's own."""
     num_contexts: int = 8
@@ -46,6 +48,8 @@ class ShipConfig:
     """Signal level of committed dream frames; by default as trained."""
     evaluation: Path | None = None
     """results.json of evaluate_world_model, for the card."""
+    memory: Path | None = None
+    """results.json of evaluate_memory, for the card."""
     notes: str = ""
     """A paragraph for the card: data, seeds, training command."""
     seed: int = 0
@@ -70,24 +74,43 @@ def main(config: ShipConfig) -> Path:
     path = config.output / config.name
     worldsim.save(model, path, contexts=contexts, half=True, metadata=metadata)
     evaluation = json.loads(config.evaluation.read_text()) if config.evaluation else None
-    (path / "README.md").write_text(model_card(config, model, contexts, metadata, evaluation))
+    card = model_card(config, model, contexts, metadata, evaluation)
+    if config.memory:
+        values = json.loads(config.memory.read_text())
+        lines = ["", "What its memory is worth:", "", *describe(values["differences"])]
+        lines += ["", f"Made by `{values['provenance']['command']}`."]
+        card += "\n".join(lines) + "\n"
+    (path / "README.md").write_text(card)
     size = sum(file.stat().st_size for file in path.iterdir()) / 2**20
     print(f"{path}: {size:.1f} MiB, {len(contexts.frames)} contexts")
     return path
 
 
 def choose_contexts(config: ShipConfig) -> Contexts:
-    """Stretches of different episodes, evenly spread over the dataset."""
+    """Stretches of a dataset, or those that training kept with the checkpoint.
+
+    Raises:
+        ValueError: the dataset is one that was trained on.
+    """
+    if not config.dataset:
+        return load_contexts(config.checkpoint)
+    trained_on = load_metadata(config.checkpoint).get("config", {}).get("dataset", [])
+    if known := sorted({*config.dataset} & {*trained_on}):
+        raise ValueError(f"{', '.join(known)} was trained on: take contexts from other episodes")
     dataset = EpisodeDataset(config.dataset, config.datasets_root)
-    rng = np.random.default_rng(config.seed)
-    picked = np.linspace(0, len(dataset) - 1, config.num_contexts).round().astype(int)
-    frames, actions = [], []
-    for i in picked:
-        start = int(rng.integers(dataset.lengths[i] - config.context_length + 1))
-        episode = dataset.episode(int(i), start, start + config.context_length)
-        frames.append(episode.frames)
-        actions.append(episode.actions)
-    return Contexts(frames=np.stack(frames), actions=np.stack(actions))
+    drawn = draw_stretches(dataset, config.num_contexts, config.context_length, config.seed)
+    return Contexts(*drawn[:2])
+
+
+def made_with(metadata: dict[str, Any]) -> list[str]:
+    """Where and how it was trained, as far as the checkpoint says."""
+    hardware = metadata.get("hardware", "unknown hardware")
+    if isinstance(hardware, dict):
+        hardware = f"{hardware['gpu'] or hardware['cpu']}, {hardware['cores']} cores"
+    lines = [f"- Hardware: {hardware}, {metadata['device']}."]
+    if "command" in metadata:
+        lines.append(f"- Trained by `{metadata['command']}` at commit {metadata['commit']}.")
+    return lines
 
 
 def model_card(
@@ -106,10 +129,19 @@ def model_card(
         "",
         f"- {count_parameters(model.denoiser) / 1e6:.1f} M parameters in the denoiser, "
         f"{count_parameters(model.tokenizer) / 1e6:.1f} M in the tokenizer; "
+        f"{c.token_grid[0]} x {c.token_grid[1]} tokens a frame; "
         f"{model.initial_state(1).nbytes / 2**20:.1f} MiB of state per env in float32.",
+        *(
+            [
+                f"- Finds poses by odometry ({count_parameters(model.odometry) / 1e6:.2f} M "
+                "parameters): training needed poses in the episodes, dreams and real frames do not."
+            ]
+            if model.odometry is not None
+            else []
+        ),
         f"- Trained on {metadata['training_frames']:,} frames of {metadata['training_episodes']} "
         f"episodes for {metadata['step']:,} steps, {metadata['frames_seen']:,} frames seen.",
-        f"- Hardware: {metadata['hardware']}, {metadata['device']}.",
+        *made_with(metadata),
         f"- {c.num_denoising_steps} denoising steps, dreamed frames committed at signal level "
         f"{c.dream_signal}.",
         f"- Ships {contexts.frames.shape[0]} contexts of {contexts.frames.shape[1]} real frames, "
@@ -149,6 +181,10 @@ def model_card(
             )
         for lead, kinds in evaluation["dreamed_rewards"].items():
             lines.append(f"Rewarded in a dream at step {lead}: {format_shares(kinds)}.")
+        if "odometry_error" in evaluation:
+            error = evaluation["odometry_error"]
+            shown = [f"{error[n]:.2f} after {n}" for n in (16, 64, 256) if n < len(error)]
+            lines.append(f"Odometry is off by {', '.join(shown)} real frames, in cells.")
         for context, row in evaluation["shorter_contexts"].items():
             scores = ", ".join(f"{row[h]['psnr']:.2f}" for h in horizons)
             lines.append(f"After a context of {context} frames only: {scores} dB.")
