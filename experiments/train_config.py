@@ -49,12 +49,14 @@ class TrainConfig:
     output: Path = Path("runs/world_model")
     """Run directory: checkpoint, training state, TensorBoard logs."""
     init: str | None = None
-    """World model (name or checkpoint) to continue from; its tokenizer and sizes are kept."""
+    """World model (name or checkpoint) to continue from; its tokenizer, sizes, noise and way of
+    dreaming are kept."""
     tokenizer_of: str | None = None
     """World model (name or checkpoint) whose tokenizer is taken as it is; all else starts anew."""
     odometry: bool = False
     """Find where each frame is seen from, and tell the network that instead of the action: for long
-    memory. Training episodes need poses (privileged infos); see `dynamics.longest-stretches`."""
+    memory. Training episodes need poses (privileged infos); see `dynamics.longest-stretches`. With
+    `init`, the odometry of that model is trained further."""
     pose: PoseConfig = field(default_factory=lambda: PoseConfig(wavelength=32.0, octaves=6))
     """With odometry, how poses are told. Set the camera's field of view: 80 in Memory Mazes."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

@@ -281,7 +281,7 @@ def train_dynamics(
             progress=lambda done, _: bar.update(done - bar.n),
         )
     if model.odometry is not None:
-        if config.init is None:
+        if config.odometry:
             train_odometry(config, model.odometry, episodes, accelerator)
         model.odometry.requires_grad_(False)
     trainer = Trainer(
@@ -308,36 +308,55 @@ def train_dynamics(
     length = min(CONTEXT_LENGTH, int(held_out.lengths.max()))
     contexts = checkpoint.Contexts(*draw_stretches(held_out, NUM_CONTEXTS, length, seed=0)[:2])
     writer = open_writer(config, "world_model", trainer)
-    started, first = time.monotonic(), trainer.step
+    started, first, path = time.monotonic(), trainer.step, config.output / "checkpoint"
+
+    def show(step: int) -> None:
+        assert writer is not None
+        average.eval()
+        metrics = validate(average, held_out, config.validation, writer, step)
+        tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+
+    def keep(step: int) -> None:
+        metadata = {
+            "step": step,
+            "frames_seen": seen_before + step * training.frames_per_step,
+            "continued_from": config.init,
+            "training_frames": dataset.num_frames,
+            "training_episodes": len(dataset),
+            "minutes_this_run": (time.monotonic() - started) / 60,
+            "steps_this_run": step - first,
+            "device": str(accelerator.device),
+            "config": as_json(config),
+            **provenance(),
+        }
+        checkpoint.save(average, path, contexts=contexts, metadata=metadata)
+
+    steps = training.optimizer.steps
     for step in run_with_progress(
         trainer, "world model", config.save_every, training.frames_per_step, writer
     ):
-        if writer is None:
+        if writer is None or step == steps:
             continue
-        last = step == training.optimizer.steps
-        if last or (config.validation.every and step % config.validation.every == 0):
-            average.eval()
-            metrics = validate(average, held_out, config.validation, writer, step)
-            tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
-        if last or (config.save_every and step % config.save_every == 0):
-            metadata = {
-                "step": step,
-                "frames_seen": seen_before + step * training.frames_per_step,
-                "continued_from": config.init,
-                "training_frames": dataset.num_frames,
-                "training_episodes": len(dataset),
-                "minutes_this_run": (time.monotonic() - started) / 60,
-                "steps_this_run": step - first,
-                "device": str(accelerator.device),
-                "config": as_json(config),
-                **provenance(),
-            }
-            path = config.output / "checkpoint"
-            checkpoint.save(average, path, contexts=contexts, metadata=metadata)
+        if config.validation.every and step % config.validation.every == 0:
+            show(step)
+        if config.save_every and step % config.save_every == 0:
+            keep(step)
+    # Also where training had ended before, but was killed before it was kept.
+    if writer is not None and not is_kept(path, steps):
+        show(steps)
+        keep(steps)
     if writer:
         writer.close()
     average.eval().requires_grad_(False)
     return average
+
+
+def is_kept(path: Path, step: int) -> bool:
+    """Whether a checkpoint of this step is there."""
+    try:
+        return checkpoint.load_metadata(path).get("step") == step
+    except checkpoint.CheckpointError:
+        return False
 
 
 if __name__ == "__main__":

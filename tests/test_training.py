@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -543,11 +544,29 @@ def test_a_model_that_finds_poses_is_trained_on_the_tokenizer_of_another(tmp_pat
     for name, t in final_weights(path).items():
         if name.startswith("tokenizer"):
             assert torch.equal(t, taken[name]), name
+    taken_odometry = final_weights(path)["odometry.after.2.bias"]
     # Trained further, the odometry stays as it is.
     further = final_weights(main(tiny_training(dataset, tmp_path / "further", init=str(path))))
     for name, t in final_weights(path).items():
         fixed = name.startswith(("tokenizer", "odometry")) or name.endswith("frequencies")
         assert torch.equal(t, further[name]) == fixed, name
+    # Its odometry alone can be trained further too.
+    longer = tiny_training(
+        dataset,
+        tmp_path / "longer",
+        init=str(path),
+        odometry=True,
+        odometry_training=OdometryTraining(optimizer=OptimizerConfig(steps=4), batch_size=2),
+        dynamics=dataclasses.replace(stretched, optimizer=OptimizerConfig(steps=0)),
+    )
+    moved = final_weights(main(longer))
+    for name, t in final_weights(path).items():
+        if not torch.equal(t, moved[name]):
+            assert name.startswith("odometry"), name
+    assert not torch.equal(moved["odometry.after.2.bias"], taken_odometry)
+    # A run that ended before its checkpoint was written writes it when it is started again.
+    shutil.rmtree(tmp_path / "longer" / "checkpoint")
+    assert_equal(final_weights(main(longer)), moved)
     # Latents kept without poses are not taken for ones with.
     encoded = [
         encode_dataset(model.tokenizer, EpisodeDataset(dataset), tmp_path / "cache", poses=poses)
