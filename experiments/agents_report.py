@@ -90,7 +90,7 @@ def format_table(runs: Runs) -> str:
         "95 %",
         "real steps",
         "minutes",
-        "ms/act",
+        "ms/decision",
     ]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for agent, results in runs.items():
@@ -104,10 +104,14 @@ def format_table(runs: Runs) -> str:
             f"{low:.2f} to {high:.2f}",
             f"{results[0]['real_steps']:,}",
             f"{np.mean([r['training_minutes'] for r in results]):.1f}",
-            f"{1000 * np.mean([r['seconds_per_real_step'] for r in results]):.0f}",
+            f"{1000 * np.mean([r['seconds_per_decision'] for r in results]):.1f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "Minutes: training of one seed. ms/act: a real step with its decision."]
+    lines += [
+        "",
+        "Minutes: training of one seed. ms/decision: for each of as many real envs as ran side by "
+        "side.",
+    ]
     return "\n".join(lines)
 
 

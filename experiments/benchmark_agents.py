@@ -18,18 +18,13 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
-from sb3_contrib import RecurrentPPO
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecMonitor
 
-import envs
 import worldsim.checkpoint as checkpoint
 from agents.actor_critic import ActorCritic, ActorCriticPolicy
 from agents.cloning import CloningConfig, ReadOuts
@@ -37,12 +32,10 @@ from agents.explorers import RandomPolicy
 from agents.features import FeaturePolicy, ShortMemoryPolicy, load_policy
 from agents.planner import Planner, PlannerConfig
 from agents.rollout import Policy
-from agents.sb3 import SB3Policy
 from agents.scripted import has_scripted_player, scripted_player
 from experiments.actor_critic_training import clone_and_report, read_out_dataset
 from experiments.agents_report import LABELS, write_report
 from experiments.command_line import CONTINUES, run_script
-from experiments.dream_progress import DreamProgress
 from experiments.dream_train import DreamTrainConfig
 from experiments.dream_train import main as dream_train
 from experiments.evaluate import (
@@ -51,6 +44,7 @@ from experiments.evaluate import (
     run_episodes,
     torch_threads,
 )
+from experiments.model_free import train_model_free
 from experiments.platform_settings import keep_memory
 from experiments.report import provenance, summarise, write_json
 from experiments.videos import save_video
@@ -136,6 +130,22 @@ class BenchmarkAgentsConfig:
         return self.work or Path("runs/agents") / self.env
 
 
+class Timed:
+    """A policy whose decisions are timed; in a batch, each takes its share."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.seconds, self.decisions = 0.0, 0
+
+    def act(self, observation: Any, *rest: Any) -> tuple[np.ndarray, Any]:
+        """What the policy does."""
+        started = time.perf_counter()
+        result = self.policy.act(observation, *rest)
+        self.seconds += time.perf_counter() - started
+        self.decisions += len(observation)
+        return result
+
+
 class AgentsBenchmark:
     """The state of one call: the world model and where its dreams start."""
 
@@ -170,8 +180,8 @@ class AgentsBenchmark:
         policy, details = self._make(agent, seed)
         trained = time.monotonic()
         episodes = config.planner_episodes if agent == "planner" else config.eval_episodes
-        real = self._judge_on_real(agent, seed, policy, episodes)
-        per_decision = (time.monotonic() - trained) / sum(real["lengths"])
+        timed = Timed(policy)
+        real = self._judge_on_real(agent, seed, timed, episodes)
         result = {
             "agent": agent,
             "seed": seed,
@@ -180,7 +190,7 @@ class AgentsBenchmark:
             "dream": self._judge_in_dream(agent, policy),
             "real_steps": 0,
             "training_minutes": (trained - started) / 60,
-            "seconds_per_real_step": per_decision,
+            "seconds_per_decision": timed.seconds / timed.decisions,
             **details,
             "config": json.loads(json.dumps(dataclasses.asdict(config), default=str)),
             **provenance(),
@@ -205,7 +215,16 @@ class AgentsBenchmark:
             planner = Planner(model, config.planner, seed=seed)
             return planner, {"planner": dataclasses.asdict(config.planner)}
         if agent == "model_free":
-            return self._train_model_free(seed)
+            work = config.work_directory / f"model_free-seed{seed}"
+            model_free = train_model_free(
+                config.env,
+                self._real_steps(),
+                work,
+                seed=seed,
+                num_workers=config.num_workers,
+                max_episode_steps=config.max_episode_steps,
+            )
+            return model_free, {"real_steps": self._real_steps(), "curve": read_curve(work)}
         if agent == "actor_critic_short_memory":
             trained, details = self._train_in_dream("actor_critic", seed)
             assert isinstance(trained, FeaturePolicy)
@@ -243,69 +262,14 @@ class AgentsBenchmark:
         details = {"training": run.algorithm, "curve": read_curve(run.run_directory)}
         return load_policy(run.policy_path), details
 
-    def _train_model_free(self, seed: int) -> tuple[Policy, dict[str, Any]]:
-        """RecurrentPPO on pixels of the real env, for as many steps as the model has seen."""
-        config = self.config
-        real_steps = config.real_steps
-        if real_steps is None:
-            metadata = checkpoint.load_metadata(self.name)
-            if "training_frames" not in metadata:
-                raise ValueError(f"{self.name} does not say what it learned from: give real_steps")
-            real_steps = int(metadata["training_frames"])
-        work = config.work_directory / f"model_free-seed{seed}"
-        work.mkdir(parents=True, exist_ok=True)
-        path = work / "policy.zip"
-        options = {"max_episode_steps": config.max_episode_steps}
-        make: Callable[[], gymnasium.Env] = _MakeEnv(
-            config.env, {k: v for k, v in options.items() if v is not None}
-        )
-        env = VecMonitor(SubprocVecEnv([make] * config.num_workers, start_method="forkserver"))
-        try:
-            env.seed(MODEL_FREE_SEED + 1000 * seed)
-            if path.is_file():
-                agent = RecurrentPPO.load(path, env=env, tensorboard_log=str(work))
-            else:
-                agent = RecurrentPPO(
-                    "CnnLstmPolicy",
-                    env,
-                    n_steps=128,
-                    batch_size=128 * config.num_workers // 2,
-                    n_epochs=4,
-                    learning_rate=3e-4,
-                    gamma=0.99,
-                    ent_coef=0.01,
-                    seed=seed,
-                    tensorboard_log=str(work),
-                    device="cpu",
-                )
-
-            def save(seconds: float) -> None:
-                temporary = path.with_suffix(".tmp.zip")
-                agent.save(temporary)
-                temporary.replace(path)
-
-            rest = real_steps - agent.num_timesteps
-            if rest > 0:
-                progress = DreamProgress(
-                    save,
-                    description=f"model-free, seed {seed}",
-                    total_timesteps=real_steps,
-                    time_limit=None,
-                )
-                try:
-                    agent.learn(
-                        rest,
-                        callback=progress,
-                        reset_num_timesteps=False,
-                        tb_log_name="tensorboard",
-                    )
-                finally:
-                    progress.close()
-                    save(0.0)
-        finally:
-            env.close()
-        details = {"real_steps": real_steps, "curve": read_curve(work)}
-        return SB3Policy(agent), details
+    def _real_steps(self) -> int:
+        """Of the model-free agent: by default one per frame that the world model learned from."""
+        if self.config.real_steps is not None:
+            return self.config.real_steps
+        metadata = checkpoint.load_metadata(self.name)
+        if "training_frames" not in metadata:
+            raise ValueError(f"{self.name} does not say what it learned from: give real_steps")
+        return int(metadata["training_frames"])
 
     def _judge_on_real(
         self, agent: str, seed: int, policy: Policy, num_episodes: int
@@ -353,22 +317,6 @@ class AgentsBenchmark:
             description=f"{LABELS[agent]} in the dream",
         )
         return summarise(results)
-
-
-# Apart from the seeds of the world model's data (0 and up), of validation (1,000,000 and up) and of
-# evaluation (2,000,000 and up).
-MODEL_FREE_SEED = 3_000_000
-
-
-@dataclasses.dataclass(frozen=True)
-class _MakeEnv:
-    """Makes a real env in another process."""
-
-    env: str
-    options: dict[str, Any]
-
-    def __call__(self) -> Any:
-        return envs.make(self.env, **self.options)
 
 
 def read_curve(directory: Path, tag: str = "dream/episodic_return") -> list[list[float]]:

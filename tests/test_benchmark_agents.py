@@ -98,7 +98,7 @@ def test_the_judge_compares_reward_per_step_of_policies_that_acted_in_both(tmp_p
             "real": summary(real, 100),
             "real_steps": 0,
             "training_minutes": 0.0,
-            "seconds_per_real_step": 0.0,
+            "seconds_per_decision": 0.0,
         }
         (tmp_path / f"ppo_pixels-seed{seed}.json").write_text(json.dumps(result))
     (tmp_path / "data-seed0.json").write_text(json.dumps(result | {"dream": None}))

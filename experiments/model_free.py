@@ -1,0 +1,104 @@
+"""The model-free baseline of the agents benchmark: RecurrentPPO on pixels of the real env."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+from sb3_contrib import RecurrentPPO
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecMonitor
+
+import envs
+from agents.sb3 import SB3Policy
+from experiments.dream_progress import DreamProgress
+
+# Apart from the seeds of the world model's data (0 and up), of validation (1,000,000 and up) and of
+# evaluation (2,000,000 and up).
+MODEL_FREE_SEED = 3_000_000
+
+
+@dataclass(frozen=True)
+class _MakeEnv:
+    """Makes a real env in another process."""
+
+    env: str
+    options: dict[str, Any]
+
+    def __call__(self) -> Any:
+        return envs.make(self.env, **self.options)
+
+
+def train_model_free(
+    env_name: str,
+    real_steps: int,
+    work: Path,
+    *,
+    seed: int,
+    num_workers: int,
+    max_episode_steps: int | None = None,
+) -> SB3Policy:
+    """Train on the real env, or go on with it.
+
+    Args:
+        env_name: real env.
+        real_steps: steps in it, over all that run side by side.
+        work: directory of the policy and its logs.
+        seed: decides everything random but the timing of processes.
+        num_workers: real envs side by side.
+        max_episode_steps: cuts episodes shorter than they are.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    path = work / "policy.zip"
+    options = {"max_episode_steps": max_episode_steps}
+    make: Callable[[], gymnasium.Env] = _MakeEnv(
+        env_name, {k: v for k, v in options.items() if v is not None}
+    )
+    env = VecMonitor(SubprocVecEnv([make] * num_workers, start_method="forkserver"))
+    try:
+        env.seed(MODEL_FREE_SEED + 1000 * seed)
+        if path.is_file():
+            agent = RecurrentPPO.load(path, env=env, tensorboard_log=str(work))
+        else:
+            agent = RecurrentPPO(
+                "CnnLstmPolicy",
+                env,
+                n_steps=128,
+                batch_size=128 * num_workers // 2,
+                n_epochs=4,
+                learning_rate=3e-4,
+                gamma=0.99,
+                ent_coef=0.01,
+                seed=seed,
+                tensorboard_log=str(work),
+                device="cpu",
+            )
+
+        def save(seconds: float) -> None:
+            temporary = path.with_suffix(".tmp.zip")
+            agent.save(temporary)
+            temporary.replace(path)
+
+        rest = real_steps - agent.num_timesteps
+        if rest > 0:
+            progress = DreamProgress(
+                save,
+                description=f"model-free, seed {seed}",
+                total_timesteps=real_steps,
+                time_limit=None,
+            )
+            try:
+                agent.learn(
+                    rest,
+                    callback=progress,
+                    reset_num_timesteps=False,
+                    tb_log_name="tensorboard",
+                )
+            finally:
+                progress.close()
+                save(0.0)
+    finally:
+        env.close()
+    return SB3Policy(agent)
