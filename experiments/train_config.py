@@ -87,8 +87,9 @@ class TrainConfig:
 
 def presets() -> dict[str, tuple[str, TrainConfig]]:
     """Named starting points for hardware; every value can be overridden."""
+    large = BlockSSMConfig(d_model=512, num_layers=10, window=10, head_dim=64, expand=2)
     gpu = TrainConfig(
-        backbone=BlockSSMConfig(d_model=512, num_layers=10, window=10, head_dim=64, expand=2),
+        backbone=large,
         tokenizer_training=TokenizerTraining(
             optimizer=OptimizerConfig(steps=10_000, muon_learning_rate=0, weight_decay=0.0),
             batch_size=256,
@@ -138,8 +139,25 @@ def presets() -> dict[str, tuple[str, TrainConfig]]:
         ),
         validation=ValidationConfig(every=1900),
     )
+    memory_maze_gpu = dataclasses.replace(
+        memory_maze,
+        backbone=dataclasses.replace(large, block_sizes=((1, 4), 4), d_state=128),
+        latent_patch=1,
+        tokenizer_training=gpu.tokenizer_training,
+        odometry_training=OdometryTraining(batch_size=256),
+        dynamics=dataclasses.replace(
+            memory_maze.dynamics,
+            optimizer=OptimizerConfig(steps=20_000),
+            frames_per_step=8192,
+            curriculum=((128, 0.2), (256, 0.3), (512, 0.3), (1000, 0.2)),
+            longest_stretches=(1, 1, 512, 1000),
+        ),
+        validation=gpu.validation,
+        save_every=gpu.save_every,
+    )
     named = {
         "memory-maze": ("Memory Maze with long memory on two CPU cores, 90 minutes.", memory_maze),
+        "memory-maze-gpu": ("The same on one GPU, untried: larger, longer.", memory_maze_gpu),
         "minerl": ("MineRL on two CPU cores, an hour or two.", minerl),
         "cpu": ("Two CPU cores, an hour or two.", TrainConfig()),
         "gpu": ("One GPU, half an hour to hours.", gpu),

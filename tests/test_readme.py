@@ -1,0 +1,56 @@
+"""What the README shows works: its Python runs, and its commands are understood."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import command_line
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Calls of scripts, in blocks and in the text."""
+    inline = [" ".join(code.split()) for code in re.findall(r"`(python [^`]+)`", README)]
+    lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+    calls = [part for line in lines for part in line.split("&&")]
+    found = [" ".join(call.split()) for call in (*calls, *inline)]
+    return sorted({call for call in found if call.startswith("python experiments/")})
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(blocks("python")) >= 6 and len(commands()) >= 10
+
+
+@pytest.mark.parametrize("index", range(len(blocks("python"))))
+def test_examples_run(index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = blocks("python")[index].replace("10_000", "1").replace("n_steps=64", "n_steps=2")
+    monkeypatch.chdir(ROOT)
+    exec(compile(code, f"README.md, example {index + 1}", "exec"), {"__name__": "readme"})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, *arguments = shlex.split(command)[1:]
+    understood: list[Any] = []
+    original = command_line.run_script
+
+    def parse(main: Any, config: Any, description: str | None, **options: Any) -> None:
+        original(understood.append, config, description)
+
+    monkeypatch.setattr(command_line, "run_script", parse)
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert len(understood) == 1
