@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode
 
 import worldsim.checkpoint as checkpoint
 from agents.actor_critic import ActorCritic, ActorCriticPolicy
@@ -36,20 +35,17 @@ from agents.scripted import has_scripted_player, scripted_player
 from experiments.actor_critic_training import clone_and_report, read_out_dataset
 from experiments.agents_report import LABELS, write_report
 from experiments.command_line import CONTINUES, run_script
+from experiments.dream_judging import play_dreams, play_real_episodes
 from experiments.dream_train import DreamTrainConfig
 from experiments.dream_train import main as dream_train
 from experiments.evaluate import (
-    FIRST_EVALUATION_SEED,
     make_real_envs,
-    run_episodes,
-    torch_threads,
 )
 from experiments.model_free import train_model_free
 from experiments.platform_settings import keep_memory
 from experiments.report import provenance, summarise, write_json
 from experiments.videos import save_video
 from worldsim.contexts import ContextBank, open_contexts
-from worldsim.dream import DreamVectorEnv
 from worldsim.world_model import WorldModel
 
 DREAM_TRAINED: dict[str, dict[str, Any]] = {
@@ -277,17 +273,15 @@ class AgentsBenchmark:
         config = self.config
         workers = min(config.num_workers, num_episodes)
         batch, limit = make_real_envs(config.env, workers, config.max_episode_steps)
-        threads = torch.get_num_threads() if agent == "planner" else 1
         try:
-            with torch_threads(threads):
-                results = run_episodes(
-                    policy,
-                    batch,
-                    [FIRST_EVALUATION_SEED + i for i in range(num_episodes)],
-                    episode_limit=limit,
-                    description=f"{LABELS[agent]}, seed {seed}, on {config.env}",
-                    num_recorded=1,
-                )
+            results = play_real_episodes(
+                batch,
+                limit,
+                policy,
+                num_episodes,
+                label=f"{LABELS[agent]}, seed {seed}, on {config.env}",
+                threads=torch.get_num_threads() if agent == "planner" else 1,
+            )
         finally:
             batch.close()
         if seed == config.seeds[0] and results[0].frames is not None:
@@ -301,20 +295,15 @@ class AgentsBenchmark:
         if agent in ("data", "planner", "actor_critic_short_memory"):
             return None
         in_features = isinstance(policy, FeaturePolicy)
-        dreams = DreamVectorEnv(
-            min(config.num_envs, config.dream_episodes),
-            world_model=self.model,
-            contexts=self.bank,
+        results = play_dreams(
+            self.model,
+            self.bank,
+            policy.policy if isinstance(policy, FeaturePolicy) else policy,
+            config.dream_episodes,
+            num_envs=config.num_envs,
             horizon=config.horizon,
             obs="features" if in_features else "pixels",
-            autoreset_mode=AutoresetMode.DISABLED,
-        )
-        results = run_episodes(
-            policy.policy if isinstance(policy, FeaturePolicy) else policy,
-            dreams,
-            [FIRST_EVALUATION_SEED + i for i in range(config.dream_episodes)],
-            episode_limit=config.horizon,
-            description=f"{LABELS[agent]} in the dream",
+            label=LABELS[agent],
         )
         return summarise(results)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, VectorEnv
 
-from agents.rollout import Policy
+from agents.rollout import EpisodeResult, Policy
 from experiments.evaluate import (
     FIRST_EVALUATION_SEED,
     make_real_envs,
@@ -21,6 +21,80 @@ from worldsim.dream import DreamVectorEnv
 from worldsim.world_model import WorldModel
 
 
+def play_dreams(
+    model: WorldModel,
+    bank: ContextBank,
+    policy: Policy,
+    num_episodes: int,
+    *,
+    num_envs: int,
+    horizon: int,
+    obs: Literal["pixels", "features"],
+    label: str,
+    num_recorded: int = 0,
+    num_denoising_steps: int | None = None,
+) -> list[EpisodeResult]:
+    """Dreamed episodes of a policy, from seeds of their own.
+
+    Args:
+        model, bank: what dreams, and where dreams start.
+        policy: acts on `obs`.
+        num_episodes, horizon: how many, of how many steps.
+        num_envs: dreams side by side, at most.
+        obs: what the policy sees.
+        label: of the progress bar.
+        num_recorded: of the first ones, those whose frames are kept.
+        num_denoising_steps: by default the model's own.
+    """
+    dreams = DreamVectorEnv(
+        min(num_envs, num_episodes),
+        world_model=model,
+        contexts=bank,
+        horizon=horizon,
+        obs=obs,
+        render_mode="rgb_array" if num_recorded else None,
+        autoreset_mode=AutoresetMode.DISABLED,
+        num_denoising_steps=num_denoising_steps,
+    )
+    return run_episodes(
+        policy,
+        dreams,
+        [FIRST_EVALUATION_SEED + i for i in range(num_episodes)],
+        episode_limit=horizon,
+        description=f"{label} in the dream",
+        num_recorded=num_recorded,
+    )
+
+
+def play_real_episodes(
+    batch: VectorEnv,
+    episode_limit: int | None,
+    policy: Policy,
+    num_episodes: int,
+    *,
+    label: str,
+    threads: int = 1,
+) -> list[EpisodeResult]:
+    """Real episodes of a policy, from seeds that nothing was trained on; the first is recorded.
+
+    Args:
+        batch, episode_limit: from `experiments.evaluate.make_real_envs`.
+        policy: acts on frames.
+        num_episodes: how many.
+        label: of the progress bar.
+        threads: of torch in this process, beside the envs' own processes.
+    """
+    with torch_threads(threads):
+        return run_episodes(
+            policy,
+            batch,
+            [FIRST_EVALUATION_SEED + i for i in range(num_episodes)],
+            episode_limit=episode_limit,
+            description=label,
+            num_recorded=1,
+        )
+
+
 def evaluate_in_dream(
     run: RunDirectory,
     model: WorldModel,
@@ -31,27 +105,21 @@ def evaluate_in_dream(
     *,
     obs: Literal["pixels", "features"],
 ) -> None:
-    """Judge a policy on dreams that start from seeds of their own."""
+    """Judge a policy of a run on dreams."""
     config = run.config
     if name in run.evaluations:
         return
-    dreams = DreamVectorEnv(
-        min(config.num_envs, config.dream_eval_episodes),
-        world_model=model,
-        contexts=bank,
+    results = play_dreams(
+        model,
+        bank,
+        policy,
+        config.dream_eval_episodes,
+        num_envs=config.num_envs,
         horizon=config.judging_horizon,
         obs=obs,
-        render_mode="rgb_array",
-        autoreset_mode=AutoresetMode.DISABLED,
-        num_denoising_steps=config.num_denoising_steps,
-    )
-    results = run_episodes(
-        policy,
-        dreams,
-        [FIRST_EVALUATION_SEED + i for i in range(config.dream_eval_episodes)],
-        episode_limit=config.judging_horizon,
-        description=f"{label} in the dream",
+        label=label,
         num_recorded=4,
+        num_denoising_steps=config.num_denoising_steps,
     )
     run.add_evaluation(name, label, "dream", results)
     show_video(run, name, [r.frames for r in results[:4] if r.frames is not None])
@@ -67,15 +135,9 @@ def evaluate_on_real(run: RunDirectory, policies: dict[str, tuple[Policy, str]])
     batch, limit = make_real_envs(config.env, num_workers, config.max_episode_steps)
     try:
         for name, (policy, label) in todo.items():
-            with torch_threads(1):
-                results = run_episodes(
-                    policy,
-                    batch,
-                    [FIRST_EVALUATION_SEED + i for i in range(config.eval_episodes)],
-                    episode_limit=limit,
-                    description=f"{label} on {config.env}",
-                    num_recorded=1,
-                )
+            results = play_real_episodes(
+                batch, limit, policy, config.eval_episodes, label=f"{label} on {config.env}"
+            )
             run.add_evaluation(name, label, config.env, results)
             if results[0].frames is not None:
                 show_video(run, name, [results[0].frames])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,17 @@ def test_restored_snapshot_replays_identically(model: WorldModel, bank: ContextB
     fresh = make(model, bank, horizon=6)
     fresh.restore(snapshot)
     assert_same(expected, play(fresh, actions))
+
+
+def test_a_snapshot_of_another_model_is_refused(model: WorldModel, bank: ContextBank) -> None:
+    env = make_batch(model, bank, 2)
+    env.reset(seed=0)
+    backbone = dataclasses.replace(model.config.backbone, num_layers=1)
+    other = tiny_model(backbone=backbone)
+    contexts = tiny_contexts()
+    elsewhere = make_batch(other, (contexts.frames, contexts.actions), 2)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a snapshot of a dream of another model"):
+        elsewhere.restore(env.snapshot())
 
 
 def test_forks_do_not_touch_each_other(model: WorldModel, bank: ContextBank) -> None:

@@ -248,10 +248,12 @@ class DreamVectorEnv(VectorEnv):
             The observations at that moment.
 
         Raises:
-            ValueError: the snapshot holds another number of dreams.
+            ValueError: the snapshot holds another number of dreams, or is of another model.
         """
         if len(snapshot) != self.num_envs:
             raise ValueError(f"a snapshot of {len(snapshot)} dreams for {self.num_envs} envs")
+        if snapshot.state.memory.keys() != self.bank.states.memory.keys():
+            raise ValueError("a snapshot of a dream of another model: its memory has other parts")
         self.state = snapshot.state.to(self.device)
         self.frames = snapshot.frames.copy()
         self.elapsed_steps = snapshot.elapsed_steps.copy()
