@@ -130,7 +130,7 @@ def plot(file: Path, panels: Sequence[Callable[[Axes], None]]) -> None:
         draw(ax)
     if axes[0, 0].get_legend_handles_labels()[0]:
         axes[0, 0].legend(fontsize=8)
-    figure.savefig(file, dpi=120)
+    figure.savefig(file, dpi=120, bbox_inches="tight")  # long labels stand outside
     plt.close(figure)
 
 
