@@ -140,7 +140,7 @@ def model_card(
             else []
         ),
         f"- Trained on {metadata['training_frames']:,} frames of {metadata['training_episodes']} "
-        f"episodes for {metadata['step']:,} steps, {metadata['frames_seen']:,} frames seen.",
+        f"episodes, {metadata['frames_seen']:,} frames seen.",
         *made_with(metadata),
         f"- {c.num_denoising_steps} denoising steps, dreamed frames committed at signal level "
         f"{c.dream_signal}.",
