@@ -80,6 +80,12 @@ def all_returns(results: list[dict[str, Any]]) -> list[float]:
     return [value for result in results for value in result["real"]["returns"]]
 
 
+def _milliseconds(seconds: list[float | None]) -> str:
+    """Mean in milliseconds; results of long ago do not have it."""
+    known = [s for s in seconds if s is not None]
+    return f"{1000 * np.mean(known):.1f}" if known else "-"
+
+
 def format_table(runs: Runs) -> str:
     """Markdown: one row per agent."""
     header = [
@@ -104,7 +110,7 @@ def format_table(runs: Runs) -> str:
             f"{low:.2f} to {high:.2f}",
             f"{results[0]['real_steps']:,}",
             f"{np.mean([r['training_minutes'] for r in results]):.1f}",
-            f"{1000 * np.mean([r['seconds_per_decision'] for r in results]):.1f}",
+            _milliseconds([r.get("seconds_per_decision") for r in results]),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
