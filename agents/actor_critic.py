@@ -125,10 +125,11 @@ class ActorCritic(nn.Module):
             sizes = ("num_features", "num_actions", "value_bins", "value_limit")
             agent = cls(*(note[name] for name in sizes))
             agent.load_state_dict(load_file(path))
-            check_world_model(note, path)
-            return agent, note["world_model"]
+            world_model = note["world_model"]
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"{path} holds no actor-critic: {error}") from error
+        check_world_model(note, path)
+        return agent, world_model
 
 
 def _weights_path(path: str | Path) -> Path:

@@ -38,9 +38,7 @@ from experiments.command_line import CONTINUES, run_script
 from experiments.dream_judging import play_dreams, play_real_episodes
 from experiments.dream_train import DreamTrainConfig
 from experiments.dream_train import main as dream_train
-from experiments.evaluate import (
-    make_real_envs,
-)
+from experiments.evaluate import make_real_envs
 from experiments.model_free import train_model_free
 from experiments.platform_settings import keep_memory
 from experiments.report import provenance, summarise, write_json
@@ -149,6 +147,7 @@ class AgentsBenchmark:
         self.config = config
         self.name = config.world_model or config.env
         self.model: WorldModel = checkpoint.load(self.name)
+        self.weights = checkpoint.fingerprint(self.name)
         self.bank: ContextBank = open_contexts(
             self.model, config.contexts, world_model=self.name, seed=0
         )
@@ -164,9 +163,8 @@ class AgentsBenchmark:
         """Train one agent with one seed where it is to be trained, judge it, keep the result."""
         config = self.config
         file = config.output_directory / f"{agent}-seed{seed}.json"
-        weights = checkpoint.fingerprint(self.name)
         if file.is_file():
-            if json.loads(file.read_text()).get("world_model_sha256") != weights:
+            if json.loads(file.read_text()).get("world_model_sha256") != self.weights:
                 raise ValueError(
                     f"{file} was made with another {self.name} than there is now: choose another "
                     "--output and --work, or move it away"
@@ -181,7 +179,7 @@ class AgentsBenchmark:
         result = {
             "agent": agent,
             "seed": seed,
-            "world_model_sha256": weights,
+            "world_model_sha256": self.weights,
             "real": real,
             "dream": self._judge_in_dream(agent, policy),
             "real_steps": 0,

@@ -551,12 +551,11 @@ def test_a_model_that_finds_poses_is_trained_on_the_tokenizer_of_another(tmp_pat
         fixed = name.startswith(("tokenizer", "odometry")) or name.endswith("frequencies")
         assert torch.equal(t, further[name]) == fixed, name
     # Its odometry alone can be trained further too.
-    longer = tiny_training(
-        dataset,
-        tmp_path / "longer",
+    longer = dataclasses.replace(
+        second,
+        output=tmp_path / "longer",
         init=str(path),
-        odometry=True,
-        odometry_training=OdometryTraining(optimizer=OptimizerConfig(steps=4), batch_size=2),
+        tokenizer_of=None,
         dynamics=dataclasses.replace(stretched, optimizer=OptimizerConfig(steps=0)),
     )
     moved = final_weights(main(longer))

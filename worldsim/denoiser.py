@@ -41,11 +41,8 @@ class Denoiser(nn.Module):
         h, w = tokenizer.grid
         if patch < 1 or h % patch or w % patch:
             raise ValueError(f"latent_patch {patch} does not divide the grid of latents {h, w}")
-        d, c, grid = (
-            backbone.d_model,
-            patch**2 * tokenizer.latent_channels,
-            (h // patch, w // patch),
-        )
+        grid = h // patch, w // patch
+        d, c = backbone.d_model, patch**2 * tokenizer.latent_channels
         self.cut = {"i": grid[0], "j": grid[1], "p": patch, "q": patch}
         self.latent_in = nn.Linear(c, d)
         self.position = nn.Parameter(0.02 * torch.randn(grid[0] * grid[1], d))
