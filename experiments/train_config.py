@@ -49,8 +49,7 @@ class TrainConfig:
     output: Path = Path("runs/world_model")
     """Run directory: checkpoint, training state, TensorBoard logs."""
     init: str | None = None
-    """World model (name or checkpoint) to continue from; its tokenizer, sizes, noise and way of
-    dreaming are kept."""
+    """World model (name or checkpoint) to continue from; its tokenizer, sizes and noise are kept."""
     tokenizer_of: str | None = None
     """World model (name or checkpoint) whose tokenizer is taken as it is; all else starts anew."""
     odometry: bool = False
@@ -65,10 +64,11 @@ class TrainConfig:
     """Side of the square of latents that the network takes as one token; 2 is about four times
     cheaper."""
     diffusion: DiffusionForcingConfig = field(default_factory=DiffusionForcingConfig)
-    num_denoising_steps: int = 1
-    """Network evaluations per dreamed frame."""
-    dream_signal: float = 0.9
-    """Signal level at which dreamed frames are committed to memory."""
+    num_denoising_steps: int | None = None
+    """Network evaluations per dreamed frame; by default 1, or those of `init`."""
+    dream_signal: float | None = None
+    """Signal level at which dreamed frames are committed to memory; by default 0.9, or that of
+    `init`."""
     reward_limit: float = 5.0
     """Largest reward that can be told, in symlog: 5 is 147, 7 is 1,096."""
     tokenizer_training: TokenizerTraining = field(default_factory=TokenizerTraining)
@@ -131,7 +131,6 @@ def presets() -> dict[str, tuple[str, TrainConfig]]:
         diffusion=DiffusionForcingConfig(
             clean_prefix_probability=0.0, level_power=4.0, min_context_signal=0.5
         ),
-        dream_signal=0.5,
         dynamics=DynamicsTraining(
             optimizer=OptimizerConfig(steps=3800, learning_rate=2e-3, muon_learning_rate=4e-3),
             curriculum=((128, 0.2), (256, 0.3), (256, 0.3), (512, 0.2)),

@@ -14,6 +14,7 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -117,10 +118,16 @@ def open_datasets(config: TrainConfig) -> tuple[EpisodeDataset, EpisodeDataset]:
 
 def build_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:
     """A new model for the dataset's frames and actions, or `config.init` continued."""
+    dreaming: dict[str, Any] = {
+        name: getattr(config, name)
+        for name in ("num_denoising_steps", "dream_signal")
+        if getattr(config, name) is not None
+    }
     if config.init is not None:
         if config.tokenizer_of is not None:
             raise ValueError("init takes over a whole world model: leave tokenizer_of out")
-        model = checkpoint.load(config.init, dtype=torch.float32).requires_grad_(True)
+        model = checkpoint.load(config.init, dtype=torch.float32)
+        model = model.reconfigured(**dreaming).requires_grad_(True)
         expected = (model.config.frame_shape, model.config.num_actions)
         if (dataset.frame_shape, dataset.num_actions) != expected:
             raise ValueError(
@@ -150,8 +157,7 @@ def build_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:
             backbone=config.backbone,
             latent_patch=config.latent_patch,
             diffusion=config.diffusion,
-            num_denoising_steps=config.num_denoising_steps,
-            dream_signal=config.dream_signal,
+            **dreaming,
             pose=config.pose if config.odometry else None,
             odometry=OdometryConfig() if config.odometry else None,
             reward_limit=config.reward_limit,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from worldsim.checkpoint import replace_directory
 from worldsim.diffusion import sample_signal_levels
 from worldsim.episodes import EpisodeDataset
-from worldsim.latents import LatentEpisodes
+from worldsim.latents import LatentBatch, LatentEpisodes
+from worldsim.own_dreams import DreamNoise, OwnDreams, draw_dream_noise, end_in_dreams
 from worldsim.tokenizer import Tokenizer
 from worldsim.world_model import WorldModel
 
@@ -78,6 +79,7 @@ class DynamicsTraining:
     so many frames at most, put together in any order; 0 leaves them whole. After a cut no frame can
     be guessed from the one before it, so that only memory helps: without, recall is not learned on
     smooth walks in reasonable time."""
+    own_dreams: OwnDreams = field(default_factory=OwnDreams)
     reward_weight: float = 1.0
     termination_weight: float = 0.1
     policy_weight: float = 0.1
@@ -99,9 +101,9 @@ class DynamicsTraining:
                 return stage
         return len(self.curriculum) - 1
 
-    def batch_size(self, step: int) -> int:
-        """Segments per step, over all processes."""
-        return max(self.frames_per_step // self.segment_length(step), 1)
+    def batch_size(self, length: int) -> int:
+        """Segments per step, over all processes, where they have so many frames."""
+        return max(self.frames_per_step // length, 1)
 
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
@@ -353,21 +355,38 @@ def dynamics_loss(
                 "longest_stretches is set, but this model has no poses, and actions mean nothing "
                 "across cuts: leave it empty, or give the model poses"
             )
-    for length, _ in config.curriculum:
+    lengths = [length for length, _ in config.curriculum]
+    own = config.own_dreams
+    if own.share:
+        lengths.append(own.context + own.length)
+    for length in lengths:
         if length > episodes.lengths.max():
             raise ValueError(
-                f"the curriculum has segments of {length} frames; the longest episode has "
+                f"training is on segments of {length} frames; the longest episode has "
                 f"{episodes.lengths.max()}"
             )
-        check_divides(accel, max(config.frames_per_step // length, 1))
+        check_divides(accel, config.batch_size(length))
 
     def loss(wrapped: nn.Module, step: int) -> tuple[Tensor, Losses]:
         rng, generator = step_rng(config.optimizer.seed, step)
-        b, t = config.batch_size(step), config.segment_length(step)
-        batch = episodes.sample(b, t, rng, longest_stretch=config.longest_stretch(step))
+        dreams = own.share > 0 and step >= own.begin * config.optimizer.steps
+        dreams = dreams and rng.random() < own.share
+        t = own.context + own.length if dreams else config.segment_length(step)
+        b = config.batch_size(t)
+        stretch = 0 if dreams else config.longest_stretch(step)
+        batch = episodes.sample(b, t, rng, longest_stretch=stretch)
         signal, mask = sample_signal_levels(b, t, model.config.diffusion, generator)
         noise = torch.randn(batch.latents.shape, generator=generator)
-        losses = wrapped(*(own_share(accel, x) for x in (*batch, noise, signal, mask)))
+        batch = LatentBatch(*(own_share(accel, x) for x in batch))
+        noise, signal, mask = (own_share(accel, x) for x in (noise, signal, mask))
+        seen = batch.latents
+        if dreams:
+            drawn = draw_dream_noise(b, own.length, model, generator)
+            drawn = DreamNoise(*(own_share(accel, x) for x in drawn))
+            seen, signal = end_in_dreams(
+                model, batch.latents, batch.actions, batch.poses, signal, drawn
+            )
+        losses = wrapped(*batch, noise, signal, mask, seen)
         total = (
             losses["diffusion"]
             + config.reward_weight * losses["reward"]

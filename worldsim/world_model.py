@@ -113,6 +113,7 @@ class WorldModel(nn.Module):
         noise: Tensor,
         signal: Tensor,
         mask: Tensor,
+        seen: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Training losses of segments, each a mean over segments of a mean over frames.
 
@@ -125,15 +126,15 @@ class WorldModel(nn.Module):
             return_weights: (b, t) float32, how much of each return was recorded.
             noise: like latents, standard normal.
             signal, mask: (b, t) from `sample_signal_levels`.
+            seen: like latents, what is shown in their place where that is not what is to be
+                predicted: own dreams.
 
         Returns:
             Scalars "diffusion", "reward", "termination", "policy", "value".
         """
         state = self.initial_state(latents.shape[0])
-        z = add_noise(latents, noise, signal)
-        told = actions if self.config.pose is None else poses
-        if self.odometry is not None:
-            told = relative_poses(poses)
+        z = add_noise(latents if seen is None else seen, noise, signal)
+        told = self.told(actions, poses)
         memory = without_odometry(state.memory)
         prediction, tokens, _ = self.denoiser(z, signal, told, memory, state.steps)
         features = self.read_out(tokens)
@@ -153,6 +154,12 @@ class WorldModel(nn.Module):
                 self.value_head.loss(features, returns), weight * return_weights
             ),
         }
+
+    def told(self, actions: Tensor, poses: Tensor) -> Tensor:
+        """What the network is told of recorded frames: actions (b, t) or poses (b, t, 3)."""
+        if self.config.pose is None:
+            return actions
+        return poses if self.odometry is None else relative_poses(poses)
 
     def _policy_loss(self, features: Tensor, actions: Tensor, weight: Tensor) -> Tensor:
         """Of predicting the action taken after each frame but the last, where actions are known."""
@@ -295,11 +302,11 @@ class WorldModel(nn.Module):
         features = []
         for a, x in zip(actions.split(chunk, 1), latents.split(chunk, 1), strict=True):
             signal = torch.ones(a.shape[:2], device=x.device)
-            state, f = self._commit(state, a, x, signal)
+            state, f = self.commit(state, a, x, signal)
             features.append(f)
         return state, torch.cat(features, dim=1)
 
-    def _commit(
+    def commit(
         self,
         state: WorldState,
         actions: Tensor,
@@ -362,17 +369,9 @@ class WorldModel(nn.Module):
             )
         elif noise.dtype != torch.float32:
             raise ValueError(f"noise is {noise.dtype}; it must be torch.float32")
-        told = self.tell(state, actions)
-
-        def denoise(z: Tensor, level: float) -> Tensor:
-            return self.denoise(state, told, z, level)
-
-        if num_denoising_steps is None:
-            num_denoising_steps = self.config.num_denoising_steps
-        latents = sample(denoise, noise[:, :1], num_denoising_steps)
-        signal = torch.full((b, 1), self.config.dream_signal, device=self.device)
-        z = add_noise(latents, noise[:, 1:], signal)
-        new_state, features = self._commit(state, actions[:, None], z, signal, (latents, told))
+        new_state, latents, features = self.imagine_latents(
+            state, actions, self.tell(state, actions), noise, num_denoising_steps
+        )
         if decode:
             frames = self.decode(latents)[:, 0]
         else:
@@ -383,6 +382,36 @@ class WorldModel(nn.Module):
             self.predict_reward(features[:, 0]),
             self.predict_termination(features[:, 0]) > 0.5,
         )
+
+    @torch.no_grad()
+    def imagine_latents(
+        self,
+        state: WorldState,
+        actions: Tensor,
+        told: Tensor,
+        noise: Tensor,
+        num_denoising_steps: int | None = None,
+    ) -> tuple[WorldState, Tensor, Tensor]:
+        """`imagine` before decoding and heads, where the network may be told what is known better.
+
+        Args:
+            state, actions, noise, num_denoising_steps: as for `imagine`.
+            told: (b, 1) actions or (b, 1, 3) poses, as from `tell`.
+
+        Returns:
+            New state, latents (b, 1, n, c) and features (b, 1, d) of the dreamed frame.
+        """
+
+        def denoise(z: Tensor, level: float) -> Tensor:
+            return self.denoise(state, told, z, level)
+
+        if num_denoising_steps is None:
+            num_denoising_steps = self.config.num_denoising_steps
+        latents = sample(denoise, noise[:, :1], num_denoising_steps)
+        signal = torch.full(told.shape[:2], self.config.dream_signal, device=self.device)
+        z = add_noise(latents, noise[:, 1:], signal)
+        state, features = self.commit(state, actions[:, None], z, signal, (latents, told))
+        return state, latents, features
 
     @torch.no_grad()
     def dream(
