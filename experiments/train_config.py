@@ -49,7 +49,7 @@ class TrainConfig:
     output: Path = Path("runs/world_model")
     """Run directory: checkpoint, training state, TensorBoard logs."""
     init: str | None = None
-    """World model (name or checkpoint) to continue from; its tokenizer, sizes and noise are kept."""
+    """World model (name or checkpoint) to continue from, keeping its tokenizer, sizes and noise."""
     tokenizer_of: str | None = None
     """World model (name or checkpoint) whose tokenizer is taken as it is; all else starts anew."""
     odometry: bool = False

@@ -29,7 +29,7 @@ class WorldModelConfig:
     latent_patch: int = 1
     """Side of the square of latents that the network takes as one token: 2 makes it about four
     times cheaper, and the memory smaller."""
-    num_denoising_steps: int = 4
+    num_denoising_steps: int = 1
     """Network evaluations per dreamed frame, before the one that commits it."""
     dream_signal: float = 0.9
     """Signal level at which a dreamed frame is committed: a little noise hides its flaws."""
