@@ -26,6 +26,7 @@ from worldsim.diffusion import DiffusionForcingConfig
 from worldsim.episodes import EpisodeDataset
 from worldsim.latents import LatentEpisodes, encode_dataset
 from worldsim.odometry_training import OdometryTraining
+from worldsim.own_dreams import OwnDreams
 from worldsim.tokenizer import Tokenizer, TokenizerConfig
 from worldsim.training import (
     DynamicsTraining,
@@ -74,6 +75,7 @@ def training(steps: int = 8, **changes: object) -> DynamicsTraining:
         optimizer=OptimizerConfig(steps=steps, **settings),  # type: ignore[arg-type]
         frames_per_step=32,
         curriculum=((8, 0.5), (16, 0.5)),
+        own_dreams=OwnDreams(share=0.5, begin=0.25, context=6, length=2),
     )
 
 
