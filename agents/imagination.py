@@ -43,7 +43,9 @@ class ActorCriticConfig:
     learning_rate: float = 3e-4
     max_grad_norm: float = 1.0
     num_epochs: int = 4
-    """Passes over a batch of dreams; with 1 nothing is clipped."""
+    """Passes over the steps of a batch of dreams."""
+    batch_size: int = 128
+    """Steps that are learned from at once, drawn at random without repetition."""
     clip_range: float = 0.2
     gamma: float = 0.98
     return_lambda: float = 0.95
@@ -59,7 +61,7 @@ class ActorCriticConfig:
     """Spread below which advantages are not enlarged any more: small returns may be noise."""
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "num_epochs"):
+        for name in ("num_steps", "num_epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("gamma", "return_lambda", "target_decay", "scale_decay"):
@@ -110,6 +112,17 @@ class DreamSegment(NamedTuple):
     rewards: Tensor  # (t, b)
     terminated: Tensor  # (t, b) bool
     alive: Tensor  # (t, b) bool, false after an end
+
+
+class DreamSteps(NamedTuple):
+    """Steps of dreams to learn from, in any order."""
+
+    features: Tensor  # (n, d)
+    actions: Tensor  # (n,) int64
+    returns: Tensor  # (n,) lambda-returns
+    advantages: Tensor  # (n,) scaled
+    old: Tensor  # (n,) log probability of the action when it was taken
+    prior: Tensor  # (n, num_actions) log probabilities of the behaviour
 
 
 class ImaginationTrainer:
@@ -174,18 +187,26 @@ class ImaginationTrainer:
             # Centred: a critic that is too hopeful everywhere would put every action off.
             advantages = advantages - advantages[dream.alive].mean()
             advantages = advantages / self._scale(returns[dream.alive])
+        steps = DreamSteps(
+            *(x[dream.alive] for x in (dream.features[:-1], dream.actions, returns, advantages)),
+            *(x[dream.alive] for x in (old, prior)),
+        )
+        logged = []
         for _ in range(config.num_epochs):
-            loss, metrics = self._loss(dream, returns, advantages, old, prior)
-            self.optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.agent.parameters(), config.max_grad_norm)
-            self.optimizer.step()
+            order = torch.randperm(len(steps.actions), generator=self.generator, device=self.device)
+            for rows in order.split(config.batch_size):
+                loss, metrics = self._loss(DreamSteps(*(x[rows] for x in steps)))
+                self.optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(self.agent.parameters(), config.max_grad_norm)
+                self.optimizer.step()
+                logged.append(metrics)
         with torch.no_grad():
             pairs = zip(self.target.parameters(), self.agent.critic.parameters(), strict=True)
             for slow, fast in pairs:
                 slow.lerp_(fast, 1 - config.target_decay)
         return {
-            **{name: float(t.detach()) for name, t in metrics.items()},
+            **{name: float(np.mean([m[name] for m in logged])) for name in logged[0]},
             "reward_per_step": float(dream.rewards[dream.alive].mean()),
             "return": float(returns[dream.alive].mean()),
             "return_scale": self.return_scale or 0.0,
@@ -230,39 +251,32 @@ class ImaginationTrainer:
     def _modules(self) -> dict[str, nn.Module]:
         return {"agent": self.agent, "prior": self.prior, "target": self.target}
 
-    def _loss(
-        self, dream: DreamSegment, returns: Tensor, advantages: Tensor, old: Tensor, prior: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, steps: DreamSteps) -> tuple[Tensor, dict[str, float]]:
         config = self.config
-
-        def mean(x: Tensor) -> Tensor:
-            return x[dream.alive].mean()
-
-        log_policy = self.agent.logits(dream.features[:-1]).log_softmax(-1)
-        chosen = log_policy.gather(-1, dream.actions[..., None]).squeeze(-1)
-        ratio = (chosen - old).exp()
+        log_policy = self.agent.logits(steps.features).log_softmax(-1)
+        chosen = log_policy.gather(-1, steps.actions[:, None]).squeeze(-1)
+        ratio = (chosen - steps.old).exp()
         clipped = ratio.clamp(1 - config.clip_range, 1 + config.clip_range)
-        policy_loss = -mean(torch.minimum(ratio * advantages, clipped * advantages))
-        entropy = -mean((log_policy.exp() * log_policy).sum(-1))
-        divergence = mean((log_policy.exp() * (log_policy - prior)).sum(-1))
-        with torch.no_grad():  # how far this batch has moved the policy, as PPO's users know it
-            change = mean(ratio - 1 - ratio.log())
-            clip_fraction = mean(((ratio - 1).abs() > config.clip_range).float())
-        value_loss = mean((self.agent.value(dream.features[:-1]) - returns) ** 2)
+        policy_loss = -torch.minimum(ratio * steps.advantages, clipped * steps.advantages).mean()
+        entropy = -(log_policy.exp() * log_policy).sum(-1).mean()
+        divergence = (log_policy.exp() * (log_policy - steps.prior)).sum(-1).mean()
+        value_loss = (self.agent.value(steps.features) - steps.returns).square().mean()
         loss = (
             policy_loss
             - config.ent_coef * entropy
             + config.prior_coef * divergence
             + config.vf_coef * value_loss
         )
-        return loss, {
+        metrics = {
             "policy_loss": policy_loss,
             "value_loss": value_loss,
             "entropy": entropy,
             "prior_divergence": divergence,
-            "approx_kl": change,
-            "clip_fraction": clip_fraction,
+            # How far this batch has moved the policy, as PPO's users know it.
+            "approx_kl": (ratio - 1 - ratio.log()).mean(),
+            "clip_fraction": ((ratio - 1).abs() > config.clip_range).float().mean(),
         }
+        return loss, {name: float(t.detach()) for name, t in metrics.items()}
 
     @torch.no_grad()
     def _dream(self) -> DreamSegment:

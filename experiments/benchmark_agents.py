@@ -29,6 +29,7 @@ from agents.actor_critic import ActorCritic, ActorCriticPolicy
 from agents.cloning import CloningConfig, ReadOuts
 from agents.explorers import RandomPolicy
 from agents.features import FeaturePolicy, ShortMemoryPolicy, load_policy
+from agents.imagination import ActorCriticConfig
 from agents.planner import Planner, PlannerConfig
 from agents.rollout import Policy
 from agents.scripted import has_scripted_player, scripted_player
@@ -67,6 +68,12 @@ class BenchmarkAgentsConfig:
     """Shipped name or checkpoint directory; by default the shipped model of the env's name."""
     contexts: str | None = None
     """Dataset whose stretches the dreams start from; by default those shipped with the model."""
+    num_contexts: int = 64
+    """Stretches drawn from a dataset to start from."""
+    num_starts: int = 64
+    """States that dreams start from: of few contexts, several each."""
+    frames_to_reward: int | None = None
+    """Train from stretches that a reward followed within so many frames, only."""
     agents: tuple[str, ...] = tuple(
         name for name in LABELS if name not in (*FROM_EPISODES, "model_free")
     )
@@ -76,6 +83,8 @@ class BenchmarkAgentsConfig:
     """Recorded episodes for those that learn from some."""
     cloning: CloningConfig = dataclasses.field(default_factory=CloningConfig)
     """How they do."""
+    actor_critic: ActorCriticConfig = dataclasses.field(default_factory=ActorCriticConfig)
+    """How the actor-critic improves in the dream."""
     seeds: tuple[int, ...] = (0, 1, 2)
     minutes: float = 5.0
     """Dream training per agent and seed, where total_timesteps is not given."""
@@ -242,6 +251,10 @@ class AgentsBenchmark:
             env=config.env,
             world_model=self.name,
             contexts=config.contexts,
+            num_contexts=config.num_contexts,
+            num_starts=config.num_starts,
+            frames_to_reward=config.frames_to_reward,
+            actor_critic=config.actor_critic,
             seed=seed,
             minutes=config.minutes,
             total_timesteps=config.total_timesteps,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from agents.actor_critic import ActorCritic, ActorCriticPolicy
 from agents.features import FeaturePolicy, load_policy
 from agents.imagination import (
     ActorCriticConfig,
+    DreamSteps,
     ImaginationTrainer,
     lambda_returns,
     starts_of,
@@ -170,6 +172,26 @@ def test_dreams_start_again_at_their_cap_and_not_before() -> None:
     assert trainer.num_dream_steps == 2 * 4 * 4
 
 
+@pytest.mark.parametrize(("batch_size", "batches"), [(100, 3), (256, 1), (1000, 1)])
+def test_every_pass_learns_once_from_every_step(batch_size: int, batches: int) -> None:
+    trainer = make_trainer(num_epochs=2, batch_size=batch_size)
+    learned: list[DreamSteps] = []
+    loss = trainer._loss
+
+    def spy(steps: DreamSteps) -> Any:
+        learned.append(steps)
+        return loss(steps)
+
+    with mock.patch.object(trainer, "_loss", spy):
+        trainer.update()
+    passes = learned[: len(learned) // 2], learned[len(learned) // 2 :]
+    seen = [torch.cat([s.advantages for s in part]) for part in passes]
+    assert len(seen[0]) == len(seen[1]) <= 256 and len(passes[0]) <= batches
+    assert max(len(s.actions) for s in learned) <= batch_size
+    assert torch.equal(seen[0].sort().values, seen[1].sort().values)
+    assert len(seen[0]) <= batch_size or not torch.equal(seen[0], seen[1])
+
+
 def test_nothing_is_learned_from_after_the_end() -> None:
     trainer = make_trainer()
     dream = trainer._dream()
@@ -207,7 +229,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options, message",
-    [({"num_steps": 0}, "num_steps"), ({"gamma": 2.0}, "gamma")],
+    [({"num_steps": 0}, "num_steps"), ({"batch_size": 0}, "batch_size"), ({"gamma": 2.0}, "gamma")],
 )
 def test_bad_configs_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
