@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from worldsim.layers import Memory
 from worldsim.pose import relative_poses
 
-HIDDEN, POSE, SEEN = "odometry.hidden", "odometry.pose", "odometry.seen"
-"""Names in a world model's memory: the recurrent state (b, hidden), where it is (b, 3), and, of one
-that compares frames, the last frame's latents (b, latent_size)."""
+HIDDEN, POSE = "odometry.hidden", "odometry.pose"
+"""Names in a world model's memory: the recurrent state (b, hidden), and where it is (b, 3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +28,6 @@ class OdometryConfig:
 
     hidden: int = 128
     """Width of the recurrent network."""
-    compares: bool = True
-    """Look at each frame beside the one before, and so see how far the camera moved; without, that
-    is mostly guessed from the actions, which is wrong where a wall or a corner holds the agent."""
 
 
 def displacements(poses: Tensor) -> Tensor:
@@ -84,23 +80,16 @@ class Odometry(nn.Module):
         self.config = config
         h = config.hidden
         self.action_in = nn.Embedding(num_actions + 1, h)
-        self.latent_size = latent_size
-        self.latent_in: nn.Module = nn.Linear(latent_size, h)
-        if config.compares:
-            self.latent_in = nn.Sequential(
-                nn.Linear(2 * latent_size, 4 * h), nn.SiLU(), nn.Linear(4 * h, h)
-            )
+        self.latent_in = nn.Linear(latent_size, h)
         self.network = nn.GRU(2 * h, h, batch_first=True)
         self.before = nn.Sequential(nn.Linear(2 * h, h), nn.SiLU(), nn.Linear(h, 3))
         self.after = nn.Sequential(nn.Linear(h, h), nn.SiLU(), nn.Linear(h, 3))
 
     def initial_memory(self, batch_size: int) -> Memory:
         """Before the first frame: at the origin."""
-        sizes = {HIDDEN: self.config.hidden, POSE: 3}
-        if self.config.compares:
-            sizes[SEEN] = self.latent_size
-        device = self.action_in.weight.device
-        return {name: torch.zeros(batch_size, n, device=device) for name, n in sizes.items()}
+        device = self.latent_in.weight.device
+        hidden = torch.zeros(batch_size, self.config.hidden, device=device)
+        return {HIDDEN: hidden, POSE: torch.zeros(batch_size, 3, device=device)}
 
     def expect(self, memory: Memory, actions: Tensor, steps: Tensor) -> Tensor:
         """Pose that an action will lead to, before its frame is there.
@@ -137,40 +126,34 @@ class Odometry(nn.Module):
         Returns:
             Poses (b, t, 3) and the memory after the last frame.
         """
-        _, moved, hidden = self(actions, latents, memory)
+        _, moved, hidden = self(actions, latents, memory[HIDDEN])
         if poses is None:
             known = torch.cat([steps[:, None] > 0, torch.ones_like(actions[:, 1:]).bool()], dim=1)
             poses = integrate(memory[POSE], moved * known[..., None])
-        located = {HIDDEN: hidden, POSE: poses[:, -1].clone()}
-        if self.config.compares:
-            located[SEEN] = latents[:, -1].float().flatten(1)
-        return poses, located
+        return poses, {HIDDEN: hidden, POSE: poses[:, -1].clone()}
 
     def forward(
-        self, actions: Tensor, latents: Tensor, memory: Memory
+        self, actions: Tensor, latents: Tensor, hidden: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Displacements along a sequence.
 
         Args:
             actions: (b, t) integers, those that led to the frames.
             latents: (b, t, n, c) of the frames.
-            memory: before the first frame.
+            hidden: (b, hidden) before the first frame.
 
         Returns:
             Displacements (b, t, 3) expected before each frame is seen, those judged after, and the
             state (b, hidden) after the last frame.
         """
-        actions, hidden = actions.long(), memory[HIDDEN]
+        actions = actions.long()
         with torch.autocast(latents.device.type, enabled=False):
-            led, seen = self.action_in(actions), latents.float().flatten(2)
-            if self.config.compares:
-                before = torch.cat([memory[SEEN][:, None], seen[:, :-1]], dim=1)
-                seen = torch.cat([seen, before], dim=-1)
-            seen = self.latent_in(seen)
+            led = self.action_in(actions)
+            seen = self.latent_in(latents.float().flatten(2))
             states, last = self.network(torch.cat([led, seen], dim=-1), hidden[None])
             known = torch.cat([hidden[:, None], states[:, :-1]], dim=1)
-            expected = self.before(torch.cat([known, led], dim=-1))
-            return self._moved(expected, actions), self._moved(self.after(states), actions), last[0]
+            before = self.before(torch.cat([known, led], dim=-1))
+            return self._moved(before, actions), self._moved(self.after(states), actions), last[0]
 
     def _moved(self, output: Tensor, actions: Tensor) -> Tensor:
         """Displacements; none where no action led to a frame."""
@@ -184,7 +167,7 @@ class Odometry(nn.Module):
                 nor does one which no action led to.
             poses: (b, t, 3) true ones.
         """
-        before, after, _ = self(actions, latents, self.initial_memory(len(actions)))
+        before, after, _ = self(actions, latents, self.initial_memory(len(actions))[HIDDEN])
         true = self._moved(displacements(poses) / self.SCALE, actions)
         error = (before - true).abs() + (after - true).abs()
         return error[:, 1:].mean() / self.SCALE
@@ -192,4 +175,4 @@ class Odometry(nn.Module):
 
 def without_odometry(memory: Memory) -> Memory:
     """The backbone's part of a memory."""
-    return {name: tensor for name, tensor in memory.items() if name not in (HIDDEN, POSE, SEEN)}
+    return {name: tensor for name, tensor in memory.items() if name not in (HIDDEN, POSE)}
