@@ -7,7 +7,6 @@ Returns are means over all episodes of all seeds, each with its 95 % bootstrap i
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from agents.statistics import bootstrap_interval
+from experiments.report import Runs, read_runs
 
 LABELS = {
     "random": "random",
@@ -37,19 +37,6 @@ LABELS = {
 }
 """Agents of the benchmark, in the order of its table."""
 
-Runs = dict[str, list[dict[str, Any]]]
-"""Results by agent, one per seed."""
-
-
-def read_runs(output: Path) -> Runs:
-    """All results in a directory, agents in the table's order."""
-    runs: Runs = {}
-    for agent in LABELS:
-        files = sorted(output.glob(f"{agent}-seed*.json"))
-        if files:
-            runs[agent] = [json.loads(file.read_text()) for file in files]
-    return runs
-
 
 def write_report(output: Path) -> str:
     """Write table.md, returns.png, curves.png and judge.png; returns the table.
@@ -57,7 +44,7 @@ def write_report(output: Path) -> str:
     Raises:
         FileNotFoundError: there is no result.
     """
-    runs = read_runs(output)
+    runs = read_runs(output, LABELS)
     if not runs:
         raise FileNotFoundError(f"no results in {output}: run experiments/benchmark_agents.py")
     lines = [format_table(runs)]

@@ -18,7 +18,7 @@ import functools
 import shutil
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -231,15 +231,30 @@ class Benchmark:
             common = dataclasses.replace(common, optimizer=optimizer)
         return training_for(self.model_config(name).backbone, common, seed, rate)
 
+    @property
+    def task_settings(self) -> Settings:
+        """What decides the result of what is not trained."""
+        return {
+            "task": self.config.corridor if self.config.task == "corridor" else self.config.maze
+        }
+
     def settings(self, name: str, training: DynamicsTraining) -> Settings:
         """What decides a run's result; a kept result with other settings is not mixed in."""
-        task = self.config.corridor if self.config.task == "corridor" else self.config.maze
         return {
-            "task": task,
+            **self.task_settings,
             "model": self.model_config(name),
             "training": training,
             "tokenizer_training": self.config.tokenizer_training,
         }
+
+
+class Pending(NamedTuple):
+    """A model that is to be trained and judged."""
+
+    name: str
+    seed: int
+    training: DynamicsTraining
+    settings: Settings
 
 
 def is_done(path: Path, settings: Settings) -> bool:
@@ -253,7 +268,7 @@ def is_done(path: Path, settings: Settings) -> bool:
         return False
     try:
         same = settings == {
-            name: checkpoint.from_json(type(setting), kept["settings"].get(name))
+            name: checkpoint.from_json(type(setting), kept.get("settings", {}).get(name))
             for name, setting in settings.items()
         }
     except checkpoint.CheckpointError:
@@ -297,8 +312,12 @@ def choose_rates(benchmark: Benchmark) -> dict[str, float]:
     }
 
 
-def run_all(benchmark: Benchmark, rates: dict[str, float]) -> None:
-    """Train and evaluate every model with every seed that has no result yet."""
+def find_pending(benchmark: Benchmark, rates: dict[str, float]) -> list[Pending]:
+    """Every model and seed that has no result yet.
+
+    Raises:
+        ValueError: there are results of other settings.
+    """
     config = benchmark.config
     pending = []
     for seed in config.seeds:
@@ -306,8 +325,14 @@ def run_all(benchmark: Benchmark, rates: dict[str, float]) -> None:
             training = benchmark.training(name, seed, rates[name], None)
             settings = benchmark.settings(name, training)
             if not is_done(config.output / f"{name}-seed{seed}.json", settings):
-                pending.append((name, seed, training, settings))
-    benchmark.bar.reset(total=sum(run[2].optimizer.steps for run in pending))
+                pending.append(Pending(name, seed, training, settings))
+    return pending
+
+
+def run_all(benchmark: Benchmark, rates: dict[str, float], pending: list[Pending]) -> None:
+    """Train and evaluate them."""
+    config = benchmark.config
+    benchmark.bar.reset(total=sum(run.training.optimizer.steps for run in pending))
     for name, seed, training, settings in pending:
         title = f"{name} seed {seed}"
         benchmark.bar.set_description(title)
@@ -346,7 +371,8 @@ def write_reference(benchmark: Benchmark) -> None:
     """Evaluate copies of seen frames, once."""
     config = benchmark.config
     file = config.output / f"{REFERENCE}-seed0.json"
-    if file.is_file():
+    settings = benchmark.task_settings
+    if is_done(file, settings):
         return
     describe = functools.partial(benchmark.describe, REFERENCE_LABEL)
     evaluated = benchmark.task.reference(benchmark.accelerator.device, describe)
@@ -355,8 +381,16 @@ def write_reference(benchmark: Benchmark) -> None:
         directory = config.work / f"{REFERENCE}-seed0"
         directory.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(directory / "frames.npz", **frames)  # type: ignore[arg-type]
-        result = {"name": REFERENCE, "label": REFERENCE_LABEL, "seed": 0, "parameters": 0}
-        write_json(file, result | {"evaluation": values, **provenance()})
+        result = {
+            "name": REFERENCE,
+            "label": REFERENCE_LABEL,
+            "seed": 0,
+            "parameters": 0,
+            "evaluation": values,
+            "settings": {key: checkpoint.to_json(value) for key, value in settings.items()},
+            **provenance(),
+        }
+        write_json(file, result)
 
 
 def measure_all_costs(benchmark: Benchmark) -> None:
@@ -392,8 +426,10 @@ def main(config: BenchmarkConfig) -> Path:
     config.output.mkdir(parents=True, exist_ok=True)
     benchmark = Benchmark(config)
     with benchmark.bar:
+        rates = choose_rates(benchmark)
+        pending = find_pending(benchmark, rates)
         write_reference(benchmark)
-        run_all(benchmark, choose_rates(benchmark))
+        run_all(benchmark, rates, pending)
         if config.measure_costs:
             measure_all_costs(benchmark)
     print(write_report(config.output, config.work))

@@ -122,7 +122,7 @@ def main(config: ImportMineRLConfig) -> ImportMineRLResult:
         root=config.datasets_root,
         metadata={"description": f"People playing Minecraft; actions mapped to {table.name}"},
     ) as writer:
-        imported = set(_sources(writer))
+        imported = set(writer.sources())
         bar = tqdm(recordings, unit=" recordings", smoothing=0.05, dynamic_ncols=True)
         for recording in bar:
             name = recording.path.relative_to(source).as_posix()
@@ -156,15 +156,6 @@ def main(config: ImportMineRLConfig) -> ImportMineRLResult:
         f"next: python experiments/train_world_model.py cpu --dataset {result.path}"
     )
     return result
-
-
-def _sources(writer: DatasetWriter) -> list[str]:
-    """The recordings that the dataset's episodes came from, relative to the source folder."""
-    names = []
-    for index in sorted(writer.finished):
-        with h5py.File(writer.path_of(index), "r") as file:
-            names.append(str(file["episode"].attrs["source"]))
-    return names
 
 
 def _mapped_share(writer: DatasetWriter) -> float:

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gymnasium
-import h5py
 import numpy as np
 from tqdm import tqdm
 
@@ -142,7 +141,7 @@ def main(config: ImportConfig) -> ImportResult:
     damaged: list[str] = []
     published = time.monotonic()
     with open_writer(config, shape) as writer:
-        imported = imported_files(writer)
+        imported = set(writer.sources())
         bar = tqdm(files, unit=" files", smoothing=0.05, dynamic_ncols=True)
         for path in bar:
             index, name = writer.next_index, path.relative_to(source).as_posix()
@@ -197,15 +196,6 @@ def open_writer(config: ImportConfig, shape: tuple[int, ...]) -> DatasetWriter:
         root=config.datasets_root,
         metadata={"description": "Imported trajectories of the Memory Maze offline dataset"},
     )
-
-
-def imported_files(writer: DatasetWriter) -> set[str]:
-    """Return the files that the dataset's episodes came from, relative to the source folder."""
-    names = set()
-    for index in writer.finished:
-        with h5py.File(writer.path_of(index), "r") as file:
-            names.add(str(file["episode"].attrs["source"]))
-    return names
 
 
 if __name__ == "__main__":

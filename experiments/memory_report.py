@@ -22,27 +22,16 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from experiments.memory_backbones import ALL
+from experiments.report import Runs, read_runs
 
 REFERENCE, REFERENCE_LABEL = "nearest_seen", "nearest seen frame, copied"
 MIN_FRAMES = 20
 """Frames that a point of the recall plot stands for, at least."""
-Runs = dict[str, list[dict[str, Any]]]
-"""Results by model, one per seed."""
 
 
 def read_json(path: Path) -> Any:
     """The content of a file, None where there is none."""
     return json.loads(path.read_text()) if path.is_file() else None
-
-
-def read_runs(output: Path) -> Runs:
-    """All results in a directory, models in the benchmark's order."""
-    runs: Runs = {}
-    for name in (*ALL, REFERENCE):
-        files = sorted(output.glob(f"{name}-seed*.json"))
-        if files:
-            runs[name] = [json.loads(file.read_text()) for file in files]
-    return runs
 
 
 def write_report(output: Path, work: Path) -> str:
@@ -55,7 +44,10 @@ def write_report(output: Path, work: Path) -> str:
     Raises:
         FileNotFoundError: there is no result.
     """
-    runs, costs = read_runs(output), (read_json(output / "costs.json") or {}).get("models", {})
+    runs, costs = (
+        read_runs(output, (*ALL, REFERENCE)),
+        (read_json(output / "costs.json") or {}).get("models", {}),
+    )
     if not runs:
         raise FileNotFoundError(f"no results in {output}: run experiments/benchmark_memory.py")
     table = format_table(runs, costs)

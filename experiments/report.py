@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ import torch
 from agents.rollout import EpisodeResult
 from agents.statistics import bootstrap_interval
 
+Runs = dict[str, list[dict[str, Any]]]
+"""Results of a benchmark by what was compared, one per seed."""
 PACKAGES = ("worldsim", "torch", "numpy", "gymnasium", "stable-baselines3", "memory-maze", "mujoco")
 
 
@@ -108,6 +110,16 @@ def format_table(rows: Sequence[tuple[str, str, dict[str, Any]]]) -> str:
         lines.append("  ".join(cells).rstrip())
     lines.insert(1, "  ".join("-" * w for w in widths))
     return "\n".join(lines)
+
+
+def read_runs(output: Path, names: Iterable[str]) -> Runs:
+    """Results of a benchmark, NAME-seedN.json in its directory, in the order of the names."""
+    runs: Runs = {}
+    for name in names:
+        files = sorted(output.glob(f"{name}-seed*.json"))
+        if files:
+            runs[name] = [json.loads(file.read_text()) for file in files]
+    return runs
 
 
 def write_json(path: Path, value: Any) -> None:

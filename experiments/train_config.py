@@ -16,6 +16,7 @@ from worldsim.backbone import (
 )
 from worldsim.diffusion import DiffusionForcingConfig
 from worldsim.odometry_training import OdometryTraining
+from worldsim.own_dreams import OwnDreams
 from worldsim.pose import PoseConfig
 from worldsim.tokenizer import TokenizerConfig
 from worldsim.training import DynamicsTraining, OptimizerConfig, TokenizerTraining
@@ -121,7 +122,7 @@ def presets() -> dict[str, tuple[str, TrainConfig]]:
         validation=ValidationConfig(context=64),
     )
     # Odometry, and first single frames of an episode in any order, of which only memory tells
-    # anything; then ever longer stretches. Four tokens a frame instead of sixteen, which buys four
+    # anything; then ever longer stretches, and own dreams, which must not lead astray. Four tokens a frame instead of sixteen, which buys four
     # times the frames; every second layer remembers rows, along which turning moves what is seen.
     memory_maze = TrainConfig(
         odometry=True,
@@ -135,6 +136,8 @@ def presets() -> dict[str, tuple[str, TrainConfig]]:
             optimizer=OptimizerConfig(steps=3800, learning_rate=2e-3, muon_learning_rate=4e-3),
             curriculum=((128, 0.2), (256, 0.3), (256, 0.3), (512, 0.2)),
             longest_stretches=(1, 1, 256, 512),
+            own_dreams=OwnDreams(share=0.5, begin=0.6),
+            reward_weight=3.0,
         ),
         validation=ValidationConfig(every=1900),
     )

@@ -16,8 +16,9 @@ from agents.cloning import CloningConfig
 from agents.features import ShortMemoryPolicy, load_policy
 from agents.planner import PlannerConfig
 from experiments import benchmark_agents
-from experiments.agents_report import judge_pairs, read_runs, write_report
+from experiments.agents_report import LABELS, judge_pairs, write_report
 from experiments.benchmark_agents import BenchmarkAgentsConfig
+from experiments.report import read_runs
 from worldsim.checkpoint import save
 
 
@@ -61,7 +62,7 @@ def test_every_agent_is_judged_once_and_a_second_call_adds_only_what_is_missing(
     benchmark_agents.main(dataclasses.replace(config, seeds=(0, 1), agents=("random",)))
     assert (tmp_path / "results/random-seed1.json").is_file()
     assert {stem: files[stem].read_bytes() for stem in before} == before
-    assert read_runs(tmp_path / "results")["random"][1]["seed"] == 1
+    assert read_runs(tmp_path / "results", LABELS)["random"][1]["seed"] == 1
 
     # Results and policies of one world model are not taken for those of another.
     save(tiny_model(seed=1), tmp_path / "model", contexts=tiny_contexts())
@@ -102,7 +103,7 @@ def test_the_judge_compares_reward_per_step_of_policies_that_acted_in_both(tmp_p
         }
         (tmp_path / f"ppo_pixels-seed{seed}.json").write_text(json.dumps(result))
     (tmp_path / "data-seed0.json").write_text(json.dumps(result | {"dream": None}))
-    pairs = judge_pairs(read_runs(tmp_path))
+    pairs = judge_pairs(read_runs(tmp_path, LABELS))
     assert pairs == [("ppo_pixels", 100.0, 200.0), ("ppo_pixels", 200.0, 300.0)] + [
         ("ppo_pixels", 300.0, 400.0)
     ]

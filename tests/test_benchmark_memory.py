@@ -25,7 +25,8 @@ from experiments.memory_recall import (
     reward_recall,
     share,
 )
-from experiments.memory_report import format_table, read_runs, recall_bins
+from experiments.memory_report import REFERENCE, format_table, recall_bins
+from experiments.report import read_runs
 from experiments.wall_colors import ColorReader
 from worldsim.backbone import count_backbone_parameters
 
@@ -210,7 +211,7 @@ def test_runs_add_up_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     benchmark_memory.main(dataclasses.replace(config, backbones=("block_ssm", "frame_ssm")))
     assert trained == ["frame_ssm", "frame_ssm", "frame_ssm"]  # two rates, then the run
     assert json.loads((output / "block_ssm-seed0.json").read_text()) == first
-    table = format_table(read_runs(output), {})
+    table = format_table(read_runs(output, (*ALL, REFERENCE)), {})
     assert table.count("\n") == 3 and "SSM over frame vectors" in table
     for name in ("table.md", "recall.png", "psnr.png", "costs.png", "contact_sheet.png"):
         assert (output / name).stat().st_size > 0
@@ -338,7 +339,7 @@ def test_dreams_stay_stable_past_the_training_length(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_every_model_runs_to_the_end(tmp_path: Path) -> None:
     output = benchmark_memory.main(tiny(tmp_path, backbones=tuple(ALL)))
-    runs = read_runs(output)
+    runs = read_runs(output, (*ALL, REFERENCE))
     assert set(runs) == set(ALL)
     costs = json.loads((output / "costs.json").read_text())["models"]
     for name in ALL:

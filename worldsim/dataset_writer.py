@@ -113,6 +113,14 @@ class DatasetWriter:
         """Steps of all saved episodes."""
         return sum(self._steps.values())
 
+    def sources(self) -> list[str]:
+        """Files that the episodes were imported from, in order: their metadata's `source`."""
+        names = []
+        for index in sorted(self.finished):
+            with h5py.File(self.path_of(index), "r") as file:
+                names.append(str(file["episode"].attrs["source"]))
+        return names
+
     def path_of(self, index: int) -> Path:
         """Return the file of an episode."""
         return self._episodes / f"episode_{index:06d}.hdf5"

@@ -89,20 +89,14 @@ def evaluate_open_loop(
     real, future = x[:, context:], a[:, context:]
     total = future.shape[1] * (1 + floors)
 
-    def dream(actions: torch.Tensor, done: int) -> tuple[torch.Tensor, torch.Tensor]:
-        current, dreamed, predicted = state, [], []
-        for t in range(actions.shape[1]):
-            out = model.imagine(
-                current,
-                actions[:, t],
-                generator=generator,
-                num_denoising_steps=num_denoising_steps,
-            )
-            current = out.state
-            dreamed.append(out.frame)
-            predicted.append(out.reward)
-            progress(done + t + 1, total)
-        return torch.stack(dreamed, 1), torch.stack(predicted, 1)
+    def dream(actions: torch.Tensor, before: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return model.dream(
+            state,
+            actions,
+            generator=generator,
+            num_denoising_steps=num_denoising_steps,
+            progress=lambda done, _: progress(before + done, total),
+        )
 
     dreamed, predicted = dream(future, 0)
     if floors:

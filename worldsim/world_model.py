@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -421,14 +422,25 @@ class WorldModel(nn.Module):
         *,
         generator: torch.Generator | None = None,
         num_denoising_steps: int | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> tuple[Tensor, Tensor]:
-        """Open-loop rollout under given actions (b, t): frames (b, t, h, w, c), rewards (b, t)."""
+        """Open-loop rollout under given actions.
+
+        Args:
+            state, generator, num_denoising_steps: as for `imagine`.
+            actions: (b, t) int64.
+            progress: called with (steps done, steps in all).
+
+        Returns:
+            Frames (b, t, h, w, c) uint8 and expected rewards (b, t).
+        """
         frames, rewards = [], []
-        for a in actions.unbind(1):
+        for step, a in enumerate(actions.unbind(1), start=1):
             dream = self.imagine(
                 state, a, generator=generator, num_denoising_steps=num_denoising_steps
             )
             state = dream.state
             frames.append(dream.frame)
             rewards.append(dream.reward)
+            progress(step, actions.shape[1])
         return torch.stack(frames, 1), torch.stack(rewards, 1)
