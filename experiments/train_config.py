@@ -122,8 +122,9 @@ def presets() -> dict[str, tuple[str, TrainConfig]]:
         validation=ValidationConfig(context=64),
     )
     # Odometry, and first single frames of an episode in any order, of which only memory tells
-    # anything; then ever longer stretches, and own dreams, which must not lead astray. Four tokens a frame instead of sixteen, which buys four
-    # times the frames; every second layer remembers rows, along which turning moves what is seen.
+    # anything; then ever longer stretches, and own dreams, so that dreams go astray less. Four
+    # tokens a frame instead of sixteen, which buys four times the frames; every second layer
+    # remembers rows, along which turning moves what is seen.
     memory_maze = TrainConfig(
         odometry=True,
         pose=PoseConfig(wavelength=32.0, octaves=6, field_of_view=80.0),
