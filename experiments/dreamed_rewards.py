@@ -92,8 +92,9 @@ def dreamed_rewards(
         seed: of the dreams' noise and of the moments drawn.
 
     Returns:
-        By lead, then by kind of moment (see `find_moments`): `count`, and `rewarded`, the share of
-        dreams with a predicted reward above 0.5 at the moment or at most two steps from it.
+        By lead, then by kind of moment (see `find_moments`): `count`; `rewarded`, the share of
+        dreams with a predicted reward above 0.5 at the moment or at most two steps from it; and
+        `expected`, the mean sum of the rewards predicted there, which is what a policy learns from.
     """
     result: dict[str, dict[str, dict[str, float]]] = {}
     rng = np.random.default_rng(seed)
@@ -107,7 +108,7 @@ def dreamed_rewards(
         for lead in leads:
             row = result[str(lead)] = {}
             for kind, moments in kinds.items():
-                hits = []
+                hits, sums = [], []
                 for first in range(0, len(moments), batch_size):
                     part = moments[first : first + batch_size]
                     episodes = [
@@ -124,12 +125,17 @@ def dreamed_rewards(
                     _, rewards = model.dream(state, actions[:, context:], generator=generator)
                     near = rewards[:, max(lead - 1 - SLACK, 0) :]
                     hits += (near > 0.5).any(1).tolist()
+                    sums += near.sum(1).tolist()
                     bar.update(len(part))
                 if hits:
-                    row[kind] = {"count": len(hits), "rewarded": float(np.mean(hits))}
+                    shares = {"rewarded": float(np.mean(hits)), "expected": float(np.mean(sums))}
+                    row[kind] = {"count": len(hits), **shares}
     return result
 
 
 def format_shares(kinds: Mapping[str, Mapping[str, float]]) -> str:
     """One lead's shares in words."""
-    return ", ".join(f"{kind} {v['rewarded']:.0%} of {v['count']}" for kind, v in kinds.items())
+    return ", ".join(
+        f"{kind} {v['rewarded']:.0%} of {v['count']} (expected {v['expected']:.2f})"
+        for kind, v in kinds.items()
+    )

@@ -124,6 +124,9 @@ def test_shares_count_what_is_dreamed_at_the_moment(
     for row in result.values():
         assert {kind: value["rewarded"] for kind, value in row.items()} == shares
         assert all(value["count"] == 3 for value in row.values())
+    # One reward of 1 at the most, unless every step is rewarded: 5 are near the moment.
+    expected = {kind: value["expected"] for kind, value in result["4"].items()}
+    assert expected == {k: v * (5 if dreamer.always else 1) for k, v in shares.items()}
 
 
 def test_a_model_is_judged_with_all_its_scores(dataset: EpisodeDataset, tmp_path: Path) -> None:
