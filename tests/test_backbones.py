@@ -27,6 +27,7 @@ from worldsim.backbone import (
 from worldsim.diffusion import sample_signal_levels
 from worldsim.dream import DreamVectorEnv
 from worldsim.frame_attention import KeySource, frame_attention
+from worldsim.own_dreams import draw_dream_noise, end_in_dreams
 from worldsim.pose import PoseConfig, token_poses
 from worldsim.state import WorldState
 from worldsim.world_model import WorldModel
@@ -319,6 +320,23 @@ def make_model(name: str) -> WorldModel:
                 if not p.any() and not key.startswith("termination_head"):
                     p.normal_(std=0.3)
     return model.eval()
+
+
+@every_backbone
+def test_segments_end_in_own_dreams(name: str) -> None:
+    """Training can show any model what it would dream."""
+    model = make_model(name)
+    g = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, 6, 4, 8, generator=g)
+    actions = torch.randint(NUM_ACTIONS, (2, 6), generator=g)
+    drawn = draw_dream_noise(2, 2, model, g)
+    drawn = drawn._replace(shown=torch.ones_like(drawn.shown))
+    seen, _ = end_in_dreams(model, latents, actions, torch.zeros(2, 6, 3), torch.ones(2, 6), drawn)
+    state = model.observe_latents(model.initial_state(2), actions[:, :4], latents[:, :4])[0]
+    for i in range(2):
+        dream = model.imagine(state, actions[:, 4 + i], noise=drawn.noise[:, i])
+        state = dream.state
+        assert torch.equal(model.decode(seen[:, 4 + i]), dream.frame)
 
 
 @every_backbone
