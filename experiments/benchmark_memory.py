@@ -41,7 +41,7 @@ from experiments.memory_mazes import MemoryMazes
 from experiments.memory_presets import BenchmarkConfig, presets
 from experiments.memory_report import REFERENCE, REFERENCE_LABEL, read_json, write_report
 from experiments.platform_settings import keep_memory
-from experiments.report import provenance, write_json
+from experiments.report import Settings, is_done, provenance, write_json
 from experiments.train_config import TrainConfig
 from experiments.train_world_model import make_accelerator
 from worldsim.backbone import count_parameters
@@ -59,9 +59,6 @@ from worldsim.training import (
 )
 from worldsim.world_model import WorldModel
 from worldsim.world_model_config import WorldModelConfig
-
-Settings = dict[str, Any]
-"""Config dataclasses by name."""
 
 
 class Task(Protocol):
@@ -255,30 +252,6 @@ class Pending(NamedTuple):
     seed: int
     training: DynamicsTraining
     settings: Settings
-
-
-def is_done(path: Path, settings: Settings) -> bool:
-    """Whether a result is there; settings that it does not know yet were at their defaults.
-
-    Raises:
-        ValueError: there is one of other settings.
-    """
-    kept = read_json(path)
-    if kept is None:
-        return False
-    try:
-        same = settings == {
-            name: checkpoint.from_json(type(setting), kept.get("settings", {}).get(name))
-            for name, setting in settings.items()
-        }
-    except checkpoint.CheckpointError:
-        same = False
-    if not same:
-        raise ValueError(
-            f"{path} is the result of other settings: choose another --output and --work, or move "
-            "it away"
-        )
-    return True
 
 
 def choose_rates(benchmark: Benchmark) -> dict[str, float]:

@@ -16,11 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
+import worldsim.checkpoint as checkpoint
 from agents.rollout import EpisodeResult
 from agents.statistics import bootstrap_interval
 
 Runs = dict[str, list[dict[str, Any]]]
 """Results of a benchmark by what was compared, one per seed."""
+Settings = dict[str, Any]
+"""What decides a result, by name."""
 PACKAGES = ("worldsim", "torch", "numpy", "gymnasium", "stable-baselines3", "memory-maze", "mujoco")
 
 
@@ -110,6 +113,30 @@ def format_table(rows: Sequence[tuple[str, str, dict[str, Any]]]) -> str:
         lines.append("  ".join(cells).rstrip())
     lines.insert(1, "  ".join("-" * w for w in widths))
     return "\n".join(lines)
+
+
+def is_done(path: Path, settings: Settings) -> bool:
+    """Whether a result is there; settings that it does not know yet were at their defaults.
+
+    Raises:
+        ValueError: there is one of other settings.
+    """
+    if not path.is_file():
+        return False
+    kept = json.loads(path.read_text())
+    try:
+        same = settings == {
+            name: checkpoint.from_json(type(setting), kept.get("settings", {}).get(name))
+            for name, setting in settings.items()
+        }
+    except checkpoint.CheckpointError:
+        same = False
+    if not same:
+        raise ValueError(
+            f"{path} is the result of other settings: choose another --output and --work, or move "
+            "it away"
+        )
+    return True
 
 
 def read_runs(output: Path, names: Iterable[str]) -> Runs:

@@ -19,6 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from worldsim.backbone import Memory
+from worldsim.checks import check_actions, check_frames, check_noise
 from worldsim.denoiser import Denoiser
 from worldsim.diffusion import add_noise, diffusion_loss, sample
 from worldsim.heads import ReadOut, SymlogHead, make_head, weighted_mean
@@ -135,8 +136,7 @@ class WorldModel(nn.Module):
         """
         state = self.initial_state(latents.shape[0])
         z = add_noise(latents if seen is None else seen, noise, signal)
-        told = self.told(actions, poses)
-        memory = without_odometry(state.memory)
+        told, memory = self.told(actions, poses), without_odometry(state.memory)
         prediction, tokens, _ = self.denoiser(z, signal, told, memory, state.steps)
         features = self.read_out(tokens)
         weight, led = signal.square(), actions != self.no_action
@@ -194,22 +194,7 @@ class WorldModel(nn.Module):
         return torch.autocast(self.device.type, self.compute_dtype)
 
     def _check_actions(self, actions: Tensor, shape: tuple[int, ...]) -> None:
-        if self.told_poses:
-            if tuple(actions.shape) != (*shape, 3) or actions.dtype != torch.float32:
-                raise ValueError(
-                    f"this world model is told poses: expected are float32 {(*shape, 3)} in place "
-                    f"of actions, got {actions.dtype} {tuple(actions.shape)}"
-                )
-            return
-        if tuple(actions.shape) != shape:
-            raise ValueError(f"actions have shape {tuple(actions.shape)}; expected {shape}")
-        if actions.is_floating_point() or actions.dtype == torch.bool:
-            raise ValueError(f"actions are {actions.dtype}; they must be integers")
-        if actions.numel() and (actions.min() < 0 or actions.max() > self.no_action):
-            raise ValueError(
-                f"actions range from {int(actions.min())} to {int(actions.max())}; valid are 0 to "
-                f"{self.no_action - 1}, and {self.no_action} for the first frame of an episode"
-            )
+        check_actions(actions, shape, self.no_action, told_poses=self.told_poses)
 
     @torch.no_grad()
     def observe(
@@ -227,13 +212,7 @@ class WorldModel(nn.Module):
         Raises:
             ValueError: actions or frames of a wrong shape, dtype or range.
         """
-        if frames.ndim != 5:
-            raise ValueError(f"frames have {frames.ndim} dimensions; expected (b, t, h, w, c)")
-        if frames.shape[0] != state.batch_size or not frames.shape[1]:
-            raise ValueError(
-                f"frames are of {frames.shape[0]} envs, {frames.shape[1]} each; expected are "
-                f"{state.batch_size} envs, as many as the state has, and 1 frame or more"
-            )
+        check_frames(frames, state.batch_size)
         self._check_actions(actions, tuple(frames.shape[:2]))
         latents = torch.cat([self.encode(part) for part in frames.split(chunk, dim=1)], dim=1)
         return self.observe_latents(state, actions, latents, chunk)[0]
@@ -364,12 +343,7 @@ class WorldModel(nn.Module):
         self._check_actions(actions, (b,))
         if noise is None:
             noise = torch.randn(b, *self.noise_shape, generator=generator, device=self.device)
-        elif tuple(noise.shape) != (b, *self.noise_shape):
-            raise ValueError(
-                f"noise has shape {tuple(noise.shape)}; expected {(b, *self.noise_shape)}"
-            )
-        elif noise.dtype != torch.float32:
-            raise ValueError(f"noise is {noise.dtype}; it must be torch.float32")
+        check_noise(noise, (b, *self.noise_shape))
         new_state, latents, features = self.imagine_latents(
             state, actions, self.tell(state, actions), noise, num_denoising_steps
         )

@@ -1,0 +1,54 @@
+"""What a world model may be given: one clear error for everything else."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_actions(
+    actions: Tensor, shape: tuple[int, ...], no_action: int, *, told_poses: bool
+) -> None:
+    """Raise a ValueError for actions of a wrong shape, dtype or range.
+
+    Args:
+        actions: integers, or float32 poses (..., 3) for a model that is told poses.
+        shape: expected, without the 3 of poses.
+        no_action: the largest that is valid.
+        told_poses: whether the model is told poses.
+    """
+    if told_poses:
+        if tuple(actions.shape) != (*shape, 3) or actions.dtype != torch.float32:
+            raise ValueError(
+                f"this world model is told poses: expected are float32 {(*shape, 3)} in place "
+                f"of actions, got {actions.dtype} {tuple(actions.shape)}"
+            )
+        return
+    if tuple(actions.shape) != shape:
+        raise ValueError(f"actions have shape {tuple(actions.shape)}; expected {shape}")
+    if actions.is_floating_point() or actions.dtype == torch.bool:
+        raise ValueError(f"actions are {actions.dtype}; they must be integers")
+    if actions.numel() and (actions.min() < 0 or actions.max() > no_action):
+        raise ValueError(
+            f"actions range from {int(actions.min())} to {int(actions.max())}; valid are 0 to "
+            f"{no_action - 1}, and {no_action} for the first frame of an episode"
+        )
+
+
+def check_frames(frames: Tensor, batch_size: int) -> None:
+    """Raise a ValueError unless frames are (batch_size, t, h, w, c) with one frame or more."""
+    if frames.ndim != 5:
+        raise ValueError(f"frames have {frames.ndim} dimensions; expected (b, t, h, w, c)")
+    if frames.shape[0] != batch_size or not frames.shape[1]:
+        raise ValueError(
+            f"frames are of {frames.shape[0]} envs, {frames.shape[1]} each; expected are "
+            f"{batch_size} envs, as many as the state has, and 1 frame or more"
+        )
+
+
+def check_noise(noise: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise a ValueError unless noise is float32 of this shape."""
+    if tuple(noise.shape) != shape:
+        raise ValueError(f"noise has shape {tuple(noise.shape)}; expected {shape}")
+    if noise.dtype != torch.float32:
+        raise ValueError(f"noise is {noise.dtype}; it must be torch.float32")
