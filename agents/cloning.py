@@ -1,4 +1,4 @@
-"""Policies from recorded episodes: behaviour cloning, plain or weighted by what followed.
+"""Policies from recorded episodes: behaviour cloning, plain or weighted by advantage.
 
 The world model observes the episodes once; policy and critic learn from its read-outs. Advantage
 weighting (AWR, Peng et al. 2019, arXiv 1910.00177) imitates most what turned out better than

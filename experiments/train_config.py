@@ -159,7 +159,7 @@ def presets() -> dict[str, tuple[str, TrainConfig]]:
         save_every=gpu.save_every,
     )
     named = {
-        "memory-maze": ("Memory Maze with long memory on two CPU cores, 90 minutes.", memory_maze),
+        "memory-maze": ("Memory Maze with long memory on two CPU cores, two hours.", memory_maze),
         "memory-maze-gpu": ("The same on one GPU, untried: larger, longer.", memory_maze_gpu),
         "minerl": ("MineRL on two CPU cores, an hour or two.", minerl),
         "cpu": ("Two CPU cores, an hour or two.", TrainConfig()),
