@@ -78,7 +78,7 @@ def presets() -> dict[str, tuple[str, BenchmarkConfig]]:
         ),
         dynamics=DynamicsTraining(
             optimizer=OptimizerConfig(
-                steps=1500, learning_rate=5e-3, muon_learning_rate=1e-2, ema_decay=0.99
+                steps=1000, learning_rate=5e-3, muon_learning_rate=1e-2, ema_decay=0.99
             ),
             frames_per_step=1024,
             curriculum=((64, 1.0),),
