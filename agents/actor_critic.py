@@ -70,12 +70,21 @@ class ActorCritic(nn.Module):
         self.critic = Critic(num_features, value_bins, value_limit)
 
     @classmethod
-    def from_behaviour(cls, model: WorldModel) -> ActorCritic:
-        """Start from the recorded behaviour, and its returns, as the model predicts them."""
+    def from_behaviour(cls, model: WorldModel, *, told_places: bool = True) -> ActorCritic:
+        """Start from the recorded behaviour, and its returns, as the model predicts them.
+
+        Args:
+            model: predicts.
+            told_places: of a model that remembers places, take the behaviour that goes where the
+                next reward is expected; False takes plain behaviour cloning.
+        """
         c = model.config
         agent = cls(c.num_features, c.num_actions, c.reward_bins, c.reward_limit).to(model.device)
-        agent.policy_head.load_state_dict(model.policy_head.state_dict())
-        agent.critic.behaviour.load_state_dict(model.value_head.state_dict())
+        if model.places is not None and told_places:
+            agent.policy_head.load_state_dict(model.places.walk.state_dict())
+        else:
+            _widen(model.policy_head, agent.policy_head)
+        _widen(model.value_head, agent.critic.behaviour)
         return agent
 
     def logits(self, features: Tensor) -> Tensor:
@@ -130,6 +139,20 @@ class ActorCritic(nn.Module):
             raise ValueError(f"{path} holds no actor-critic: {error}") from error
         check_world_model(note, path)
         return agent, world_model
+
+
+@torch.no_grad()
+def _widen(head: nn.Sequential, wider: nn.Sequential) -> None:
+    """Give a head on more features the weights of one on the first of them: it says the same.
+
+    What the further features mean is to be learned; the last layer begins without them.
+    """
+    for source, target in zip(head, wider, strict=True):
+        if isinstance(source, nn.Linear) and isinstance(target, nn.Linear):
+            rows = source.out_features if target.out_features > source.out_features else None
+            target.weight[:rows, source.in_features :] = 0
+            target.weight[:rows, : source.in_features] = source.weight
+            target.bias[:rows] = source.bias
 
 
 def _weights_path(path: str | Path) -> Path:

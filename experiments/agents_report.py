@@ -24,6 +24,8 @@ from experiments.report import Runs, read_runs
 LABELS = {
     "random": "random",
     "behaviour": "behaviour cloning",
+    "walker": "walking to where a reward is expected",
+    "walker_short_memory": "the same, memory cut",
     "advantage_weighted": "advantage-weighted cloning",
     "ppo_pixels": "PPO in the dream, pixels",
     "recurrent_ppo_pixels": "RecurrentPPO in the dream, pixels",

@@ -57,6 +57,10 @@ DREAM_TRAINED: dict[str, dict[str, Any]] = {
 """Agents trained by dream_train, with its options."""
 FROM_EPISODES = ("advantage_weighted", "actor_critic_cloned")
 """Agents that learn from recorded episodes."""
+WALKERS = ("walker", "walker_short_memory")
+"""Agents that need a world model with a memory of places."""
+MEMORY_CUT = {"actor_critic_short_memory": "actor_critic", "walker_short_memory": "walker"}
+"""Agents that are others with a shorter memory."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,10 +79,11 @@ class BenchmarkAgentsConfig:
     frames_to_reward: int | None = None
     """Train from stretches that a reward followed within so many frames, only."""
     agents: tuple[str, ...] = tuple(
-        name for name in LABELS if name not in (*FROM_EPISODES, "model_free")
+        name for name in LABELS if name not in (*FROM_EPISODES, *WALKERS, "model_free")
     )
-    """What to compare; "model_free" learns on the real env and takes the longest, and
-    "advantage_weighted" and "actor_critic_cloned" learn from a dataset."""
+    """What to compare; "model_free" learns on the real env and takes the longest,
+    "advantage_weighted" and "actor_critic_cloned" learn from a dataset, and "walker" and
+    "walker_short_memory" need a world model with a memory of places."""
     dataset: str | None = None
     """Recorded episodes for those that learn from some."""
     cloning: CloningConfig = dataclasses.field(default_factory=CloningConfig)
@@ -209,8 +214,16 @@ class AgentsBenchmark:
             if not has_scripted_player(config.env):
                 raise ValueError(f"no scripted player is known for {config.env}: leave out 'data'")
             return scripted_player(config.env, seed), {}
-        if agent == "behaviour":
-            cloned = ActorCritic.from_behaviour(model)
+        if agent in MEMORY_CUT:
+            whole, details = self._make(MEMORY_CUT[agent], seed)
+            assert isinstance(whole, FeaturePolicy)
+            policy = ShortMemoryPolicy(model, whole.policy, config.short_memory)
+            return policy, details | {"short_memory": config.short_memory}
+        if agent in ("behaviour", "walker"):
+            if agent == "walker" and model.places is None:
+                raise ValueError(f"{self.name} has no memory of places: leave out 'walker'")
+            told = agent == "walker"
+            cloned = ActorCritic.from_behaviour(model, told_places=told)
             return FeaturePolicy(model, ActorCriticPolicy(cloned, seed=seed)), {}
         if agent == "advantage_weighted":
             return FeaturePolicy(model, ActorCriticPolicy(self._clone(seed), seed=seed)), {}
@@ -228,18 +241,13 @@ class AgentsBenchmark:
                 max_episode_steps=config.max_episode_steps,
             )
             return model_free, {"real_steps": self._real_steps(), "curve": read_curve(work)}
-        if agent == "actor_critic_short_memory":
-            trained, details = self._train_in_dream("actor_critic", seed)
-            assert isinstance(trained, FeaturePolicy)
-            policy = ShortMemoryPolicy(model, trained.policy, config.short_memory)
-            return policy, details | {"short_memory": config.short_memory}
         return self._train_in_dream(agent, seed)
 
     def _clone(self, seed: int) -> ActorCritic:
         """Learn from recorded episodes, or take what was learned before."""
         path = self.config.work_directory / f"advantage_weighted-seed{seed}" / "policy.safetensors"
         if not path.is_file():
-            agent = ActorCritic.from_behaviour(self.model)
+            agent = ActorCritic.from_behaviour(self.model, told_places=False)
             clone_and_report(agent, self.read_outs, self.config.cloning, seed)
             agent.save(path, world_model=self.name)
         return ActorCritic.load(path)[0]
@@ -303,7 +311,7 @@ class AgentsBenchmark:
     def _judge_in_dream(self, agent: str, policy: Policy) -> dict[str, Any] | None:
         """Dreamed return; None for those that need the real env or too much time."""
         config = self.config
-        if agent in ("data", "planner", "actor_critic_short_memory"):
+        if agent in ("data", "planner", *MEMORY_CUT):
             return None
         in_features = isinstance(policy, FeaturePolicy)
         results = play_dreams(

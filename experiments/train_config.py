@@ -17,6 +17,7 @@ from worldsim.backbone import (
 from worldsim.diffusion import DiffusionForcingConfig
 from worldsim.odometry_training import OdometryTraining
 from worldsim.own_dreams import OwnDreams
+from worldsim.places_training import PlacesTraining
 from worldsim.pose import PoseConfig
 from worldsim.tokenizer import TokenizerConfig
 from worldsim.training import DynamicsTraining, OptimizerConfig, TokenizerTraining
@@ -57,8 +58,16 @@ class TrainConfig:
     """Find where each frame is seen from, and tell the network that instead of the action: for long
     memory. Training episodes need poses (privileged infos); see `dynamics.longest-stretches`. With
     `init`, the odometry of that model is trained further."""
+    grid: float = 0.0
+    """With odometry, the side of the cells of the grid that the world's walls stand on, if they do:
+    odometry then sees in every frame how the camera stands to it, and does not drift. 1 in Memory
+    Mazes. With `init`, give the odometry of that model this too."""
     pose: PoseConfig = field(default_factory=lambda: PoseConfig(wavelength=32.0, octaves=6))
     """With odometry, how poses are told. Set the camera's field of view: 80 in Memory Mazes."""
+    places: bool = False
+    """With odometry, train a memory of places at the end: features then tell where the next reward
+    is expected too. Where `init` has one, it is trained further anyway. With `--init MODEL
+    --dynamics.optimizer.steps 0` nothing else is trained."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     backbone: BackboneConfig = field(default_factory=BlockSSMConfig)
     latent_patch: int = 1
@@ -75,6 +84,7 @@ class TrainConfig:
     tokenizer_training: TokenizerTraining = field(default_factory=TokenizerTraining)
     odometry_training: OdometryTraining = field(default_factory=OdometryTraining)
     dynamics: DynamicsTraining = field(default_factory=DynamicsTraining)
+    places_training: PlacesTraining = field(default_factory=PlacesTraining)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     save_every: int = 200
     """Steps between checkpoints."""
@@ -121,12 +131,14 @@ def presets() -> dict[str, tuple[str, TrainConfig]]:
         dynamics=DynamicsTraining(curriculum=((64, 0.7), (128, 0.3))),
         validation=ValidationConfig(context=64),
     )
-    # Odometry, and first single frames of an episode in any order, of which only memory tells
-    # anything; then ever longer stretches, and own dreams, so that dreams go astray less. Four
-    # tokens a frame instead of sixteen, which buys four times the frames; every second layer
-    # remembers rows, along which turning moves what is seen.
+    # Odometry, a memory of places, and single frames of an episode in any order first, of which
+    # only memory tells anything; then ever longer stretches, and own dreams, so that dreams go
+    # astray less. Four tokens a frame instead of sixteen, which buys four times the frames; every
+    # second layer remembers rows, along which turning moves what is seen.
     memory_maze = TrainConfig(
         odometry=True,
+        grid=1.0,
+        places=True,
         pose=PoseConfig(wavelength=32.0, octaves=6, field_of_view=80.0),
         backbone=BlockSSMConfig(block_sizes=((1, 2), 2), d_state=128),
         latent_patch=2,

@@ -2,24 +2,23 @@
 
     python experiments/train_world_model.py cpu --dataset memory-maze-9x9/explorer-v0
 
-First the tokenizer, then every frame is encoded once, then the world model on the latents. A run
-that was stopped or killed goes on from its last checkpoint when started again with the same output.
-Several processes or GPUs: `accelerate launch experiments/train_world_model.py ...`. The trained
-model is in OUTPUT/checkpoint, ready for `worldsim.load`.
+First the tokenizer, then every frame is encoded once, then the world model on the latents, with its
+odometry before and its memory of places after it where it has these. A run that was stopped or
+killed goes on from its last checkpoint when started again with the same output. Several processes
+or GPUs: `accelerate launch experiments/train_world_model.py ...`. The trained model is in
+OUTPUT/checkpoint, ready for `worldsim.load`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import worldsim.checkpoint as checkpoint
@@ -28,28 +27,30 @@ from experiments.platform_settings import keep_memory
 from experiments.report import provenance
 from experiments.run_directory import as_json, check_config
 from experiments.train_config import TrainConfig, presets
+from experiments.train_stages import (
+    encode,
+    open_writer,
+    run_with_progress,
+    train_odometry,
+    train_places,
+    train_tokenizer,
+)
 from experiments.validation import validate
 from worldsim.backbone import count_parameters
 from worldsim.episodes import EpisodeDataset
-from worldsim.latents import LatentEpisodes, encode_dataset
-from worldsim.odometry import Odometry, OdometryConfig
-from worldsim.odometry_training import OdometryLoss, odometry_loss
+from worldsim.latents import LatentEpisodes
+from worldsim.odometry import OdometryConfig
 from worldsim.open_loop import draw_stretches
-from worldsim.tokenizer import Tokenizer
 from worldsim.training import (
-    TokenizerLoss,
     Trainer,
     dynamics_loss,
-    spaced_frames,
-    step_rng,
-    tokenizer_loss,
 )
 from worldsim.world_model import WorldModel
 from worldsim.world_model_config import WorldModelConfig
 
 FREE_TO_CHANGE = {
     *("output", "save_every", "validation", "validation_dataset", "compile", "device", "precision"),
-    *("tokenizer_training", "odometry_training", "dynamics"),
+    *("tokenizer_training", "odometry_training", "dynamics", "places_training"),
 }
 """Settings that may differ when a run goes on: of a rate that was too high, say."""
 
@@ -84,8 +85,23 @@ def main(config: TrainConfig) -> Path:
     model.to(accelerator.device)
     if config.init is None and config.tokenizer_of is None:
         train_tokenizer(config, model.tokenizer, train, accelerator)
+    model.tokenizer.eval().requires_grad_(False)
+    episodes = encode(config, model, train, accelerator)
+    if model.odometry is not None:
+        if config.odometry:
+            train_odometry(config, model.odometry, episodes, accelerator)
+        model.odometry.requires_grad_(False)
+    if model.places is not None:
+        model.places.requires_grad_(False)
     started = time.monotonic()
-    model = train_dynamics(config, model, train, held_out, accelerator)
+    model = train_dynamics(config, model, episodes, held_out, accelerator)
+    if config.places or model.places is not None:
+        if bool((episodes.rewards > 0).any()):
+            model = train_places(config, model, episodes, accelerator)
+            if accelerator.is_main_process:
+                keep_with_places(config, model)
+        else:
+            tell("no rewards in these episodes: places are not learned from them")
     tell(f"world model trained in {(time.monotonic() - started) / 60:.1f} min of this run")
     path = config.output / "checkpoint"
     tell(f"checkpoint: {path}\nnext: python experiments/dream_train.py --world-model {path}")
@@ -139,6 +155,11 @@ def build_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:
                 f"{config.init} has no odometry, and to continue it keeps what it is: leave "
                 "--odometry out, or start anew with its tokenizer (--tokenizer-of)"
             )
+        if config.grid and model.config.odometry is not None:
+            if not config.odometry:
+                raise ValueError("to see the grid, the odometry has to be trained: give --odometry")
+            odometry = dataclasses.replace(model.config.odometry, grid=config.grid)
+            model = model.reconfigured(odometry=odometry).requires_grad_(True)
         return model
     taken = None
     tokenizer = dataclasses.replace(config.tokenizer, frame_shape=dataset.frame_shape)
@@ -159,7 +180,7 @@ def build_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:
             diffusion=config.diffusion,
             **dreaming,
             pose=config.pose if config.odometry else None,
-            odometry=OdometryConfig() if config.odometry else None,
+            odometry=OdometryConfig(grid=config.grid) if config.odometry else None,
             reward_limit=config.reward_limit,
         )
     )
@@ -168,128 +189,16 @@ def build_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:
     return model
 
 
-def open_writer(config: TrainConfig, stage: str, trainer: Trainer) -> SummaryWriter | None:
-    """TensorBoard logs of a stage, in the main process alone.
-
-    What a run that was killed had logged after its last checkpoint is dropped.
-    """
-    if not trainer.accelerator.is_main_process:
-        return None
-    path = config.output / "tensorboard" / stage
-    return SummaryWriter(str(path), purge_step=trainer.step + 1)
-
-
-def run_with_progress(
-    trainer: Trainer,
-    name: str,
-    save_every: int,
-    frames_per_step: int,
-    writer: SummaryWriter | None,
-) -> Iterator[int]:
-    """Run a trainer under a progress bar and write its losses; yields the step number."""
-    with tqdm(
-        total=trainer.config.steps,
-        initial=trainer.step,
-        desc=name,
-        unit="step",
-        disable=writer is None,
-        mininterval=2,
-    ) as bar:
-        last = time.monotonic()
-        for values in trainer.run(save_every):
-            bar.update()
-            now = time.monotonic()
-            values["frames_per_second"] = frames_per_step / (now - last)
-            last = now
-            if writer and (trainer.step % 10 == 0 or trainer.step == trainer.config.steps):
-                for key, value in values.items():
-                    writer.add_scalar(f"{name}/{key}", value, trainer.step)
-                shown = {k: f"{v:.3g}" for k, v in values.items() if k not in ("rate", "grad_norm")}
-                bar.set_postfix(shown, refresh=False)
-            yield trainer.step
-
-
-def run_stage(config: TrainConfig, trainer: Trainer, name: str, frames_per_step: int) -> None:
-    """Run a trainer from its last checkpoint to its end, with progress and logs."""
-    if trainer.resume():
-        tqdm.write(f"{name}: resumed at step {trainer.step}")
-    writer = open_writer(config, name, trainer)
-    for _ in run_with_progress(trainer, name, config.save_every, frames_per_step, writer):
-        pass
-    if writer:
-        writer.close()
-
-
-def train_odometry(
-    config: TrainConfig, odometry: Odometry, episodes: LatentEpisodes, accelerator: Accelerator
-) -> None:
-    """Train the odometry in place; ends with the averaged weights."""
-    training = config.odometry_training
-    trainer = Trainer(
-        OdometryLoss(odometry),
-        odometry_loss(episodes, training, accelerator),
-        training.optimizer,
-        accelerator,
-        config.output / "odometry",
-    )
-    run_stage(config, trainer, "odometry", training.batch_size * training.length)
-    average = trainer.average.module
-    assert isinstance(average, OdometryLoss)
-    odometry.load_state_dict(average.odometry.state_dict())
-
-
-def train_tokenizer(
-    config: TrainConfig,
-    tokenizer: Tokenizer,
-    dataset: EpisodeDataset,
-    accelerator: Accelerator,
-) -> None:
-    """Train the tokenizer in place; ends with the averaged weights and calibrated latents."""
-    training = config.tokenizer_training
-    frames = spaced_frames(dataset, training.max_frames)
-    trainer = Trainer(
-        TokenizerLoss(tokenizer),
-        tokenizer_loss(frames, training, tokenizer, accelerator),
-        training.optimizer,
-        accelerator,
-        config.output / "tokenizer",
-    )
-    run_stage(config, trainer, "tokenizer", training.batch_size)
-    average = trainer.average.module
-    assert isinstance(average, TokenizerLoss)
-    tokenizer.load_state_dict(average.tokenizer.state_dict())
-    rng, _ = step_rng(training.optimizer.seed, training.optimizer.steps)
-    sample = frames[torch.from_numpy(rng.integers(len(frames), size=512))]
-    tokenizer.calibrate(sample.to(accelerator.device))
-    tokenizer.eval().requires_grad_(False)
-
-
 def train_dynamics(
     config: TrainConfig,
     model: WorldModel,
-    dataset: EpisodeDataset,
+    episodes: LatentEpisodes,
     held_out: EpisodeDataset,
     accelerator: Accelerator,
 ) -> WorldModel:
-    """Train everything but the tokenizer, the odometry first; returns the averaged model."""
+    """Train denoiser and heads, with checkpoints; returns the averaged model."""
     training = config.dynamics
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
-    model.tokenizer.eval().requires_grad_(False)
-    with tqdm(total=dataset.num_frames, desc="encode", unit="frame", mininterval=2) as bar:
-        episodes = encode_dataset(
-            model.tokenizer,
-            dataset,
-            config.output / "latents.safetensors" if accelerator.is_main_process else None,
-            device=accelerator.device,
-            dtype=dtype,
-            gamma=model.config.gamma,
-            poses=model.config.pose is not None,
-            progress=lambda done, _: bar.update(done - bar.n),
-        )
-    if model.odometry is not None:
-        if config.odometry:
-            train_odometry(config, model.odometry, episodes, accelerator)
-        model.odometry.requires_grad_(False)
     trainer = Trainer(
         model,
         dynamics_loss(episodes, training, model, accelerator),
@@ -327,8 +236,8 @@ def train_dynamics(
             "step": step,
             "frames_seen": seen_before + step * training.frames_per_step,
             "continued_from": config.init,
-            "training_frames": dataset.num_frames,
-            "training_episodes": len(dataset),
+            "training_frames": episodes.num_frames,
+            "training_episodes": len(episodes.lengths),
             "minutes_this_run": (time.monotonic() - started) / 60,
             "steps_this_run": step - first,
             "device": str(accelerator.device),
@@ -355,6 +264,14 @@ def train_dynamics(
         writer.close()
     average.eval().requires_grad_(False)
     return average
+
+
+def keep_with_places(config: TrainConfig, model: WorldModel) -> None:
+    """Put the model with its memory of places in the place of the one without."""
+    path = config.output / "checkpoint"
+    contexts, metadata = checkpoint.load_contexts(path), checkpoint.load_metadata(path)
+    metadata["places_steps"] = config.places_training.optimizer.steps
+    checkpoint.save(model, path, contexts=contexts, metadata=metadata)
 
 
 def is_kept(path: Path, step: int) -> bool:

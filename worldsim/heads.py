@@ -75,3 +75,90 @@ class SymlogHead(nn.Sequential):
 def weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:
     """Mean over segments of a weighted mean over frames; (b, t) each."""
     return ((loss * weight).sum(1) / weight.sum(1).clamp(min=1e-6)).mean()
+
+
+def policy_loss(logits: Tensor, actions: Tensor, weight: Tensor) -> Tensor:
+    """Of predicting the action taken after each frame but the last, where it is known.
+
+    Args:
+        logits: (b, t, num_actions).
+        actions: (b, t) int64 that led to the frames; "no action" is `num_actions`.
+        weight: (b, t) of the frames.
+    """
+    following, num_actions = actions[:, 1:], logits.shape[-1]
+    losses = F.cross_entropy(
+        rearrange(logits[:, :-1].float(), "b t a -> (b t) a"),
+        following.clamp(max=num_actions - 1).flatten(),
+        reduction="none",
+    ).unflatten(0, following.shape)
+    return weighted_mean(losses, weight[:, :-1] * (following < num_actions))
+
+
+class Heads(nn.Module):
+    """The read-out of a frame's tokens, and what is predicted from it.
+
+    Features may have more behind the read-out, which these heads do not look at.
+
+    Args:
+        d_model: width of the read-out.
+        num_actions: actions, "no action" not counted.
+        num_bins, limit: of the distributions of reward and value, see `SymlogHead`.
+    """
+
+    def __init__(self, d_model: int, num_actions: int, num_bins: int, limit: float) -> None:
+        super().__init__()
+        self.d_model = d_model
+        self.read_out = ReadOut(d_model)
+        self.reward_head = SymlogHead(d_model, num_bins, limit)
+        self.termination_head = make_head(d_model, 1)
+        self.policy_head = make_head(d_model, num_actions)
+        self.value_head = SymlogHead(d_model, num_bins, limit)
+
+    def predict_reward(self, features: Tensor) -> Tensor:
+        """Expected reward of arriving at the frame that was read out: (..., d) to (...)."""
+        return self.reward_head.expectation(features[..., : self.d_model])
+
+    def predict_termination(self, features: Tensor) -> Tensor:
+        """Probability that the episode terminated on that frame: (..., d) to (...)."""
+        return self.termination_head(features[..., : self.d_model]).float().squeeze(-1).sigmoid()
+
+    def predict_policy(self, features: Tensor) -> Tensor:
+        """Logits of the recorded behaviour's next action: (..., d) to (..., num_actions)."""
+        return self.policy_head(features[..., : self.d_model]).float()
+
+    def predict_value(self, features: Tensor) -> Tensor:
+        """Discounted return that the recorded behaviour makes from there on: (..., d) to (...)."""
+        return self.value_head.expectation(features[..., : self.d_model])
+
+    def head_losses(
+        self,
+        read_outs: Tensor,
+        actions: Tensor,
+        rewards: Tensor,
+        terminated: Tensor,
+        returns: Tensor,
+        return_weights: Tensor,
+        weight: Tensor,
+    ) -> dict[str, Tensor]:
+        """Training losses of read-outs (b, t, d); all else is (b, t), as for `WorldModel.forward`.
+
+        Args:
+            weight: how much each frame counts.
+
+        Returns:
+            Scalars "reward", "termination", "policy", "value".
+        """
+        led = actions != self.policy_head[-1].out_features
+        ended = F.binary_cross_entropy_with_logits(
+            self.termination_head(read_outs).float().squeeze(-1),
+            terminated.float(),
+            reduction="none",
+        )
+        reward = self.reward_head.loss(read_outs, rewards)
+        value = self.value_head.loss(read_outs, returns)
+        return {
+            "reward": weighted_mean(reward, weight * led),
+            "termination": weighted_mean(ended, weight),
+            "policy": policy_loss(self.policy_head(read_outs), actions, weight),
+            "value": weighted_mean(value, weight * return_weights),
+        }

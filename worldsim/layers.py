@@ -12,6 +12,11 @@ Memory = dict[str, Tensor]
 """What a backbone remembers: named tensors, batch first."""
 
 
+def memory_of_backbone(memory: Memory) -> Memory:
+    """The backbone's part of a world model's memory: without what odometry and places remember."""
+    return {k: t for k, t in memory.items() if not k.startswith(("odometry.", "places."))}
+
+
 def rotate_pairs(x: Tensor, angle: Tensor) -> Tensor:
     """Turn pairs of numbers: x (..., e), of which numbers i and i + e/2 pair; angle (..., e/2)."""
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)

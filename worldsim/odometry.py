@@ -2,8 +2,9 @@
 
 A recurrent network reads the actions and the frames' latents and says how far the camera moved with
 each action: before the frame is seen (as a dream must) and better after (as with real frames). The
-displacements add up to poses relative to where memory began. True poses are needed in training
-only.
+displacements add up to poses relative to where memory began. They drift, unless the world stands
+on a grid: then every frame shows how the camera stands to it (`worldsim.grid_view`), and poses are
+drawn to that. True poses are needed in training only.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldsim.grid_view import GridView
 from worldsim.layers import Memory
-from worldsim.pose import relative_poses
+from worldsim.pose import compose, inverse, relative_poses
 
-HIDDEN, POSE = "odometry.hidden", "odometry.pose"
-"""Names in a world model's memory: the recurrent state (b, hidden), and where it is (b, 3)."""
+HIDDEN, POSE, ORIGIN = "odometry.hidden", "odometry.pose", "odometry.origin"
+"""Names in a world model's memory: the recurrent state (b, hidden), where it is (b, 3), and how the
+place where memory began stands to the grid, where there is one: (b, 4), a pose and how blurred the
+view was that told it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,13 @@ class OdometryConfig:
 
     hidden: int = 128
     """Width of the recurrent network."""
+    grid: float = 0.0
+    """Side of the cells of the grid that the world stands on, with corners at multiples of it, in
+    the unit of positions: 1 in Memory Mazes; 0 where there is none."""
+
+    def __post_init__(self) -> None:
+        if self.grid < 0:
+            raise ValueError(f"odometry.grid is {self.grid}; it must be 0 (none) or above")
 
 
 def displacements(poses: Tensor) -> Tensor:
@@ -74,6 +85,8 @@ class Odometry(nn.Module):
 
     SCALE = 0.2
     """Of displacements inside the network: about that of a step, in cells and radians."""
+    FIRST = 16
+    """Frames of which the clearest tells how the place where memory began stands to the grid."""
 
     def __init__(self, num_actions: int, latent_size: int, config: OdometryConfig) -> None:
         super().__init__()
@@ -84,12 +97,16 @@ class Odometry(nn.Module):
         self.network = nn.GRU(2 * h, h, batch_first=True)
         self.before = nn.Sequential(nn.Linear(2 * h, h), nn.SiLU(), nn.Linear(h, 3))
         self.after = nn.Sequential(nn.Linear(h, h), nn.SiLU(), nn.Linear(h, 3))
+        self.grid_view = GridView(latent_size, config.grid) if config.grid else None
 
     def initial_memory(self, batch_size: int) -> Memory:
         """Before the first frame: at the origin."""
         device = self.latent_in.weight.device
         hidden = torch.zeros(batch_size, self.config.hidden, device=device)
-        return {HIDDEN: hidden, POSE: torch.zeros(batch_size, 3, device=device)}
+        memory = {HIDDEN: hidden, POSE: torch.zeros(batch_size, 3, device=device)}
+        if self.grid_view is not None:
+            memory[ORIGIN] = torch.zeros(batch_size, 4, device=device)
+        return memory
 
     def expect(self, memory: Memory, actions: Tensor, steps: Tensor) -> Tensor:
         """Pose that an action will lead to, before its frame is there.
@@ -127,10 +144,44 @@ class Odometry(nn.Module):
             Poses (b, t, 3) and the memory after the last frame.
         """
         _, moved, hidden = self(actions, latents, memory[HIDDEN])
-        if poses is None:
-            known = torch.cat([steps[:, None] > 0, torch.ones_like(actions[:, 1:]).bool()], dim=1)
-            poses = integrate(memory[POSE], moved * known[..., None])
-        return poses, {HIDDEN: hidden, POSE: poses[:, -1].clone()}
+        known = torch.cat([steps[:, None] > 0, torch.ones_like(actions[:, 1:]).bool()], dim=1)
+        moved = moved * known[..., None]
+        located = memory | {HIDDEN: hidden}
+        if poses is None and self.grid_view is not None:
+            poses, located[ORIGIN] = self._follow_grid(memory, moved, latents, steps)
+        elif poses is None:
+            poses = integrate(memory[POSE], moved)
+        located[POSE] = poses[:, -1].clone()
+        return poses, {name: t for name, t in located.items() if name in (HIDDEN, POSE, ORIGIN)}
+
+    def _follow_grid(
+        self, memory: Memory, moved: Tensor, latents: Tensor, steps: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Add up displacements (b, t, 3), drawn to what frames show of the grid.
+
+        Returns:
+            Poses (b, t, 3) relative to where memory began, and how that stands to the grid (b, 4).
+        """
+        assert self.grid_view is not None
+        seen, spread = self.grid_view(latents)
+        gain, blur = self.grid_view.gain(spread), spread.sum(-1, keepdim=True)
+        pose, (origin, first_blur), poses = memory[POSE], memory[ORIGIN].split([3, 1], -1), []
+        for i, displacement in enumerate(moved.unbind(1)):
+            pose = compose(pose, displacement)
+            age = (steps + i)[:, None]
+            origin = torch.where(age == 0, self.grid_view.place(seen[:, i]), origin)
+            first_blur = torch.where(age == 0, blur[:, i], first_blur)
+            clearer = (age < self.FIRST) & (blur[:, i] < first_blur)
+            taken = torch.where(clearer, 1.0, gain[:, i])
+            stands = self.grid_view.correct(compose(origin, pose), seen[:, i], taken)
+            origin = torch.where(clearer, compose(stands, inverse(pose)), origin)
+            first_blur = torch.where(clearer, blur[:, i], first_blur)
+            pose = torch.where(clearer, pose, compose(inverse(origin), stands))
+            poses.append(pose)
+        poses = torch.stack(poses, dim=1)
+        heading = torch.remainder(poses[..., 2:] + math.pi, 2 * math.pi) - math.pi
+        poses = torch.cat([poses[..., :2], heading], dim=-1)
+        return poses, torch.cat([origin, first_blur], dim=-1)
 
     def forward(
         self, actions: Tensor, latents: Tensor, hidden: Tensor
@@ -160,7 +211,7 @@ class Odometry(nn.Module):
         return self.SCALE * output * (actions < self.action_in.num_embeddings - 1)[..., None]
 
     def loss(self, actions: Tensor, latents: Tensor, poses: Tensor) -> Tensor:
-        """Mean absolute error of both displacements, in `SCALE`.
+        """Mean absolute error of both displacements, in `SCALE`, and what is seen of a grid.
 
         Args:
             actions, latents: as for `forward`, of segments (b, t). The first frame does not count,
@@ -170,9 +221,5 @@ class Odometry(nn.Module):
         before, after, _ = self(actions, latents, self.initial_memory(len(actions))[HIDDEN])
         true = self._moved(displacements(poses) / self.SCALE, actions)
         error = (before - true).abs() + (after - true).abs()
-        return error[:, 1:].mean() / self.SCALE
-
-
-def without_odometry(memory: Memory) -> Memory:
-    """The backbone's part of a memory."""
-    return {name: tensor for name, tensor in memory.items() if name not in (HIDDEN, POSE)}
+        loss = error[:, 1:].mean() / self.SCALE
+        return loss if self.grid_view is None else loss + 0.1 * self.grid_view.loss(latents, poses)

@@ -34,7 +34,7 @@ class OdometryTraining:
     """Segments per step, over all processes."""
     length: int = 256
     """Frames per segment, or as many as the longest episode has."""
-    min_signal: float = 0.8
+    min_signal: float = 0.95
     """Lowest signal level of the latents: dreamed frames, which it also follows, are not exact."""
 
 

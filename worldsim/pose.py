@@ -83,6 +83,22 @@ def relative_poses(poses: Tensor) -> Tensor:
     return torch.stack([ahead, left, turn], dim=-1)
 
 
+def compose(first: Tensor, then: Tensor) -> Tensor:
+    """The pose that is `then` (..., 3) as seen from `first` (..., 3); headings are not wrapped."""
+    cos, sin = first[..., 2].cos(), first[..., 2].sin()
+    x = first[..., 0] + then[..., 0] * cos - then[..., 1] * sin
+    y = first[..., 1] + then[..., 0] * sin + then[..., 1] * cos
+    return torch.stack([x, y, first[..., 2] + then[..., 2]], dim=-1)
+
+
+def inverse(poses: Tensor) -> Tensor:
+    """What the origin is as seen from poses (..., 3)."""
+    cos, sin = poses[..., 2].cos(), poses[..., 2].sin()
+    x = -poses[..., 0] * cos - poses[..., 1] * sin
+    y = poses[..., 0] * sin - poses[..., 1] * cos
+    return torch.stack([x, y, -poses[..., 2]], dim=-1)
+
+
 def token_poses(poses: Tensor, grid: tuple[int, int], field_of_view: float) -> Tensor:
     """Where each token of a frame is seen from, and in which direction.
 

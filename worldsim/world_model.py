@@ -14,16 +14,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldsim.backbone import Memory
 from worldsim.checks import check_actions, check_frames, check_noise
 from worldsim.denoiser import Denoiser
 from worldsim.diffusion import add_noise, diffusion_loss, sample
-from worldsim.heads import ReadOut, SymlogHead, make_head, weighted_mean
-from worldsim.odometry import Odometry, without_odometry
+from worldsim.heads import Heads
+from worldsim.layers import memory_of_backbone
+from worldsim.odometry import Odometry
+from worldsim.places import Places
 from worldsim.pose import relative_poses
 from worldsim.state import WorldState
 from worldsim.tokenizer import Tokenizer
@@ -39,7 +39,7 @@ class Dream(NamedTuple):
     terminated: Tensor  # (b,) bool
 
 
-class WorldModel(nn.Module):
+class WorldModel(Heads):
     """Tokenizer, denoiser and heads.
 
     Attributes:
@@ -47,7 +47,8 @@ class WorldModel(nn.Module):
     """
 
     def __init__(self, config: WorldModelConfig) -> None:
-        super().__init__()
+        d = config.backbone.d_model
+        super().__init__(d, config.num_actions, config.reward_bins, config.reward_limit)
         self.config = config
         self.compute_dtype = torch.float32
         self.tokenizer = Tokenizer(config.tokenizer)
@@ -58,12 +59,6 @@ class WorldModel(nn.Module):
             config.pose,
             config.latent_patch,
         )
-        d = config.num_features
-        self.read_out = ReadOut(d)
-        self.reward_head = SymlogHead(d, config.reward_bins, config.reward_limit)
-        self.termination_head = make_head(d, 1)
-        self.policy_head = make_head(d, config.num_actions)
-        self.value_head = SymlogHead(d, config.reward_bins, config.reward_limit)
         self.odometry: Odometry | None = None
         if config.odometry is not None:
             if config.pose is None:
@@ -71,6 +66,11 @@ class WorldModel(nn.Module):
             h, w = config.tokenizer.grid
             size = h * w * config.tokenizer.latent_channels
             self.odometry = Odometry(config.num_actions, size, config.odometry)
+        self.places: Places | None = None
+        if config.places is not None:
+            if self.odometry is None:
+                raise ValueError("places are kept where odometry says: set odometry too")
+            self.places = Places(config.num_actions, size, d, config.places)
 
     @property
     def told_poses(self) -> bool:
@@ -97,6 +97,8 @@ class WorldModel(nn.Module):
         memory = self.denoiser.backbone.initial_state(batch_size)
         if self.odometry is not None:
             memory |= self.odometry.initial_memory(batch_size)
+        if self.places is not None:
+            memory |= self.places.initial_memory(batch_size)
         return WorldState(
             memory,
             torch.zeros(batch_size, dtype=torch.int64, device=self.device),
@@ -136,25 +138,18 @@ class WorldModel(nn.Module):
         """
         state = self.initial_state(latents.shape[0])
         z = add_noise(latents if seen is None else seen, noise, signal)
-        told, memory = self.told(actions, poses), without_odometry(state.memory)
+        told, memory = self.told(actions, poses), memory_of_backbone(state.memory)
         prediction, tokens, _ = self.denoiser(z, signal, told, memory, state.steps)
-        features = self.read_out(tokens)
-        weight, led = signal.square(), actions != self.no_action
-
-        termination_loss = F.binary_cross_entropy_with_logits(
-            self.termination_head(features).float().squeeze(-1),
-            terminated.float(),
-            reduction="none",
+        losses = self.head_losses(
+            self.read_out(tokens),
+            actions,
+            rewards,
+            terminated,
+            returns,
+            return_weights,
+            signal.square(),
         )
-        return {
-            "diffusion": diffusion_loss(prediction, latents, mask),
-            "reward": weighted_mean(self.reward_head.loss(features, rewards), weight * led),
-            "termination": weighted_mean(termination_loss, weight),
-            "policy": self._policy_loss(features, actions, weight),
-            "value": weighted_mean(
-                self.value_head.loss(features, returns), weight * return_weights
-            ),
-        }
+        return {"diffusion": diffusion_loss(prediction, latents, mask)} | losses
 
     def told(self, actions: Tensor, poses: Tensor) -> Tensor:
         """What the network is told of recorded frames: actions (b, t) or poses (b, t, 3)."""
@@ -162,31 +157,14 @@ class WorldModel(nn.Module):
             return actions
         return poses if self.odometry is None else relative_poses(poses)
 
-    def _policy_loss(self, features: Tensor, actions: Tensor, weight: Tensor) -> Tensor:
-        """Of predicting the action taken after each frame but the last, where actions are known."""
-        following = actions[:, 1:]
-        losses = F.cross_entropy(
-            rearrange(self.policy_head(features[:, :-1]).float(), "b t a -> (b t) a"),
-            following.clamp(max=self.no_action - 1).flatten(),
-            reduction="none",
-        ).unflatten(0, following.shape)
-        return weighted_mean(losses, weight[:, :-1] * (following < self.no_action))
-
-    def predict_reward(self, features: Tensor) -> Tensor:
-        """Expected reward of arriving at the frame that was read out: (..., d) to (...)."""
-        return self.reward_head.expectation(features)
-
-    def predict_termination(self, features: Tensor) -> Tensor:
-        """Probability that the episode terminated on that frame: (..., d) to (...)."""
-        return self.termination_head(features).float().squeeze(-1).sigmoid()
-
     def predict_policy(self, features: Tensor) -> Tensor:
-        """Logits of the recorded behaviour's next action: (..., d) to (..., num_actions)."""
-        return self.policy_head(features).float()
+        """Logits of the recorded behaviour's next action: (..., d) to (..., num_actions).
 
-    def predict_value(self, features: Tensor) -> Tensor:
-        """Discounted return that the recorded behaviour makes from there on: (..., d) to (...)."""
-        return self.value_head.expectation(features)
+        With places, of the behaviour that goes where the next reward is expected.
+        """
+        if self.places is None:
+            return super().predict_policy(features)
+        return self.places.walk(features).float()
 
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
         if self.compute_dtype == torch.float32:
@@ -252,14 +230,17 @@ class WorldModel(nn.Module):
             z: (b, 1, n, c) latents noised to signal level `level`.
         """
         signal = torch.full(told.shape[:2], level, device=z.device)
-        memory = without_odometry(state.memory)
+        memory = memory_of_backbone(state.memory)
         with self._autocast():
             return self.denoiser(z, signal, told, memory, state.steps, update=False)[0]
 
     def reconfigured(self, **changes: Any) -> WorldModel:
-        """The same weights under a config with other values, such as num_denoising_steps."""
+        """The same weights under a config with other values, such as num_denoising_steps.
+
+        What only the new config has, such as places, begins new.
+        """
         model = WorldModel(dataclasses.replace(self.config, **changes)).to(self.device)
-        model.load_state_dict(self.state_dict())
+        model.load_state_dict(model.state_dict() | self.state_dict())
         model.compute_dtype = self.compute_dtype
         return model.train(self.training)
 
@@ -302,13 +283,16 @@ class WorldModel(nn.Module):
             dreamed: of dreamed frames, their latents without noise and what was told of them.
         """
         told, located = actions, Memory()
+        seen, poses = (z, None) if dreamed is None else dreamed
         if self.odometry is not None:
-            seen, poses = (z, None) if dreamed is None else dreamed
             told, located = self.odometry.locate(state.memory, actions, seen, state.steps, poses)
-        memory = without_odometry(state.memory)
+        memory = memory_of_backbone(state.memory)
         with self._autocast():
             _, tokens, memory = self.denoiser(z, signal, told, memory, state.steps)
             features = self.read_out(tokens).float()
+        if self.places is not None:
+            more, placed = self.places(state.memory, seen, features, told, state.steps)
+            features, located = torch.cat([features, more], dim=-1), located | placed
         steps = state.steps + actions.shape[1]
         return WorldState(memory | located, steps, features[:, -1].clone()), features
 

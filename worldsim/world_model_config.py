@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from worldsim.backbone import BackboneConfig, BlockSSMConfig
 from worldsim.diffusion import DiffusionForcingConfig
 from worldsim.odometry import OdometryConfig
+from worldsim.places import NUM_PLACE_FEATURES, NUM_POSE_FEATURES, PlacesConfig
 from worldsim.pose import PoseConfig
 from worldsim.tokenizer import TokenizerConfig
 
@@ -26,6 +27,9 @@ class WorldModelConfig:
     odometry: OdometryConfig | None = None
     """Where set too, the model is told actions again and finds the poses itself, relative to where
     its memory began; true poses are needed in training only."""
+    places: PlacesConfig | None = None
+    """Where set too, features end in where the next reward is expected, by a memory of places, and
+    in the pose."""
     latent_patch: int = 1
     """Side of the square of latents that the network takes as one token: 2 makes it about four
     times cheaper, and the memory smaller."""
@@ -52,4 +56,6 @@ class WorldModelConfig:
 
     @property
     def num_features(self) -> int:
-        return self.backbone.d_model
+        """Of the read-out of a frame, and of places and pose where the model has them."""
+        more = NUM_PLACE_FEATURES + NUM_POSE_FEATURES if self.places is not None else 0
+        return self.backbone.d_model + more

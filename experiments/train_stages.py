@@ -1,0 +1,166 @@
+"""The stages of world-model training around the dynamics: tokenizer, odometry, places; progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+from accelerate import Accelerator
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from experiments.train_config import TrainConfig
+from worldsim.episodes import EpisodeDataset
+from worldsim.latents import LatentEpisodes, encode_dataset
+from worldsim.odometry import Odometry
+from worldsim.odometry_training import OdometryLoss, odometry_loss
+from worldsim.places import PlacesConfig
+from worldsim.places_training import PlacesLoss, places_loss, read_episodes
+from worldsim.tokenizer import Tokenizer
+from worldsim.training import (
+    TokenizerLoss,
+    Trainer,
+    spaced_frames,
+    step_rng,
+    tokenizer_loss,
+)
+from worldsim.world_model import WorldModel
+
+
+def open_writer(config: TrainConfig, stage: str, trainer: Trainer) -> SummaryWriter | None:
+    """TensorBoard logs of a stage, in the main process alone.
+
+    What a run that was killed had logged after its last checkpoint is dropped.
+    """
+    if not trainer.accelerator.is_main_process:
+        return None
+    path = config.output / "tensorboard" / stage
+    return SummaryWriter(str(path), purge_step=trainer.step + 1)
+
+
+def run_with_progress(
+    trainer: Trainer,
+    name: str,
+    save_every: int,
+    frames_per_step: int,
+    writer: SummaryWriter | None,
+) -> Iterator[int]:
+    """Run a trainer under a progress bar and write its losses; yields the step number."""
+    with tqdm(
+        total=trainer.config.steps,
+        initial=trainer.step,
+        desc=name,
+        unit="step",
+        disable=writer is None,
+        mininterval=2,
+    ) as bar:
+        last = time.monotonic()
+        for values in trainer.run(save_every):
+            bar.update()
+            now = time.monotonic()
+            values["frames_per_second"] = frames_per_step / (now - last)
+            last = now
+            if writer and (trainer.step % 10 == 0 or trainer.step == trainer.config.steps):
+                for key, value in values.items():
+                    writer.add_scalar(f"{name}/{key}", value, trainer.step)
+                shown = {k: f"{v:.3g}" for k, v in values.items() if k not in ("rate", "grad_norm")}
+                bar.set_postfix(shown, refresh=False)
+            yield trainer.step
+
+
+def run_stage(config: TrainConfig, trainer: Trainer, name: str, frames_per_step: int) -> None:
+    """Run a trainer from its last checkpoint to its end, with progress and logs."""
+    if trainer.resume():
+        tqdm.write(f"{name}: resumed at step {trainer.step}")
+    writer = open_writer(config, name, trainer)
+    for _ in run_with_progress(trainer, name, config.save_every, frames_per_step, writer):
+        pass
+    if writer:
+        writer.close()
+
+
+def train_odometry(
+    config: TrainConfig, odometry: Odometry, episodes: LatentEpisodes, accelerator: Accelerator
+) -> None:
+    """Train the odometry in place; ends with the averaged weights."""
+    training = config.odometry_training
+    trainer = Trainer(
+        OdometryLoss(odometry),
+        odometry_loss(episodes, training, accelerator),
+        training.optimizer,
+        accelerator,
+        config.output / "odometry",
+    )
+    run_stage(config, trainer, "odometry", training.batch_size * training.length)
+    average = trainer.average.module
+    assert isinstance(average, OdometryLoss)
+    odometry.load_state_dict(average.odometry.state_dict())
+
+
+def train_tokenizer(
+    config: TrainConfig,
+    tokenizer: Tokenizer,
+    dataset: EpisodeDataset,
+    accelerator: Accelerator,
+) -> None:
+    """Train the tokenizer in place; ends with the averaged weights and calibrated latents."""
+    training = config.tokenizer_training
+    frames = spaced_frames(dataset, training.max_frames)
+    trainer = Trainer(
+        TokenizerLoss(tokenizer),
+        tokenizer_loss(frames, training, tokenizer, accelerator),
+        training.optimizer,
+        accelerator,
+        config.output / "tokenizer",
+    )
+    run_stage(config, trainer, "tokenizer", training.batch_size)
+    average = trainer.average.module
+    assert isinstance(average, TokenizerLoss)
+    tokenizer.load_state_dict(average.tokenizer.state_dict())
+    rng, _ = step_rng(training.optimizer.seed, training.optimizer.steps)
+    sample = frames[torch.from_numpy(rng.integers(len(frames), size=512))]
+    tokenizer.calibrate(sample.to(accelerator.device))
+    tokenizer.eval().requires_grad_(False)
+
+
+def encode(
+    config: TrainConfig, model: WorldModel, dataset: EpisodeDataset, accelerator: Accelerator
+) -> LatentEpisodes:
+    """Encode every frame, or take what an earlier start of this run has encoded."""
+    bf16 = accelerator.mixed_precision == "bf16"
+    with tqdm(total=dataset.num_frames, desc="encode", unit="frame", mininterval=2) as bar:
+        return encode_dataset(
+            model.tokenizer,
+            dataset,
+            config.output / "latents.safetensors" if accelerator.is_main_process else None,
+            device=accelerator.device,
+            dtype=torch.bfloat16 if bf16 else torch.float32,
+            gamma=model.config.gamma,
+            poses=model.config.pose is not None,
+            progress=lambda done, _: bar.update(done - bar.n),
+        )
+
+
+def train_places(
+    config: TrainConfig, model: WorldModel, episodes: LatentEpisodes, accelerator: Accelerator
+) -> WorldModel:
+    """The trained model with a memory of places; what it had learned stays as it is."""
+    training = config.places_training
+    model = model.reconfigured(places=model.config.places or PlacesConfig()).eval()
+    with tqdm(total=episodes.num_frames, desc="read episodes", unit="frame", mininterval=2) as bar:
+        read = read_episodes(model, episodes, progress=lambda done, _: bar.update(done - bar.n))
+    assert model.places is not None
+    trainer = Trainer(
+        PlacesLoss(model.places.requires_grad_(True)),
+        places_loss(episodes, read, training, accelerator),
+        training.optimizer,
+        accelerator,
+        config.output / "places",
+    )
+    frames = training.batch_size * min(training.length, int(episodes.lengths.max()))
+    run_stage(config, trainer, "places", frames)
+    average = trainer.average.module
+    assert isinstance(average, PlacesLoss)
+    model.places.load_state_dict(average.places.state_dict())
+    return model.eval().requires_grad_(False)

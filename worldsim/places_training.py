@@ -1,0 +1,172 @@
+"""Training of the memory of places: after the world model, on what that reads out of episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from worldsim.diffusion import add_noise
+from worldsim.latents import LatentEpisodes
+from worldsim.places import Places, next_reward_places
+from worldsim.training import (
+    Losses,
+    LossFunction,
+    OptimizerConfig,
+    check_divides,
+    own_share,
+    step_rng,
+)
+from worldsim.world_model import WorldModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacesTraining:
+    """How the memory of places is trained."""
+
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            steps=1000, learning_rate=3e-3, muon_learning_rate=0, decay_share=0.5, ema_decay=0.99
+        )
+    )
+    batch_size: int = 12
+    """Episodes per step, over all processes."""
+    length: int = 1000
+    """Frames of each episode at most, from its beginning."""
+    asked_weight: float = 0.5
+    """Weight of what the memory is asked on behalf of other frames."""
+    walk_weight: float = 1.0
+    """Weight of walking where told."""
+    hindsight: int = 40
+    """Steps after which a recorded walk is at the place that it is told, at most."""
+    untold_share: float = 0.3
+    """Share of the actions that are learned without being told a place."""
+    min_signal: float = 0.9
+    """Lowest signal level of the latents: dreamed frames, which it also follows, are not exact."""
+
+
+class ReadEpisodes(NamedTuple):
+    """What a world model makes of recorded episodes."""
+
+    read_outs: Tensor  # (frames, d) float16
+    poses: Tensor  # (frames, 3) float32, by odometry
+
+
+@torch.no_grad()
+def read_episodes(
+    model: WorldModel,
+    episodes: LatentEpisodes,
+    *,
+    batch_size: int = 16,
+    chunk: int = 64,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ReadEpisodes:
+    """Have the model observe episodes from their beginning.
+
+    Args:
+        model: with odometry.
+        episodes: recorded.
+        batch_size: episodes side by side. chunk: frames at once.
+        progress: called with (frames done, frames in all).
+    """
+    assert model.odometry is not None
+    width, device = model.config.backbone.d_model, model.device
+    read_outs = torch.empty(episodes.num_frames, width, dtype=torch.float16)
+    poses = torch.empty(episodes.num_frames, 3)
+    done = 0
+    for first in range(0, len(episodes.lengths), batch_size):
+        rows = [
+            slice(offset, offset + length)
+            for offset, length in zip(
+                episodes.offsets[first : first + batch_size],
+                episodes.lengths[first : first + batch_size],
+                strict=True,
+            )
+        ]
+        actions = pad_sequence([episodes.actions[row] for row in rows], batch_first=True).to(device)
+        latents = pad_sequence([episodes.latents[row] for row in rows], batch_first=True)
+        state = model.initial_state(len(rows))
+        parts: list[Tensor] = []
+        for a, z in zip(actions.split(chunk, 1), latents.split(chunk, 1), strict=True):
+            z = z.to(device).float()
+            told, _ = model.odometry.locate(state.memory, a, z, state.steps)
+            signal = torch.ones(a.shape, device=device)
+            state, features = model.commit(state, a, z, signal)
+            parts.append(torch.cat([features[..., :width], told], dim=-1).cpu())
+        for row, read in zip(rows, torch.cat(parts, dim=1), strict=True):
+            size = row.stop - row.start
+            read_outs[row], poses[row] = read[:size, :width].half(), read[:size, width:]
+            done += int(size)
+        progress(done, episodes.num_frames)
+    return ReadEpisodes(read_outs, poses)
+
+
+class PlacesLoss(nn.Module):
+    """The loss of the memory of places as a forward pass, so that it can be distributed."""
+
+    def __init__(self, places: Places) -> None:
+        super().__init__()
+        self.places = places
+
+    def forward(
+        self, batch: tuple[Tensor, ...], walks: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return *self.places.loss(*batch), self.places.walk_loss(*walks)
+
+
+def places_loss(
+    episodes: LatentEpisodes, read: ReadEpisodes, config: PlacesTraining, accel: Accelerator
+) -> LossFunction:
+    """Loss function of a step of training places; its model is `PlacesLoss`.
+
+    Raises:
+        ValueError: the episodes have no poses, or no rewards; a batch does not divide by the
+            processes.
+    """
+    if episodes.poses is None:
+        raise ValueError("places are learned from poses, but these episodes were read without")
+    check_divides(accel, config.batch_size)
+    length = min(config.length, int(episodes.lengths.max()))
+    usable = np.flatnonzero(episodes.lengths >= length)
+    places, known = torch.zeros(episodes.num_frames, 2), torch.zeros(episodes.num_frames).bool()
+    for offset, size in zip(episodes.offsets, episodes.lengths, strict=True):
+        row = slice(offset, offset + size)
+        places[row], known[row] = next_reward_places(episodes.rewards[row], episodes.poses[row])
+    if not known.any():
+        raise ValueError("places of rewards are learned from rewards above 0: there are none")
+    true_poses = episodes.poses
+
+    def loss(model: nn.Module, step: int) -> tuple[Tensor, Losses]:
+        rng, generator = step_rng(config.optimizer.seed, step)
+        chosen = rng.choice(usable, size=config.batch_size)
+        index = torch.from_numpy(episodes.offsets[chosen][:, None] + np.arange(length))
+        latents = episodes.latents[index].float()
+        noise = torch.randn(latents.shape, generator=generator)
+        level = torch.rand(config.batch_size, 1, generator=generator)
+        signal = (1 - (1 - config.min_signal) * level).expand(-1, length)
+        read_outs, poses = read.read_outs[index].float(), read.poses[index]
+        batch = (
+            add_noise(latents, noise, signal),
+            read_outs,
+            poses,
+            places[index],
+            known[index],
+            torch.from_numpy(rng.integers(length, size=(config.batch_size, length))),
+            true_poses[index],
+        )
+        ahead = torch.from_numpy(rng.integers(1, config.hindsight + 1, size=index.shape))
+        told = torch.from_numpy(rng.random(index.shape) >= config.untold_share)
+        walks = (read_outs, poses, episodes.actions[index], ahead, told)
+        own, asked, walk = model(
+            tuple(own_share(accel, x) for x in batch), tuple(own_share(accel, x) for x in walks)
+        )
+        total = own + config.asked_weight * asked + config.walk_weight * walk
+        return total, {"own": own, "asked": asked, "walk": walk}
+
+    return loss
