@@ -165,7 +165,7 @@ class Odometry(nn.Module):
         assert self.grid_view is not None
         seen, spread = self.grid_view(latents)
         gain, blur = self.grid_view.gain(spread), spread.sum(-1, keepdim=True)
-        pose, (origin, first_blur), poses = memory[POSE], memory[ORIGIN].split([3, 1], -1), []
+        pose, (origin, first_blur), followed = memory[POSE], memory[ORIGIN].split([3, 1], -1), []
         for i, displacement in enumerate(moved.unbind(1)):
             pose = compose(pose, displacement)
             age = (steps + i)[:, None]
@@ -177,8 +177,8 @@ class Odometry(nn.Module):
             origin = torch.where(clearer, compose(stands, inverse(pose)), origin)
             first_blur = torch.where(clearer, blur[:, i], first_blur)
             pose = torch.where(clearer, pose, compose(inverse(origin), stands))
-            poses.append(pose)
-        poses = torch.stack(poses, dim=1)
+            followed.append(pose)
+        poses = torch.stack(followed, dim=1)
         heading = torch.remainder(poses[..., 2:] + math.pi, 2 * math.pi) - math.pi
         poses = torch.cat([poses[..., :2], heading], dim=-1)
         return poses, torch.cat([origin, first_blur], dim=-1)
