@@ -169,11 +169,25 @@ class ActorCriticPolicy:
         agent: what decides.
         deterministic: take the most likely action instead of drawing one.
         seed: of the draws.
+        temperature: of the draws; below 1 likely actions become likelier. Cloned behaviour imitates
+            noise too, of which less is left.
+
+    Raises:
+        ValueError: the temperature is not above 0.
     """
 
-    def __init__(self, agent: ActorCritic, *, deterministic: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self,
+        agent: ActorCritic,
+        *,
+        deterministic: bool = False,
+        seed: int = 0,
+        temperature: float = 1.0,
+    ) -> None:
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
         self.agent = agent.eval()
-        self.deterministic = deterministic
+        self.deterministic, self.temperature = deterministic, temperature
         self.seed = seed
 
     @torch.no_grad()
@@ -189,5 +203,6 @@ class ActorCriticPolicy:
         device = next(self.agent.parameters()).device
         logits = self.agent.logits(torch.as_tensor(observation, device=device)).cpu().numpy()
         if not self.deterministic:
-            logits = logits + np.random.default_rng([self.seed, step]).gumbel(size=logits.shape)
+            noise = np.random.default_rng([self.seed, step]).gumbel(size=logits.shape)
+            logits = logits + self.temperature * noise
         return logits.argmax(-1).astype(np.int64), step + 1

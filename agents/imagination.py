@@ -59,6 +59,9 @@ class ActorCriticConfig:
     """The same of the spread of returns."""
     min_return_scale: float = 1.0
     """Spread below which advantages are not enlarged any more: small returns may be noise."""
+    min_reward: float = 0.0
+    """Dreamed rewards smaller than this count as none. They are expected rewards: where a dream is
+    blurred, a policy could collect small shares of a reward wherever its target may be."""
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "num_epochs", "batch_size"):
@@ -293,7 +296,7 @@ class ImaginationTrainer:
             alive.append(~over)
             noise = self.model.draw_noise(self.num_envs, self.generator)
             state, reward, ended = self.model.step(state, action, noise)
-            rewards.append(reward)
+            rewards.append(torch.where(reward.abs() < config.min_reward, 0.0, reward))
             terminated.append(ended)
             over = over | ended
         features.append(state.features)

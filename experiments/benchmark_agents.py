@@ -88,6 +88,9 @@ class BenchmarkAgentsConfig:
     """Recorded episodes for those that learn from some."""
     cloning: CloningConfig = dataclasses.field(default_factory=CloningConfig)
     """How they do."""
+    temperature: float = 1.0
+    """At which cloned policies (behaviour, walker, advantage_weighted) draw their actions; to be
+    chosen on other mazes than they are judged on."""
     actor_critic: ActorCriticConfig = dataclasses.field(default_factory=ActorCriticConfig)
     """How the actor-critic improves in the dream."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -223,10 +226,9 @@ class AgentsBenchmark:
             if agent == "walker" and model.places is None:
                 raise ValueError(f"{self.name} has no memory of places: leave out 'walker'")
             told = agent == "walker"
-            cloned = ActorCritic.from_behaviour(model, told_places=told)
-            return FeaturePolicy(model, ActorCriticPolicy(cloned, seed=seed)), {}
+            return self._acting(ActorCritic.from_behaviour(model, told_places=told), seed)
         if agent == "advantage_weighted":
-            return FeaturePolicy(model, ActorCriticPolicy(self._clone(seed), seed=seed)), {}
+            return self._acting(self._clone(seed), seed)
         if agent == "planner":
             planner = Planner(model, config.planner, seed=seed)
             return planner, {"planner": dataclasses.asdict(config.planner)}
@@ -242,6 +244,12 @@ class AgentsBenchmark:
             )
             return model_free, {"real_steps": self._real_steps(), "curve": read_curve(work)}
         return self._train_in_dream(agent, seed)
+
+    def _acting(self, cloned: ActorCritic, seed: int) -> tuple[Policy, dict[str, Any]]:
+        """A cloned policy that acts on frames, at the temperature of the config."""
+        temperature = self.config.temperature
+        policy = ActorCriticPolicy(cloned, seed=seed, temperature=temperature)
+        return FeaturePolicy(self.model, policy), {"temperature": temperature}
 
     def _clone(self, seed: int) -> ActorCritic:
         """Learn from recorded episodes, or take what was learned before."""

@@ -28,6 +28,7 @@ from experiments.command_line import run_script
 from experiments.dreamed_rewards import dreamed_rewards, format_shares
 from experiments.platform_settings import keep_memory
 from experiments.report import provenance, write_json
+from experiments.told_places import places_on_real_frames
 from experiments.told_rewards import rewards_on_real_frames
 from worldsim.episodes import EpisodeDataset
 from worldsim.metrics import average_precision
@@ -118,8 +119,11 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         "shorter_contexts": {},
     }
     if model.odometry is not None and has_poses(dataset.infos(0)):
-        error = odometry_error(model, dataset, config.reward_episodes, length)
+        longest = int(dataset.lengths.max())
+        error = odometry_error(model, dataset, config.reward_episodes, longest)
         values["odometry_error"] = error.tolist()
+    if model.places is not None and has_poses(dataset.infos(0)):
+        values["places"] = places_on_real_frames(model, dataset, config.reward_episodes)
     for steps in config.num_denoising_steps:
         other = dream_in_batches(model, stretches, config, f"{steps} steps", steps, floors=False)
         values["denoising_steps"][steps] = summarise_first(other)
@@ -270,8 +274,10 @@ def print_tables(values: Mapping[str, Any]) -> None:
         print(f"{key:32s} {value:.4g}")
     if "odometry_error" in values:
         error = values["odometry_error"]
-        shown = [f"{error[n]:.2f} after {n}" for n in (16, 64, 256) if n < len(error)]
+        shown = [f"{error[n]:.2f} after {n}" for n in (16, 64, 256, 999) if n < len(error)]
         print(f"cells that odometry is off, by real frames: {', '.join(shown)}")
+    for key, value in values.get("places", {}).items():
+        print(f"places of rewards: {key:34s} {value:.4g}")
     for lead, kinds in values["dreamed_rewards"].items():
         print(f"rewarded at dreamed step {lead}: {format_shares(kinds)}")
 

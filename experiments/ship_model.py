@@ -139,6 +139,14 @@ def model_card(
             if model.odometry is not None
             else []
         ),
+        *(
+            [
+                f"- Remembers places ({count_parameters(model.places) / 1e6:.2f} M parameters): "
+                "features tell where the next reward is expected, and a policy head walks there."
+            ]
+            if model.places is not None
+            else []
+        ),
         f"- Trained on {metadata['training_frames']:,} frames of {metadata['training_episodes']} "
         f"episodes, {metadata['frames_seen']:,} frames seen.",
         *made_with(metadata),
@@ -183,8 +191,16 @@ def model_card(
             lines.append(f"Rewarded in a dream at step {lead}: {format_shares(kinds)}.")
         if "odometry_error" in evaluation:
             error = evaluation["odometry_error"]
-            shown = [f"{error[n]:.2f} after {n}" for n in (16, 64, 256) if n < len(error)]
+            shown = [f"{error[n]:.2f} after {n}" for n in (16, 64, 256, 999) if n < len(error)]
             lines.append(f"Odometry is off by {', '.join(shown)} real frames, in cells.")
+        if "places" in evaluation:
+            places = evaluation["places"]
+            lines.append(
+                f"Where the next reward will be is told to within one cell in "
+                f"{100 * places['share_within_one']:.0f} % of {places['frames']:,} real frames, "
+                f"with a memory of at most {places['forgetful_frames']} frames in "
+                f"{100 * places['forgetful_share_within_one']:.0f} %."
+            )
         for context, row in evaluation["shorter_contexts"].items():
             scores = ", ".join(f"{row[h]['psnr']:.2f}" for h in horizons)
             lines.append(f"After a context of {context} frames only: {scores} dB.")

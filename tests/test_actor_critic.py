@@ -126,6 +126,16 @@ def test_the_prior_holds_the_policy() -> None:
     assert held_change < 0.3 * free_change and metrics["prior_divergence"] < 1e-2
 
 
+def test_rewards_below_the_smallest_count_as_none() -> None:
+    """At once and discounted much, the bait of 0.2 is the better choice far from the goal."""
+    options = {"gamma": 0.5, "min_return_scale": 0.1}
+    start = one_hot(torch.zeros(1, dtype=torch.int64)).features
+    greedy, _ = train(150, **options)
+    assert greedy.logits(start).argmax().item() == 0
+    patient, _ = train(150, min_reward=0.5, **options)
+    assert patient.logits(start).argmax().item() != 0
+
+
 def test_same_seed_same_agent() -> None:
     first, again, other = (train(5, seed=s)[0].state_dict() for s in (1, 1, 2))
     assert all(torch.equal(first[k], again[k]) for k in first)

@@ -24,6 +24,7 @@ from worldsim.places import (
     PlacesConfig,
     next_reward_places,
     place_features,
+    place_in,
     placed_at,
     pose_features_of,
     seen_from,
@@ -91,6 +92,10 @@ def test_features_fade_with_certainty_and_tell_near_from_far() -> None:
     assert not place_features(place, torch.zeros(1)).any()
     torch.testing.assert_close(place_features(place, torch.full((1,), 0.5)), certain / 2)
     torch.testing.assert_close(certain[0, :2], torch.tensor([0.6, -0.8]))
+    half = torch.cat([torch.randn(1, 5), certain / 2, torch.randn(1, NUM_POSE_FEATURES)], dim=-1)
+    told, certainty = place_in(half)
+    torch.testing.assert_close(told, place)
+    assert certainty.item() == 0.5
     assert torch.isfinite(place_features(torch.zeros(1, 2), torch.ones(1))).all()
 
 

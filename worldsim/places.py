@@ -119,6 +119,13 @@ def place_features(place: Tensor, certainty: Tensor) -> Tensor:
     return torch.cat(parts, dim=-1) * certainty[..., None]
 
 
+def place_in(features: Tensor) -> tuple[Tensor, Tensor]:
+    """The place (..., 2) that features (..., d) tell of, and how certain it is (...)."""
+    told = features[..., -NUM_PLACE_FEATURES - NUM_POSE_FEATURES : -NUM_POSE_FEATURES]
+    certainty = told[..., -1]
+    return UNIT * told[..., 4:6] / certainty[..., None].clamp(min=1e-6), certainty
+
+
 def pose_features_of(poses: Tensor) -> Tensor:
     """Poses (..., 3) as features (..., NUM_POSE_FEATURES): position, and heading as a direction."""
     heading = poses[..., 2:]
