@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -81,17 +82,13 @@ def test_odometry_that_sees_the_grid_does_not_drift() -> None:
     for grid in (0.0, 1.0):
         odometry = Odometry(3, 6, OdometryConfig(hidden=8, grid=grid))
         said = moved * (torch.rand(8, t, 1, generator=generator) > 0.02)  # as if it had been held
-
-        def forward(*_: torch.Tensor, said: torch.Tensor = said) -> tuple[torch.Tensor, ...]:
-            return said, said, torch.zeros(8, 8)
-
-        odometry.forward = forward  # type: ignore[method-assign]
+        displaced = {"return_value": (said, said, torch.zeros(8, 8))}
+        odometry.forward = Mock(**displaced)  # type: ignore[method-assign]
         if odometry.grid_view is not None:
-            phases = odometry.grid_view.phases(true)
+            seen = unit(odometry.grid_view.phases(true))
             spread = torch.where(torch.rand(8, t, 3, generator=generator) < 0.3, -4.0, 1.0)
-            odometry.grid_view.forward = (  # type: ignore[method-assign]
-                lambda _, seen=unit(phases), spread=spread: (seen, spread)
-            )
+            views = {"return_value": (seen, spread)}
+            odometry.grid_view.forward = Mock(**views)  # type: ignore[method-assign]
         poses, memory = odometry.locate(
             odometry.initial_memory(8), actions, torch.zeros(8, t, 1, 6), torch.zeros(8).long()
         )

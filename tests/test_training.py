@@ -20,13 +20,15 @@ from torch import Tensor, nn
 
 import worldsim.checkpoint as checkpoint
 from experiments.train_config import TrainConfig, ValidationConfig
-from experiments.train_world_model import main, open_writer
+from experiments.train_stages import open_writer
+from experiments.train_world_model import main
 from worldsim.backbone import BlockSSMConfig
 from worldsim.diffusion import DiffusionForcingConfig
 from worldsim.episodes import EpisodeDataset
 from worldsim.latents import LatentEpisodes, encode_dataset
 from worldsim.odometry_training import OdometryTraining
 from worldsim.own_dreams import OwnDreams
+from worldsim.places_training import PlacesTraining
 from worldsim.tokenizer import Tokenizer, TokenizerConfig
 from worldsim.training import (
     DynamicsTraining,
@@ -616,3 +618,41 @@ def test_missing_and_unfit_datasets_are_named(tmp_path: Path) -> None:
         path = tmp_path / "other"
         checkpoint.save(WorldModel(tiny_config()), path)  # frames of 64 x 64
         main(tiny_training(dataset, tmp_path / "run", init=str(path)))
+
+
+def test_places_and_a_grid_are_added_to_a_trained_model(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path, poses=True)
+    told = OdometryTraining(optimizer=OptimizerConfig(steps=4), batch_size=2)
+    places = PlacesTraining(optimizer=OptimizerConfig(steps=6), batch_size=2)
+    config = tiny_training(dataset, tmp_path / "first", odometry=True, odometry_training=told)
+    first = main(config)
+    with pytest.raises(ValueError, match="give --odometry"):
+        main(tiny_training(dataset, tmp_path / "no", init=str(first), grid=1.0))
+    more = tiny_training(
+        dataset,
+        tmp_path / "second",
+        init=str(first),
+        odometry=True,
+        odometry_training=told,
+        grid=1.0,
+        places=True,
+        places_training=places,
+    )
+    still = dataclasses.replace(more.dynamics.optimizer, steps=0)
+    more = dataclasses.replace(more, dynamics=dataclasses.replace(more.dynamics, optimizer=still))
+    path = main(more)
+    model = checkpoint.load(path)
+    assert model.odometry is not None and model.odometry.grid_view is not None
+    assert model.places is not None and checkpoint.load_metadata(path)["places_steps"] == 6
+    assert list((tmp_path / "second" / "tensorboard" / "places").glob("events.*"))
+    before, after = final_weights(first), final_weights(path)
+    for name, tensor in before.items():
+        if not name.startswith("odometry"):
+            assert torch.equal(tensor, after[name]), name
+    # Started again it is done, and ends the same.
+    again = final_weights(main(more))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in after.items())
+    # The model's features change when it is trained further, so its places are trained too.
+    further = tiny_training(dataset, tmp_path / "third", init=str(path), places_training=places)
+    third = final_weights(main(further))
+    assert not torch.equal(third["places.query.weight"], after["places.query.weight"])
