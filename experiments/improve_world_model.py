@@ -10,6 +10,7 @@ from experiments import collect, train_world_model
 from experiments.train_config import TrainConfig, ValidationConfig
 from worldsim.checkpoint import load_config
 from worldsim.episodes import EpisodeDataset
+from worldsim.places_training import PlacesTraining
 from worldsim.training import DynamicsTraining, OptimizerConfig
 
 SEGMENT_LENGTH = 128
@@ -72,6 +73,12 @@ def improve_world_model(
                     curriculum=((length, 1.0),),
                     # Recall is learned after cuts, where a model can be told poses across them.
                     longest_stretches=() if load_config(world_model).pose is None else (length,),
+                ),
+                # Where it remembers places: what it reads out has changed a little.
+                places_training=PlacesTraining(
+                    optimizer=OptimizerConfig(
+                        steps=min(steps, 300), learning_rate=1e-3, muon_learning_rate=0
+                    )
                 ),
                 validation=ValidationConfig(every=0),
                 device=device,
