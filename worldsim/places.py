@@ -69,9 +69,13 @@ class Outlook(NamedTuple):
     log_share: Tensor  # (b, t, 2) log probability that it is the right one
 
     def log_likelihood(self, place: Tensor) -> Tensor:
-        """Of a place (b, t, 2) under the mixture of two-dimensional Laplace densities: (b, t)."""
-        distance = (self.places - place[..., None, :]).norm(dim=-1)
-        density = -distance / self.spread.exp() - 2 * self.spread - math.log(2 * math.pi)
+        """Of a place (b, t, 2) under the mixture of two-dimensional Cauchy densities: (b, t).
+
+        Their tails are heavy: where odometry has lost its way, places may be off by any distance.
+        """
+        squared = (self.places - place[..., None, :]).square().sum(-1)
+        tail = 1.5 * (1 + squared * (-2 * self.spread).exp()).log()
+        density = -tail - 2 * self.spread - math.log(2 * math.pi)
         return torch.logsumexp(self.log_share + density, dim=-1)
 
     def best(self) -> tuple[Tensor, Tensor]:
@@ -259,7 +263,7 @@ class Places(nn.Module):
         share = torch.stack([trust + (full + 1e-4).log(), torch.zeros_like(full)], dim=-1)
         return Outlook(
             torch.stack([place, seen], dim=-2),
-            torch.stack([spread, seen_spread], dim=-1).clamp(-2.0, 3.0),
+            torch.stack([spread, seen_spread], dim=-1).clamp(-3.0, 2.0),
             F.log_softmax(share, dim=-1),
         )
 
