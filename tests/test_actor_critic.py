@@ -225,6 +225,23 @@ def test_saved_agent_acts_the_same(tmp_path: Path) -> None:
         np.testing.assert_array_equal(first, second)
 
 
+def test_a_low_temperature_draws_likely_actions_more_often() -> None:
+    agent = make_agent()
+    torch.nn.init.normal_(agent.policy_head[2].weight)
+    features = torch.randn(300, 6, generator=torch.Generator().manual_seed(0)).numpy()
+    start = np.ones(300, bool)
+    best, _ = ActorCriticPolicy(agent, deterministic=True).act(features, None, start)
+    shares = [
+        float(
+            (ActorCriticPolicy(agent, temperature=t).act(features, None, start)[0] == best).mean()
+        )
+        for t in (2.0, 1.0, 0.3, 1e-4)
+    ]
+    assert shares == sorted(shares) and shares[0] < shares[2] and shares[-1] == 1
+    with pytest.raises(ValueError, match="temperature must be above 0"):
+        ActorCriticPolicy(agent, temperature=0.0)
+
+
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "policy.safetensors"
     with pytest.raises(FileNotFoundError, match=r"policy\.json"):
