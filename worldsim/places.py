@@ -183,6 +183,9 @@ class Places(nn.Module):
         nn.init.constant_(self.gate.bias, -2.0)  # most frames show nothing to remember
         self.place = nn.Linear(width, writes * 2)
         self.query = nn.Linear(width, slots)
+        with torch.no_grad():  # frames that differ begin with slots that differ
+            self.address.weight.mul_(5)
+            self.query.weight.mul_(5)
         self.seen = nn.Linear(width, 3)
         self.trust = nn.Sequential(nn.Linear(width + 5, 64), nn.SiLU(), nn.Linear(64, 2))
         self.walk = make_head(d_model + NUM_PLACE_FEATURES + NUM_POSE_FEATURES, num_actions)
