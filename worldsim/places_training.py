@@ -40,8 +40,8 @@ class PlacesTraining:
     length: int = 1000
     """Frames of each episode at most, from its beginning."""
     asked_weight: float = 2.0
-    """Weight of what the memory is asked on behalf of other frames. At 0.5 training could stay where
-    only what counts at the moment is remembered."""
+    """Weight of what the memory is asked on behalf of other frames; at 0.5, training could stay
+    where only what counts at the moment is remembered."""
     walk_weight: float = 1.0
     """Weight of walking where told."""
     hindsight: int = 40
