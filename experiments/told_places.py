@@ -41,12 +41,13 @@ def places_on_real_frames(
         told, _ = place_in(torch.cat(parts).cpu())
         forgetful.append((told - places).norm(dim=-1)[known])
     error, certain = torch.cat(errors).numpy(), torch.cat(certainties).numpy() > 0.5
+    sure = error[certain] if certain.any() else np.full(1, np.nan)
     return {
         "frames": len(error),
         "share_within_one": float((error < 1).mean()),
         "share_certain": float(certain.mean()),
-        "share_within_one_where_certain": float((error[certain] < 1).mean()),
-        "median_error_where_certain": float(np.median(error[certain])),
+        "share_within_one_where_certain": float(np.mean(sure < 1)),
+        "median_error_where_certain": float(np.median(sure)),
         "forgetful_frames": chunk,
         "forgetful_share_within_one": float((torch.cat(forgetful).numpy() < 1).mean()),
     }

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from tiny import tiny_model
+from tiny import tiny_model, write_dataset
 
 from agents.actor_critic import ActorCritic
+from experiments.told_places import places_on_real_frames
 from worldsim.checkpoint import load, save
+from worldsim.episodes import EpisodeDataset
 from worldsim.latents import LatentEpisodes
 from worldsim.odometry import OdometryConfig
 from worldsim.places import (
@@ -358,3 +360,14 @@ def test_places_without_rewards_or_poses_are_refused() -> None:
     episodes.poses = None
     with pytest.raises(ValueError, match="poses"):
         places_loss(episodes, read, config, accelerator)
+
+
+def test_told_places_are_compared_with_where_rewards_came(tmp_path: Path) -> None:
+    dataset = EpisodeDataset(write_dataset(tmp_path, size=64, poses=True))
+    model = remembering()
+    values = places_on_real_frames(model, dataset, num_episodes=3, chunk=100)
+    before_last = [np.flatnonzero(dataset.rewards(i) > 0).max() for i in range(3)]
+    assert values["frames"] == sum(before_last)
+    # Nothing is forgotten where the stretches are longer than the episodes.
+    assert values["share_within_one"] == values["forgetful_share_within_one"]
+    assert 0 <= values["share_certain"] <= 1
