@@ -80,10 +80,8 @@ class ActorCritic(nn.Module):
         """
         c = model.config
         agent = cls(c.num_features, c.num_actions, c.reward_bins, c.reward_limit).to(model.device)
-        if model.places is not None and told_places:
-            agent.policy_head.load_state_dict(model.places.walk.state_dict())
-        else:
-            _widen(model.policy_head, agent.policy_head)
+        head = model.behaviour_head if told_places else model.policy_head
+        _widen(head, agent.policy_head)
         _widen(model.value_head, agent.critic.behaviour)
         return agent
 

@@ -231,8 +231,7 @@ def start_from_behaviour(agent: OnPolicyAlgorithm, model: WorldModel) -> None:
     Raises:
         ValueError: the agent's networks have another shape.
     """
-    head = model.policy_head if model.places is None else model.places.walk
-    policy = agent.policy
+    head, policy = model.behaviour_head, agent.policy
     try:
         hidden: nn.Module = policy.mlp_extractor.policy_net[0]  # type: ignore[union-attr, index]
         pairs = [(hidden, head[0]), (policy.action_net, head[2])]

@@ -27,9 +27,7 @@ from worldsim.places import (
     next_reward_places,
     place_features,
     place_in,
-    placed_at,
     pose_features_of,
-    seen_from,
 )
 from worldsim.places_training import (
     PlacesLoss,
@@ -38,7 +36,7 @@ from worldsim.places_training import (
     places_loss,
     read_episodes,
 )
-from worldsim.pose import PoseConfig
+from worldsim.pose import PoseConfig, placed_at, seen_from
 from worldsim.training import OptimizerConfig, Trainer
 from worldsim.world_model import WorldModel
 

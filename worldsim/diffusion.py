@@ -41,6 +41,13 @@ def add_noise(x: Tensor, noise: Tensor, signal: Tensor) -> Tensor:
     return s * x + (1 - s) * noise
 
 
+def noise_slightly(x: Tensor, min_signal: float, generator: torch.Generator) -> Tensor:
+    """Noise segments (b, t, n, c), each to one signal level of at least `min_signal`."""
+    noise = torch.randn(x.shape, generator=generator)
+    level = torch.rand(x.shape[0], 1, generator=generator)
+    return add_noise(x, noise, (1 - (1 - min_signal) * level).expand(x.shape[:2]))
+
+
 def sample_signal_levels(
     batch_size: int, length: int, config: DiffusionForcingConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldsim.pose import placed_at, seen_from
+
 QUARTER = math.pi / 2
 
 
@@ -57,12 +59,10 @@ class GridView(nn.Module):
 
     def phases(self, poses: Tensor) -> Tensor:
         """The same of poses (..., 3): angles (..., 3)."""
-        turned = QUARTER * torch.round(poses[..., 2] / QUARTER)
-        cos, sin = turned.cos(), turned.sin()
-        ahead = poses[..., 0] * cos + poses[..., 1] * sin
-        left = poses[..., 1] * cos - poses[..., 0] * sin
-        place = torch.stack([ahead, left], dim=-1) * (2 * math.pi / self.cell)
-        return torch.cat([4 * (poses[..., 2] - turned)[..., None], place], dim=-1)
+        turned = QUARTER * torch.round(poses[..., 2:] / QUARTER)
+        corner = torch.cat([torch.zeros_like(poses[..., :2]), turned], dim=-1)
+        place = seen_from(corner, poses[..., :2]) * (2 * math.pi / self.cell)
+        return torch.cat([4 * (poses[..., 2:] - turned), place], dim=-1)
 
     def loss(self, latents: Tensor, poses: Tensor) -> Tensor:
         """Negative log likelihood (up to a constant) of true poses, under Laplace densities."""
@@ -83,14 +83,11 @@ class GridView(nn.Module):
 
     def correct(self, poses: Tensor, seen: Tensor, gain: Tensor) -> Tensor:
         """Draw poses (b, 3) to what is seen (b, 3, 2), by shares (b, 3) of the difference."""
-        heading = poses[:, 2] + gain[:, 0] * self._difference(poses, seen)[:, 0] / 4
-        poses = torch.cat([poses[:, :2], heading[:, None]], dim=-1)
+        heading = poses[:, 2:] + gain[:, :1] * self._difference(poses, seen)[:, :1] / 4
+        poses = torch.cat([poses[:, :2], heading], dim=-1)
         off = gain[:, 1:] * self._difference(poses, seen)[:, 1:] * (self.cell / (2 * math.pi))
-        turned = QUARTER * torch.round(heading / QUARTER)
-        cos, sin = turned.cos(), turned.sin()
-        x = poses[:, 0] + off[:, 0] * cos - off[:, 1] * sin
-        y = poses[:, 1] + off[:, 0] * sin + off[:, 1] * cos
-        return torch.stack([x, y, heading], dim=-1)
+        turned = torch.cat([poses[:, :2], QUARTER * torch.round(heading / QUARTER)], dim=-1)
+        return torch.cat([placed_at(turned, off), heading], dim=-1)
 
     def _difference(self, poses: Tensor, seen: Tensor) -> Tensor:
         """Angles (b, 3) from what poses would see to what is seen, in -pi to pi."""

@@ -122,10 +122,6 @@ class Heads(nn.Module):
         """Probability that the episode terminated on that frame: (..., d) to (...)."""
         return self.termination_head(features[..., : self.d_model]).float().squeeze(-1).sigmoid()
 
-    def predict_policy(self, features: Tensor) -> Tensor:
-        """Logits of the recorded behaviour's next action: (..., d) to (..., num_actions)."""
-        return self.policy_head(features[..., : self.d_model]).float()
-
     def predict_value(self, features: Tensor) -> Tensor:
         """Discounted return that the recorded behaviour makes from there on: (..., d) to (...)."""
         return self.value_head.expectation(features[..., : self.d_model])

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from worldsim.diffusion import add_noise
+from worldsim.diffusion import noise_slightly
 from worldsim.latents import LatentEpisodes
 from worldsim.odometry import Odometry
 from worldsim.training import (
@@ -65,10 +64,7 @@ def odometry_loss(
     def loss(model: nn.Module, step: int) -> tuple[Tensor, Losses]:
         rng, generator = step_rng(config.optimizer.seed, step)
         batch = episodes.sample(config.batch_size, length, rng)
-        noise = torch.randn(batch.latents.shape, generator=generator)
-        level = torch.rand(config.batch_size, 1, generator=generator)
-        signal = (1 - (1 - config.min_signal) * level).expand(-1, length)
-        latents = add_noise(batch.latents, noise, signal)
+        latents = noise_slightly(batch.latents, config.min_signal, generator)
         parts = (own_share(accel, x) for x in (batch.actions, latents, batch.poses))
         value = model(*parts)
         return value, {"error": value}

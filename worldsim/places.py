@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from worldsim.heads import make_head, policy_loss
 from worldsim.layers import Memory
+from worldsim.pose import placed_at, seen_from
 
 SLOTS = "places.slots"
 """Name in a world model's memory: (b, slots, 4), each x, y and time, times how full the slot is,
@@ -88,20 +89,6 @@ class Outlook(NamedTuple):
         share = self.log_share.gather(-1, chosen).exp()
         certainty = share * torch.sigmoid(-4 * self.spread.gather(-1, chosen))
         return place, certainty.squeeze(-1)
-
-
-def seen_from(poses: Tensor, places: Tensor) -> Tensor:
-    """Places (..., 2) as poses (..., 3) see them: ahead and to the left, (..., 2)."""
-    dx, dy = (places - poses[..., :2]).unbind(-1)
-    cos, sin = poses[..., 2].cos(), poses[..., 2].sin()
-    return torch.stack([dx * cos + dy * sin, dy * cos - dx * sin], dim=-1)
-
-
-def placed_at(poses: Tensor, seen: Tensor) -> Tensor:
-    """Where what is seen (..., 2) from poses (..., 3) is: the inverse of `seen_from`."""
-    ahead, left = seen.unbind(-1)
-    cos, sin = poses[..., 2].cos(), poses[..., 2].sin()
-    return poses[..., :2] + torch.stack([ahead * cos - left * sin, ahead * sin + left * cos], -1)
 
 
 def place_features(place: Tensor, certainty: Tensor) -> Tensor:

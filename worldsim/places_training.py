@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from worldsim.diffusion import add_noise
+from worldsim.diffusion import noise_slightly
 from worldsim.latents import LatentEpisodes
 from worldsim.places import Places, next_reward_places
 from worldsim.training import (
@@ -147,13 +147,9 @@ def places_loss(
         rng, generator = step_rng(config.optimizer.seed, step)
         chosen = rng.choice(usable, size=config.batch_size)
         index = torch.from_numpy(episodes.offsets[chosen][:, None] + np.arange(length))
-        latents = episodes.latents[index].float()
-        noise = torch.randn(latents.shape, generator=generator)
-        level = torch.rand(config.batch_size, 1, generator=generator)
-        signal = (1 - (1 - config.min_signal) * level).expand(-1, length)
         read_outs, poses = read.read_outs[index].float(), read.poses[index]
         batch = (
-            add_noise(latents, noise, signal),
+            noise_slightly(episodes.latents[index].float(), config.min_signal, generator),
             read_outs,
             poses,
             places[index],

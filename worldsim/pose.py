@@ -73,30 +73,36 @@ def poses_of(infos: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.concatenate([infos["agent_pos"], heading[:, None]], axis=1).astype(np.float32)
 
 
+def seen_from(poses: Tensor, places: Tensor) -> Tensor:
+    """Places (..., 2) as poses (..., 3) see them: ahead and to the left, (..., 2)."""
+    dx, dy = (places - poses[..., :2]).unbind(-1)
+    cos, sin = poses[..., 2].cos(), poses[..., 2].sin()
+    return torch.stack([dx * cos + dy * sin, dy * cos - dx * sin], dim=-1)
+
+
+def placed_at(poses: Tensor, seen: Tensor) -> Tensor:
+    """Where what is seen (..., 2) from poses (..., 3) is: the inverse of `seen_from`."""
+    ahead, left = seen.unbind(-1)
+    cos, sin = poses[..., 2].cos(), poses[..., 2].sin()
+    return poses[..., :2] + torch.stack([ahead * cos - left * sin, ahead * sin + left * cos], -1)
+
+
 def relative_poses(poses: Tensor) -> Tensor:
     """Poses (b, t, 3) seen from the first of each sequence, which becomes (0, 0, 0)."""
-    step = poses - poses[:, :1]
-    cos, sin = poses[:, :1, 2].cos(), poses[:, :1, 2].sin()
-    ahead = step[..., 0] * cos + step[..., 1] * sin
-    left = step[..., 1] * cos - step[..., 0] * sin
-    turn = torch.atan2(step[..., 2].sin(), step[..., 2].cos())
-    return torch.stack([ahead, left, turn], dim=-1)
+    step = poses[..., 2:] - poses[:, :1, 2:]
+    turn = torch.atan2(step.sin(), step.cos())
+    return torch.cat([seen_from(poses[:, :1], poses[..., :2]), turn], dim=-1)
 
 
 def compose(first: Tensor, then: Tensor) -> Tensor:
     """The pose that is `then` (..., 3) as seen from `first` (..., 3); headings are not wrapped."""
-    cos, sin = first[..., 2].cos(), first[..., 2].sin()
-    x = first[..., 0] + then[..., 0] * cos - then[..., 1] * sin
-    y = first[..., 1] + then[..., 0] * sin + then[..., 1] * cos
-    return torch.stack([x, y, first[..., 2] + then[..., 2]], dim=-1)
+    return torch.cat([placed_at(first, then[..., :2]), first[..., 2:] + then[..., 2:]], dim=-1)
 
 
 def inverse(poses: Tensor) -> Tensor:
     """What the origin is as seen from poses (..., 3)."""
-    cos, sin = poses[..., 2].cos(), poses[..., 2].sin()
-    x = -poses[..., 0] * cos - poses[..., 1] * sin
-    y = poses[..., 0] * sin - poses[..., 1] * cos
-    return torch.stack([x, y, -poses[..., 2]], dim=-1)
+    origin = torch.zeros_like(poses[..., :2])
+    return torch.cat([seen_from(poses, origin), -poses[..., 2:]], dim=-1)
 
 
 def token_poses(poses: Tensor, grid: tuple[int, int], field_of_view: float) -> Tensor:

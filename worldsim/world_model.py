@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from worldsim.backbone import Memory
 from worldsim.checks import check_actions, check_frames, check_noise
@@ -162,9 +162,12 @@ class WorldModel(Heads):
 
         With places, of the behaviour that goes where the next reward is expected.
         """
-        if self.places is None:
-            return super().predict_policy(features)
-        return self.places.walk(features).float()
+        return self.behaviour_head(features).float()
+
+    @property
+    def behaviour_head(self) -> nn.Sequential:
+        """What `predict_policy` asks: of features (..., num_features)."""
+        return self.policy_head if self.places is None else self.places.walk
 
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
         if self.compute_dtype == torch.float32:
