@@ -41,7 +41,7 @@ LABELS = {
 
 
 def write_report(output: Path) -> str:
-    """Write table.md, returns.png, curves.png and judge.png; returns the table.
+    """Write table.md, returns.png, curves.png of what was trained, judge.png; returns the table.
 
     Raises:
         FileNotFoundError: there is no result.
@@ -51,7 +51,8 @@ def write_report(output: Path) -> str:
         raise FileNotFoundError(f"no results in {output}: run experiments/benchmark_agents.py")
     lines = [format_table(runs)]
     plot_returns(output / "returns.png", runs)
-    plot_curves(output / "curves.png", runs)
+    if any(r.get("curve") for results in runs.values() for r in results):
+        plot_curves(output / "curves.png", runs)
     judged = judge_pairs(runs)
     if all(len({pair[side] for pair in judged}) > 2 for side in (1, 2)):  # else no rank to compare
         correlation = float(spearmanr([p[1] for p in judged], [p[2] for p in judged]).statistic)
@@ -135,8 +136,7 @@ def plot_curves(file: Path, runs: Runs) -> None:
         for i, curve in enumerate(curves):
             label = LABELS[agent] if i == 0 else None
             axes.plot(curve[:, 0], curve[:, 1], color=f"C{list(LABELS).index(agent)}", label=label)
-    if axes.lines:
-        axes.legend(fontsize=8)
+    axes.legend(fontsize=8)
     axes.set(xlabel="training steps", ylabel="return of a training episode")
     axes.grid(alpha=0.3)
     figure.savefig(file, dpi=120)
