@@ -81,8 +81,8 @@ class ActorCritic(nn.Module):
         c = model.config
         agent = cls(c.num_features, c.num_actions, c.reward_bins, c.reward_limit).to(model.device)
         head = model.behaviour_head if told_places else model.policy_head
-        _widen(head, agent.policy_head)
-        _widen(model.value_head, agent.critic.behaviour)
+        widen(head, agent.policy_head)
+        widen(model.value_head, agent.critic.behaviour)
         return agent
 
     def logits(self, features: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ class ActorCritic(nn.Module):
 
 
 @torch.no_grad()
-def _widen(head: nn.Sequential, wider: nn.Sequential) -> None:
+def widen(head: nn.Sequential, wider: nn.Sequential) -> None:
     """Give a head on more features the weights of one on the first of them: it says the same.
 
     What the further features mean is to be learned; the last layer begins without them.

@@ -20,7 +20,7 @@ import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import nn
 
-from agents.actor_critic import ActorCritic, ActorCriticPolicy, check_world_model
+from agents.actor_critic import ActorCritic, ActorCriticPolicy, check_world_model, widen
 from agents.rollout import Policy
 from agents.sb3 import SB3Policy
 from worldsim.checkpoint import load
@@ -234,9 +234,7 @@ def start_from_behaviour(agent: OnPolicyAlgorithm, model: WorldModel) -> None:
     head, policy = model.behaviour_head, agent.policy
     try:
         hidden: nn.Module = policy.mlp_extractor.policy_net[0]  # type: ignore[union-attr, index]
-        pairs = [(hidden, head[0]), (policy.action_net, head[2])]
-        for target, source in pairs:
-            target.load_state_dict(source.state_dict())
+        widen(head, nn.Sequential(hidden, nn.SiLU(), policy.action_net))
     except (AttributeError, IndexError, RuntimeError) as error:
         raise ValueError(
             "the agent's policy does not have the shape of the model's policy head: make it with "

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from worldsim.episodes import EpisodeDataset
 from worldsim.open_loop import read_out_episode
-from worldsim.places import next_reward_places, place_in
+from worldsim.places import next_reward_places
 from worldsim.pose import poses_of
 from worldsim.world_model import WorldModel
 
@@ -31,14 +31,14 @@ def places_on_real_frames(
         episode = dataset.episode(i, 0, int(dataset.lengths[i]))
         poses = torch.from_numpy(poses_of(dataset.infos(i)))
         places, known = next_reward_places(torch.from_numpy(episode.rewards), poses)
-        told, certainty = place_in(read_out_episode(model, episode).cpu())
+        told, certainty = model.place_told(read_out_episode(model, episode).cpu())
         errors.append((told - places).norm(dim=-1)[known])
         certainties.append(certainty[known])
         parts = [
             read_out_episode(model, dataset.episode(i, start, min(start + chunk, len(poses))))
             for start in range(0, len(poses), chunk)
         ]
-        told, _ = place_in(torch.cat(parts).cpu())
+        told, _ = model.place_told(torch.cat(parts).cpu())
         forgetful.append((told - places).norm(dim=-1)[known])
     error, certain = torch.cat(errors).numpy(), torch.cat(certainties).numpy() > 0.5
     sure = error[certain] if certain.any() else np.full(1, np.nan)

@@ -15,6 +15,7 @@ from worldsim.backbone import (
     FrameSSMConfig,
 )
 from worldsim.diffusion import DiffusionForcingConfig
+from worldsim.occupancy_training import OccupancyTraining
 from worldsim.odometry_training import OdometryTraining
 from worldsim.own_dreams import OwnDreams
 from worldsim.places_training import PlacesTraining
@@ -66,8 +67,11 @@ class TrainConfig:
     """With odometry, how poses are told. Set the camera's field of view: 80 in Memory Mazes."""
     places: bool = False
     """With odometry, train a memory of places at the end: features then tell where the next reward
-    is expected too. Where `init` has one, it is trained further anyway. With `--init MODEL
-    --dynamics.optimizer.steps 0` nothing else is trained."""
+    is expected too. Where `init` has one and its dynamics or odometry are trained further, places
+    are too. With `--init MODEL --dynamics.optimizer.steps 0` nothing else is trained."""
+    occupancy: bool = False
+    """With places, train a map of where one can walk: features then tell the next place on the way
+    to the reward, or to what was not seen yet."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     backbone: BackboneConfig = field(default_factory=BlockSSMConfig)
     latent_patch: int = 1
@@ -85,6 +89,7 @@ class TrainConfig:
     odometry_training: OdometryTraining = field(default_factory=OdometryTraining)
     dynamics: DynamicsTraining = field(default_factory=DynamicsTraining)
     places_training: PlacesTraining = field(default_factory=PlacesTraining)
+    occupancy_training: OccupancyTraining = field(default_factory=OccupancyTraining)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     save_every: int = 200
     """Steps between checkpoints."""
@@ -139,6 +144,7 @@ def presets() -> dict[str, tuple[str, TrainConfig]]:
         odometry=True,
         grid=1.0,
         places=True,
+        occupancy=True,
         pose=PoseConfig(wavelength=32.0, octaves=6, field_of_view=80.0),
         backbone=BlockSSMConfig(block_sizes=((1, 2), 2), d_state=128),
         latent_patch=2,

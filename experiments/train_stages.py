@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
 
@@ -13,10 +14,12 @@ from tqdm import tqdm
 from experiments.train_config import TrainConfig
 from worldsim.episodes import EpisodeDataset
 from worldsim.latents import LatentEpisodes, encode_dataset
+from worldsim.occupancy import Occupancy, OccupancyConfig
+from worldsim.occupancy_training import OccupancyLoss, occupancy_loss
 from worldsim.odometry import Odometry
 from worldsim.odometry_training import OdometryLoss, odometry_loss
-from worldsim.places import PlacesConfig
-from worldsim.places_training import PlacesLoss, places_loss, read_episodes
+from worldsim.places import Places, PlacesConfig
+from worldsim.places_training import PlacesLoss, ReadEpisodes, places_loss, read_once
 from worldsim.tokenizer import Tokenizer
 from worldsim.training import (
     TokenizerLoss,
@@ -142,17 +145,47 @@ def encode(
         )
 
 
-def train_places(
+def train_where_to_go(
     config: TrainConfig, model: WorldModel, episodes: LatentEpisodes, accelerator: Accelerator
 ) -> WorldModel:
-    """The trained model with a memory of places; what it had learned stays as it is."""
-    training = config.places_training
-    model = model.reconfigured(places=model.config.places or PlacesConfig()).eval()
-    with tqdm(total=episodes.num_frames, desc="read episodes", unit="frame", mininterval=2) as bar:
-        read = read_episodes(model, episodes, progress=lambda done, _: bar.update(done - bar.n))
+    """The trained model with a memory of places and a map; what it had learned stays as it is.
+
+    Both are trained where the config asks for them, and where the model has them and was trained
+    further, so that they see its new read-outs.
+    """
+    places = model.config.places or PlacesConfig()
+    if config.occupancy and places.occupancy is None:
+        assert model.config.odometry is not None
+        cell = model.config.odometry.grid or OccupancyConfig().cell
+        places = dataclasses.replace(places, occupancy=OccupancyConfig(cell=cell))
+    changed = config.dynamics.optimizer.steps > 0 or config.odometry
+    new = model.places is None
+    model = model.reconfigured(places=places).eval()
     assert model.places is not None
+    with tqdm(total=episodes.num_frames, desc="read episodes", unit="frame", mininterval=2) as bar:
+        cache = config.output / "read_outs.safetensors" if accelerator.is_main_process else None
+        read = read_once(model, episodes, cache, lambda done, _: bar.update(done - bar.n))
+    if config.places or changed or new:
+        train_places(config, model.places, episodes, read, accelerator)
+    if model.places.occupancy is not None and (config.occupancy or changed):
+        train_occupancy(config, model.places.occupancy, episodes, read, accelerator)
+    return model.eval().requires_grad_(False)
+
+
+def train_places(
+    config: TrainConfig,
+    places: Places,
+    episodes: LatentEpisodes,
+    read: ReadEpisodes,
+    accelerator: Accelerator,
+) -> None:
+    """Train the memory of places in place; ends with the averaged weights."""
+    training = config.places_training
+    places.requires_grad_(True)
+    if places.occupancy is not None:
+        places.occupancy.requires_grad_(False)
     trainer = Trainer(
-        PlacesLoss(model.places.requires_grad_(True)),
+        PlacesLoss(places),
         places_loss(episodes, read, training, accelerator),
         training.optimizer,
         accelerator,
@@ -162,5 +195,27 @@ def train_places(
     run_stage(config, trainer, "places", frames)
     average = trainer.average.module
     assert isinstance(average, PlacesLoss)
-    model.places.load_state_dict(average.places.state_dict())
-    return model.eval().requires_grad_(False)
+    places.load_state_dict(average.places.state_dict())
+
+
+def train_occupancy(
+    config: TrainConfig,
+    occupancy: Occupancy,
+    episodes: LatentEpisodes,
+    read: ReadEpisodes,
+    accelerator: Accelerator,
+) -> None:
+    """Train the map in place; ends with the averaged weights."""
+    training = config.occupancy_training
+    trainer = Trainer(
+        OccupancyLoss(occupancy.requires_grad_(True)),
+        occupancy_loss(episodes, read, occupancy, training, accelerator),
+        training.optimizer,
+        accelerator,
+        config.output / "occupancy",
+    )
+    frames = training.batch_size * (int(episodes.lengths.max()) // training.stride)
+    run_stage(config, trainer, "occupancy", frames)
+    average = trainer.average.module
+    assert isinstance(average, OccupancyLoss)
+    occupancy.load_state_dict(average.occupancy.state_dict())

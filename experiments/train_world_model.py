@@ -32,8 +32,8 @@ from experiments.train_stages import (
     open_writer,
     run_with_progress,
     train_odometry,
-    train_places,
     train_tokenizer,
+    train_where_to_go,
 )
 from experiments.validation import validate
 from worldsim.backbone import count_parameters
@@ -51,6 +51,7 @@ from worldsim.world_model_config import WorldModelConfig
 FREE_TO_CHANGE = {
     *("output", "save_every", "validation", "validation_dataset", "compile", "device", "precision"),
     *("tokenizer_training", "odometry_training", "dynamics", "places_training"),
+    "occupancy_training",
 }
 """Settings that may differ when a run goes on: of a rate that was too high, say."""
 
@@ -95,9 +96,9 @@ def main(config: TrainConfig) -> Path:
         model.places.requires_grad_(False)
     started = time.monotonic()
     model = train_dynamics(config, model, episodes, held_out, accelerator)
-    if config.places or model.places is not None:
+    if config.places or config.occupancy or model.places is not None:
         if bool((episodes.rewards > 0).any()):
-            model = train_places(config, model, episodes, accelerator)
+            model = train_where_to_go(config, model, episodes, accelerator)
             if accelerator.is_main_process:
                 keep_with_places(config, model)
         else:
@@ -271,6 +272,7 @@ def keep_with_places(config: TrainConfig, model: WorldModel) -> None:
     path = config.output / "checkpoint"
     contexts, metadata = checkpoint.load_contexts(path), checkpoint.load_metadata(path)
     metadata["places_steps"] = config.places_training.optimizer.steps
+    metadata["occupancy_steps"] = config.occupancy_training.optimizer.steps
     checkpoint.save(model, path, contexts=contexts, metadata=metadata)
 
 

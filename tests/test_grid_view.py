@@ -89,7 +89,7 @@ def test_odometry_that_sees_the_grid_does_not_drift() -> None:
             spread = torch.where(torch.rand(8, t, 3, generator=generator) < 0.3, -4.0, 1.0)
             views = {"return_value": (seen, spread)}
             odometry.grid_view.forward = Mock(**views)  # type: ignore[method-assign]
-        poses, memory = odometry.locate(
+        poses, on_grid, memory = odometry.locate(
             odometry.initial_memory(8), actions, torch.zeros(8, t, 1, 6), torch.zeros(8).long()
         )
         difference = poses - relative_poses(true)
@@ -100,6 +100,9 @@ def test_odometry_that_sees_the_grid_does_not_drift() -> None:
             stands = unit(odometry.grid_view.phases(memory[ORIGIN][:, :3]))  # type: ignore[union-attr]
             expected = unit(odometry.grid_view.phases(true[:, 0]))  # type: ignore[union-attr]
             assert (stands - expected).abs().amax((1, 2)).median() < 0.1
+            # On the grid, cells of the world are cells of the map.
+            phases = [unit(odometry.grid_view.phases(p[:, -1])) for p in (on_grid, true)]  # type: ignore[union-attr]
+            assert (phases[0] - phases[1]).abs().amax((1, 2)).median() < 0.1
     assert errors[1.0].median() < 0.1 < errors[0.0].median()
 
 

@@ -81,12 +81,14 @@ def test_it_learns_to_walk_and_finds_its_way() -> None:
     with torch.no_grad():
         memory = odometry.initial_memory(4)
         none = torch.zeros(4, dtype=torch.int64)
-        found, after = odometry.locate(memory, actions, latents[:4], none)
+        found, _, after = odometry.locate(memory, actions, latents[:4], none)
         assert (found - true)[..., :2].norm(dim=-1).max() < 0.3  # lost: about 1
         for t in range(12):  # one by one, expected before each frame is there
             steps = none + t
             expected = odometry.expect(memory, actions[:, t], steps)
-            here, memory = odometry.locate(memory, actions[:, t : t + 1], latents[:4, :1], steps)
+            one = (actions[:, t : t + 1], latents[:4, :1], steps)
+            here, stands, memory = odometry.locate(memory, *one)
+            assert torch.equal(stands, here)  # no grid is seen
             torch.testing.assert_close(here, found[:, t : t + 1], atol=1e-4, rtol=0)
             assert (expected - here)[..., :2].norm(dim=-1).max() < 0.1
     torch.testing.assert_close(memory[POSE], after[POSE], atol=1e-4, rtol=0)

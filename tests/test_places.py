@@ -35,6 +35,7 @@ from worldsim.places_training import (
     ReadEpisodes,
     places_loss,
     read_episodes,
+    read_once,
 )
 from worldsim.pose import PoseConfig, placed_at, seen_from
 from worldsim.training import OptimizerConfig, Trainer
@@ -93,7 +94,7 @@ def test_features_fade_with_certainty_and_tell_near_from_far() -> None:
     torch.testing.assert_close(place_features(place, torch.full((1,), 0.5)), certain / 2)
     torch.testing.assert_close(certain[0, :2], torch.tensor([0.6, -0.8]))
     half = torch.cat([torch.randn(1, 5), certain / 2, torch.randn(1, NUM_POSE_FEATURES)], dim=-1)
-    told, certainty = place_in(half)
+    told, certainty = place_in(half, CONFIG)
     torch.testing.assert_close(told, place)
     assert certainty.item() == 0.5
     assert torch.isfinite(place_features(torch.zeros(1, 2), torch.ones(1))).all()
@@ -132,7 +133,9 @@ def test_read_out_does_not_depend_on_where_the_world_is() -> None:
     moved = turned(poses, 0.7, torch.tensor([2.0, -1.0]))
     steps = torch.zeros(2, dtype=torch.int64)
     here, there = (
-        places(places.initial_memory(2), latents, read_outs, p, steps)[0][..., :NUM_PLACE_FEATURES]
+        places(places.initial_memory(2), latents, read_outs, p, p, steps)[0][
+            ..., :NUM_PLACE_FEATURES
+        ]
         for p in (poses, moved)
     )
     assert here[:, 1:].std() > 0.01
@@ -261,7 +264,7 @@ def test_places_are_learned_that_only_memory_tells() -> None:
         min_signal=1.0,
     )
     accelerator = Accelerator(cpu=True)
-    read = ReadEpisodes(read_outs, episodes.poses)
+    read = ReadEpisodes(read_outs, episodes.poses, episodes.poses)
     loss = places_loss(episodes, read, config, accelerator)
     trainer = Trainer(PlacesLoss(places), loss, config.optimizer, accelerator)
     losses = [values["own"] for values in trainer.run()]
@@ -316,7 +319,7 @@ def test_walking_follows_what_is_told() -> None:
     assert places.walk(untold).softmax(-1).max() < 0.6
 
 
-def test_reading_episodes_is_observing_them() -> None:
+def test_reading_episodes_is_observing_them(tmp_path: Path) -> None:
     model = remembering()
     actions, frames = episode(model, 3, 7)
     latents = model.encode(frames)
@@ -335,6 +338,19 @@ def test_reading_episodes_is_observing_them() -> None:
         model, episodes, batch_size=2, chunk=3, progress=lambda *values: done.append(values)
     )
     assert done == [(12, 19), (19, 19)]
+    cache = tmp_path / "read.safetensors"
+    once = read_once(model, episodes, cache)
+    cache_time = cache.stat().st_mtime_ns
+    for a, b in zip(once, read_once(model, episodes, cache), strict=True):
+        assert torch.equal(a, b)
+    assert cache.stat().st_mtime_ns == cache_time
+    with torch.no_grad():  # another model reads anew
+        model.odometry.latent_in.weight.mul_(2)  # type: ignore[union-attr]
+    assert not torch.equal(read_once(model, episodes, cache).poses, once.poses)
+    cache.write_bytes(b"damaged")
+    assert len(read_once(model, episodes, cache).poses) == 19
+    with torch.no_grad():
+        model.odometry.latent_in.weight.div_(2)  # type: ignore[union-attr]
     for i, n in enumerate(lengths):
         state, features = model.observe_latents(
             model.initial_state(1), actions[i : i + 1, :n], latents[i : i + 1, :n].half().float()
@@ -351,7 +367,7 @@ def test_places_without_rewards_or_poses_are_refused() -> None:
     episodes, _ = treasure_episodes(4, 8, seed=0)
     assert episodes.poses is not None
     config, accelerator = PlacesTraining(batch_size=2), Accelerator(cpu=True)
-    read = ReadEpisodes(torch.zeros(32, 4).half(), episodes.poses)
+    read = ReadEpisodes(torch.zeros(32, 4).half(), episodes.poses, episodes.poses)
     episodes.rewards.zero_()
     with pytest.raises(ValueError, match="rewards above 0"):
         places_loss(episodes, read, config, accelerator)

@@ -130,7 +130,7 @@ class Odometry(nn.Module):
         latents: Tensor,
         steps: Tensor,
         poses: Tensor | None = None,
-    ) -> tuple[Tensor, Memory]:
+    ) -> tuple[Tensor, Tensor, Memory]:
         """Follow frames. The first that is remembered is the origin, whatever led there.
 
         Args:
@@ -141,31 +141,41 @@ class Odometry(nn.Module):
             poses: (b, t, 3) where they are known: of a dreamed frame, the one it was dreamed at.
 
         Returns:
-            Poses (b, t, 3) and the memory after the last frame.
+            Poses (b, t, 3), the same relative to the grid where one is seen, and the memory after
+            the last frame.
         """
         _, moved, hidden = self(actions, latents, memory[HIDDEN])
         known = torch.cat([steps[:, None] > 0, torch.ones_like(actions[:, 1:]).bool()], dim=1)
         moved = moved * known[..., None]
         located = memory | {HIDDEN: hidden}
         if poses is None and self.grid_view is not None:
-            poses, located[ORIGIN] = self._follow_grid(memory, moved, latents, steps)
-        elif poses is None:
-            poses = integrate(memory[POSE], moved)
+            poses, stands, located[ORIGIN] = self._follow_grid(memory, moved, latents, steps)
+        else:
+            poses = integrate(memory[POSE], moved) if poses is None else poses
+            stands = poses
+            if self.grid_view is not None:
+                stands = compose(memory[ORIGIN][:, None, :3], poses)
         located[POSE] = poses[:, -1].clone()
-        return poses, {name: t for name, t in located.items() if name in (HIDDEN, POSE, ORIGIN)}
+        return (
+            poses,
+            stands,
+            {name: t for name, t in located.items() if name in (HIDDEN, POSE, ORIGIN)},
+        )
 
     def _follow_grid(
         self, memory: Memory, moved: Tensor, latents: Tensor, steps: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Add up displacements (b, t, 3), drawn to what frames show of the grid.
 
         Returns:
-            Poses (b, t, 3) relative to where memory began, and how that stands to the grid (b, 4).
+            Poses (b, t, 3) relative to where memory began and to the grid, and how that stands to
+            the grid in the end (b, 4).
         """
         assert self.grid_view is not None
         seen, spread = self.grid_view(latents)
         gain, blur = self.grid_view.gain(spread), spread.sum(-1, keepdim=True)
-        pose, (origin, first_blur), followed = memory[POSE], memory[ORIGIN].split([3, 1], -1), []
+        pose, (origin, first_blur) = memory[POSE], memory[ORIGIN].split([3, 1], -1)
+        followed, standing = [], []
         for i, displacement in enumerate(moved.unbind(1)):
             pose = compose(pose, displacement)
             age = (steps + i)[:, None]
@@ -178,10 +188,11 @@ class Odometry(nn.Module):
             first_blur = torch.where(clearer, blur[:, i], first_blur)
             pose = torch.where(clearer, pose, compose(inverse(origin), stands))
             followed.append(pose)
+            standing.append(stands)
         poses = torch.stack(followed, dim=1)
         heading = torch.remainder(poses[..., 2:] + math.pi, 2 * math.pi) - math.pi
         poses = torch.cat([poses[..., :2], heading], dim=-1)
-        return poses, torch.cat([origin, first_blur], dim=-1)
+        return poses, torch.stack(standing, dim=1), torch.cat([origin, first_blur], dim=-1)
 
     def forward(
         self, actions: Tensor, latents: Tensor, hidden: Tensor

@@ -167,7 +167,7 @@ def odometry_error(
         episode = dataset.episode(int(i), 0, length)
         start = model.initial_state(1)
         seen = encode_episode(model, episode)
-        found, _ = model.odometry.locate(start.memory, *seen, start.steps)
+        found, _, _ = model.odometry.locate(start.memory, *seen, start.steps)
         true = relative_poses(torch.from_numpy(poses_of(episode.infos))[None])
         errors.append((found.cpu() - true)[0, :, :2].norm(dim=-1).numpy())
     return np.mean(errors, axis=0)

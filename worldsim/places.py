@@ -12,8 +12,9 @@ What it learns from is recorded: the place at which the next reward came (`next_
 policy head learns to walk where it is told: recorded walks are told the place that they did come to
 some steps later, in place of where the next reward is expected (goal-conditioned supervised
 learning, Ghosh et al. 2019, arXiv 1912.06088; hindsight, Andrychowicz et al. 2017, arXiv
-1707.01495). On new frames it then walks to where it expects a reward, or, where it expects none, as
-recorded.
+1707.01495). On new frames it then walks to where it expects a reward. With a map
+(`worldsim.occupancy`), it is told the next place on the way there, or, where it expects none, on
+the way to what it has not seen.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 from worldsim.heads import make_head, policy_loss
 from worldsim.layers import Memory
+from worldsim.occupancy import Occupancy, OccupancyConfig
 from worldsim.pose import placed_at, seen_from
 
 SLOTS = "places.slots"
@@ -55,11 +57,19 @@ class PlacesConfig:
     """Of the network that reads frames."""
     reach: float = 3.0
     """How far away places are seen, about, in the unit of positions."""
+    occupancy: OccupancyConfig | None = None
+    """Where set, the map on which ways are found; else policies are told places themselves."""
 
     def __post_init__(self) -> None:
         for name in ("slots", "writes", "width", "reach"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"places.{name} must be above 0, got {getattr(self, name)}")
+
+    @property
+    def num_features(self) -> int:
+        """Of where to go, of the pose, and, with a map, of the place that the way leads to."""
+        more = 0 if self.occupancy is None else NUM_PLACE_FEATURES
+        return NUM_PLACE_FEATURES + NUM_POSE_FEATURES + more
 
 
 class Outlook(NamedTuple):
@@ -110,9 +120,11 @@ def place_features(place: Tensor, certainty: Tensor) -> Tensor:
     return torch.cat(parts, dim=-1) * certainty[..., None]
 
 
-def place_in(features: Tensor) -> tuple[Tensor, Tensor]:
-    """The place (..., 2) that features (..., d) tell of, and how certain it is (...)."""
-    told = features[..., -NUM_PLACE_FEATURES - NUM_POSE_FEATURES : -NUM_POSE_FEATURES]
+def place_in(features: Tensor, config: PlacesConfig) -> tuple[Tensor, Tensor]:
+    """The place (..., 2) where features (..., d) expect a reward, and how certain it is (...)."""
+    told = features[..., features.shape[-1] - config.num_features :]
+    told = told[..., :NUM_PLACE_FEATURES] if config.occupancy is None else told
+    told = told[..., -NUM_PLACE_FEATURES:]
     certainty = told[..., -1]
     return UNIT * told[..., 4:6] / certainty[..., None].clamp(min=1e-6), certainty
 
@@ -176,24 +188,37 @@ class Places(nn.Module):
         self.seen = nn.Linear(width, 3)
         self.trust = nn.Sequential(nn.Linear(width + 5, 64), nn.SiLU(), nn.Linear(64, 2))
         self.walk = make_head(d_model + NUM_PLACE_FEATURES + NUM_POSE_FEATURES, num_actions)
+        self.occupancy = None
+        if config.occupancy is not None:
+            self.occupancy = Occupancy(latent_size, d_model, config.occupancy)
 
     def initial_memory(self, batch_size: int) -> Memory:
-        """Empty slots."""
+        """Empty slots, and a map of nothing."""
         device = self.gate.weight.device
-        return {SLOTS: torch.zeros(batch_size, self.config.slots, 4, device=device)}
+        memory = {SLOTS: torch.zeros(batch_size, self.config.slots, 4, device=device)}
+        if self.occupancy is not None:
+            memory |= self.occupancy.initial_memory(batch_size)
+        return memory
 
     def forward(
-        self, memory: Memory, latents: Tensor, read_outs: Tensor, poses: Tensor, steps: Tensor
+        self,
+        memory: Memory,
+        latents: Tensor,
+        read_outs: Tensor,
+        poses: Tensor,
+        stands: Tensor,
+        steps: Tensor,
     ) -> tuple[Tensor, Memory]:
         """Follow frames.
 
         Args:
             memory: as from `initial_memory` or a call before.
-            latents: (b, t, n, c). read_outs: (b, t, d) of the frames. poses: (b, t, 3).
+            latents: (b, t, n, c). read_outs: (b, t, d) of the frames.
+            poses: (b, t, 3). stands: (b, t, 3), the same relative to the grid of the world.
             steps: (b,) frames that came before.
 
         Returns:
-            Features (b, t, NUM_PLACE_FEATURES + NUM_POSE_FEATURES) and the memory afterwards.
+            Features (b, t, config.num_features) and the memory afterwards.
         """
         with torch.autocast(latents.device.type, enabled=False):
             x = self.look(latents.float(), read_outs.float())
@@ -201,8 +226,16 @@ class Places(nn.Module):
             slots = self.write(memory[SLOTS], x, poses, time)
             found = self.look_up(slots, self.query(x).softmax(-1), poses, time)
             place, certainty = self.outlook(x, *found).best()
-            features = torch.cat([place_features(place, certainty), pose_features_of(poses)], -1)
-        return features, {SLOTS: slots[:, -1].clone()}
+            features = [place_features(place, certainty), pose_features_of(poses)]
+            after = {SLOTS: slots[:, -1].clone()}
+            if self.occupancy is not None:
+                way, drawn = self.occupancy(
+                    memory, latents, read_outs, stands, place, certainty, steps
+                )
+                after |= drawn
+                # The way comes first, where the policy head is told where to go.
+                features = [place_features(way, torch.ones_like(certainty)), *features[::-1]]
+        return torch.cat(features, dim=-1), after
 
     def look(self, latents: Tensor, read_outs: Tensor) -> Tensor:
         """What frames show: (b, t, width)."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -57,6 +62,37 @@ class ReadEpisodes(NamedTuple):
 
     read_outs: Tensor  # (frames, d) float16
     poses: Tensor  # (frames, 3) float32, by odometry
+    stands: Tensor  # (frames, 3) float32, the same relative to the grid of the world
+
+
+def read_once(
+    model: WorldModel,
+    episodes: LatentEpisodes,
+    cache: Path | None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ReadEpisodes:
+    """`read_episodes`, or what was read before of the same episodes by the same model.
+
+    Args:
+        cache: file to keep it in; None keeps nothing.
+    """
+    digest = hashlib.sha256(np.ascontiguousarray(episodes.lengths).tobytes())
+    weights = {k: t for k, t in model.state_dict().items() if not k.startswith("places.")}
+    for t in (*weights.values(), episodes.actions, episodes.latents[::97]):
+        digest.update(t.detach().cpu().float().numpy().tobytes())
+    key = digest.hexdigest()
+    if cache is not None and cache.is_file():
+        # A damaged or an old cache is made again.
+        with contextlib.suppress(SafetensorError, OSError), safe_open(cache, "pt") as file:
+            if (file.metadata() or {}).get("fingerprint") == key:
+                return ReadEpisodes(*(file.get_tensor(name) for name in ReadEpisodes._fields))
+    read = read_episodes(model, episodes, progress=progress)
+    if cache is not None:
+        partial = cache.with_name(f".{cache.name}.partial")
+        values = {name: t.contiguous() for name, t in read._asdict().items()}
+        save_file(values, partial, metadata={"fingerprint": key})
+        partial.replace(cache)
+    return read
 
 
 @torch.no_grad()
@@ -79,7 +115,7 @@ def read_episodes(
     assert model.odometry is not None
     width, device = model.config.backbone.d_model, model.device
     read_outs = torch.empty(episodes.num_frames, width, dtype=torch.float16)
-    poses = torch.empty(episodes.num_frames, 3)
+    poses = torch.empty(episodes.num_frames, 6)
     done = 0
     for first in range(0, len(episodes.lengths), batch_size):
         rows = [
@@ -96,16 +132,16 @@ def read_episodes(
         parts: list[Tensor] = []
         for a, z in zip(actions.split(chunk, 1), latents.split(chunk, 1), strict=True):
             z = z.to(device).float()
-            told, _ = model.odometry.locate(state.memory, a, z, state.steps)
+            told, stands, _ = model.odometry.locate(state.memory, a, z, state.steps)
             signal = torch.ones(a.shape, device=device)
             state, features = model.commit(state, a, z, signal)
-            parts.append(torch.cat([features[..., :width], told], dim=-1).cpu())
+            parts.append(torch.cat([features[..., :width], told, stands], dim=-1).cpu())
         for row, read in zip(rows, torch.cat(parts, dim=1), strict=True):
             size = row.stop - row.start
             read_outs[row], poses[row] = read[:size, :width].half(), read[:size, width:]
             done += int(size)
         progress(done, episodes.num_frames)
-    return ReadEpisodes(read_outs, poses)
+    return ReadEpisodes(read_outs, *poses.split(3, dim=-1))
 
 
 class PlacesLoss(nn.Module):

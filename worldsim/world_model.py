@@ -23,7 +23,7 @@ from worldsim.diffusion import add_noise, diffusion_loss, sample
 from worldsim.heads import Heads
 from worldsim.layers import memory_of_backbone
 from worldsim.odometry import Odometry
-from worldsim.places import Places
+from worldsim.places import Places, place_in
 from worldsim.pose import relative_poses
 from worldsim.state import WorldState
 from worldsim.tokenizer import Tokenizer
@@ -162,12 +162,18 @@ class WorldModel(Heads):
 
         With places, of the behaviour that goes where the next reward is expected.
         """
-        return self.behaviour_head(features).float()
+        head = self.behaviour_head
+        return head(features[..., : head[0].in_features]).float()
 
     @property
     def behaviour_head(self) -> nn.Sequential:
         """What `predict_policy` asks: of features (..., num_features)."""
         return self.policy_head if self.places is None else self.places.walk
+
+    def place_told(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Where features (..., d) of a model with places expect the next reward: see `place_in`."""
+        assert self.config.places is not None
+        return place_in(features, self.config.places)
 
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
         if self.compute_dtype == torch.float32:
@@ -285,16 +291,18 @@ class WorldModel(Heads):
             z, signal: (b, t, n, c) latents, noised to signal levels (b, t).
             dreamed: of dreamed frames, their latents without noise and what was told of them.
         """
-        told, located = actions, Memory()
+        told, stands, located = actions, actions, Memory()
         seen, poses = (z, None) if dreamed is None else dreamed
         if self.odometry is not None:
-            told, located = self.odometry.locate(state.memory, actions, seen, state.steps, poses)
+            told, stands, located = self.odometry.locate(
+                state.memory, actions, seen, state.steps, poses
+            )
         memory = memory_of_backbone(state.memory)
         with self._autocast():
             _, tokens, memory = self.denoiser(z, signal, told, memory, state.steps)
             features = self.read_out(tokens).float()
         if self.places is not None:
-            more, placed = self.places(state.memory, seen, features, told, state.steps)
+            more, placed = self.places(state.memory, seen, features, told, stands, state.steps)
             features, located = torch.cat([features, more], dim=-1), located | placed
         steps = state.steps + actions.shape[1]
         return WorldState(memory | located, steps, features[:, -1].clone()), features

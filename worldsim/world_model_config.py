@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from worldsim.backbone import BackboneConfig, BlockSSMConfig
 from worldsim.diffusion import DiffusionForcingConfig
 from worldsim.odometry import OdometryConfig
-from worldsim.places import NUM_PLACE_FEATURES, NUM_POSE_FEATURES, PlacesConfig
+from worldsim.places import PlacesConfig
 from worldsim.pose import PoseConfig
 from worldsim.tokenizer import TokenizerConfig
 
@@ -57,5 +57,4 @@ class WorldModelConfig:
     @property
     def num_features(self) -> int:
         """Of the read-out of a frame, and of places and pose where the model has them."""
-        more = NUM_PLACE_FEATURES + NUM_POSE_FEATURES if self.places is not None else 0
-        return self.backbone.d_model + more
+        return self.backbone.d_model + (self.places.num_features if self.places is not None else 0)

@@ -1,0 +1,273 @@
+"""The map: it is drawn from frames, shows the shortest way, and is learned from walks alone."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from tiny import tiny_model
+
+from agents.explorers import distances_to
+from worldsim.checkpoint import load, save
+from worldsim.latents import LatentEpisodes
+from worldsim.occupancy import (
+    CELLS,
+    FAR,
+    Occupancy,
+    OccupancyConfig,
+    cost_to_go,
+    to_explore,
+)
+from worldsim.occupancy_training import OccupancyLoss, OccupancyTraining, occupancy_loss
+from worldsim.odometry import OdometryConfig
+from worldsim.places import NUM_PLACE_FEATURES, PlacesConfig, place_in
+from worldsim.places_training import ReadEpisodes
+from worldsim.pose import PoseConfig
+from worldsim.training import OptimizerConfig, Trainer
+from worldsim.world_model import WorldModel
+
+SMALL = OccupancyConfig(side=12, reach=3.0, width=32)
+
+
+def mapping() -> WorldModel:
+    """A tiny model with odometry that sees a grid, places and a map."""
+    torch.manual_seed(0)
+    return tiny_model(
+        pose=PoseConfig(),
+        odometry=OdometryConfig(hidden=16, grid=1.0),
+        places=PlacesConfig(slots=4, width=32, occupancy=SMALL),
+    )
+
+
+def known_map(layout: np.ndarray, config: OccupancyConfig) -> torch.Tensor:
+    """Cells (1, side^2, 3) of a map that knows a layout (h, w), indexed [y, x], and has seen it."""
+    side = config.side
+    cells = torch.zeros(side, side, 3)
+    cells[..., 0], cells[..., 1] = -8 * config.full, config.full
+    h, w = layout.shape
+    cells[:h, :w, 0] = torch.from_numpy(np.where(layout, 8.0, -8.0)).float() * config.full
+    cells[:h, :w, 2] = torch.from_numpy(layout).float()
+    return cells.flatten(0, 1)[None]
+
+
+def maze(seed: int, size: int = 12) -> np.ndarray:
+    layout = np.random.default_rng(seed).random((size, size)) < 0.75
+    layout[[0, -1]], layout[:, [0, -1]] = False, False
+    return layout
+
+
+def test_costs_are_breadth_first_distances_in_mazes() -> None:
+    for seed in range(5):
+        layout = maze(seed)
+        y, x = np.argwhere(layout)[20]
+        expected = distances_to((int(x), int(y)), layout)
+        cost = torch.from_numpy(np.where(layout, 1.0, FAR)).float()
+        goals = torch.zeros(1, 12, 12, dtype=torch.bool)
+        goals[0, y, x] = True
+        found = cost_to_go(cost[None], goals, iterations=80)[0].numpy()
+        reached = expected >= 0
+        assert reached.sum() > 5
+        np.testing.assert_array_equal(found[reached], expected[reached])
+        assert (found[layout & ~reached] >= FAR).all()
+
+
+def test_the_way_leads_round_walls_to_the_place() -> None:
+    layout = np.zeros((12, 12), bool)
+    layout[2, 2:9], layout[2:9, 8], layout[8, 2:9] = True, True, True  # three sides of a square
+    occupancy = Occupancy(4, 4, SMALL)
+    place = torch.tensor([[2.3, 8.6]])
+    position, walked = torch.tensor([2.5, 2.5]), [(2, 2)]
+    for _ in range(12):
+        pose = torch.tensor([[*position, 0.7]])
+        cos, sin = math.cos(0.7), math.sin(0.7)
+        turn = torch.tensor([[cos, -sin], [sin, cos]])
+        seen = (place - position) @ turn
+        way = occupancy.way(known_map(layout, SMALL), pose, seen, torch.ones(1))
+        position = position + way[0] @ turn.T
+        x, y = (int(v) for v in position.floor())
+        assert layout[y, x] and abs(x - walked[-1][0]) + abs(y - walked[-1][1]) <= SMALL.ahead
+        walked.append((x, y))
+    # Two cells at a time along the free cells, and in the end not to a cell but to the place.
+    assert walked[3] == (8, 2) and walked[6] == (8, 8)
+    torch.testing.assert_close(position, place[0], atol=1e-4, rtol=0)
+
+
+def test_without_a_place_the_way_leads_to_the_nearest_unseen_cell() -> None:
+    layout = np.zeros((12, 12), bool)
+    layout[2, 1:11] = True
+    occupancy = Occupancy(4, 4, SMALL)
+    cells = known_map(layout, SMALL)
+    pose, nowhere = torch.tensor([[4.5, 2.5, 0.0]]), torch.zeros(1, 2)
+    for x, expected in ((8, 2.0), (2, -2.0)):
+        fresh = cells.clone()
+        fresh[0, 2 * 12 + x, 2] = 0
+        way = occupancy.way(fresh, pose, nowhere, torch.zeros(1))
+        torch.testing.assert_close(way, torch.tensor([[expected, 0.0]]), atol=1e-4, rtol=0)
+    odds = torch.tensor([[3.0, 3.0, -3.0, 3.0]])
+    assert to_explore(odds, torch.tensor([[5.0, 0.0, 0.0, 0.0]])).tolist() == [[0, 1, 0, 1]]
+    assert to_explore(odds, torch.tensor([[5.0, 4.0, 0.0, 9.0]])).tolist() == [[0, 1, 0, 0]]
+
+
+def drawn(occupancy: Occupancy, poses: torch.Tensor, seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    b, t = poses.shape[:2]
+    latents = torch.randn(b, t, 2, 2, generator=generator)
+    read_outs = torch.randn(b, t, 4, generator=generator)
+    told = occupancy.sense(latents, read_outs, poses)
+    time = torch.arange(1, t + 1.0).expand(b, t)
+    return occupancy.draw(occupancy.initial_memory(b)[CELLS], *told, poses, time)
+
+
+def test_maps_are_alike_wherever_on_the_grid_the_world_is() -> None:
+    torch.manual_seed(0)
+    occupancy = Occupancy(4, 4, SMALL).eval()
+    poses = torch.rand(2, 5, 3, generator=torch.Generator().manual_seed(0)) + 4
+    moved = poses + torch.tensor([2.0, 1.0, 0.0])  # whole cells
+    here, there = (drawn(occupancy, p)[:, -1].unflatten(1, (12, 12)) for p in (poses, moved))
+    torch.testing.assert_close(here.roll((1, 2), (1, 2)), there, atol=1e-4, rtol=1e-4)
+    x, y = poses[..., :2].unbind(-1)
+    turned = torch.stack([-y, x, poses[..., 2] + math.pi / 2], dim=-1)  # a quarter turn
+    there = drawn(occupancy, turned)[:, -1].unflatten(1, (12, 12))
+    back = there.transpose(1, 2).flip(1)  # the cell (x, y) has come to (-1 - y, x)
+    torch.testing.assert_close(here, back, atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_said_of_a_cell_adds_up_to_a_limit_and_the_camera_stands_on_free_ground() -> None:
+    torch.manual_seed(0)
+    occupancy = Occupancy(4, 4, SMALL).eval()
+    poses = torch.tensor([4.5, 6.5, 0.0]).expand(1, 40, 3)
+    cells = drawn(occupancy, poses)
+    assert cells[..., 1].max() <= SMALL.full + 1e-4
+    here = 6 * 12 + 4
+    assert (occupancy.log_odds(cells)[0, :, here] > 4).all()
+    assert cells[0, :, here, 2].tolist() == list(range(1, 41))  # seen last
+    untouched = cells[0, -1, :, 1] == 0
+    assert 144 - untouched.sum() == len(occupancy.offsets)
+    torch.testing.assert_close(
+        occupancy.log_odds(cells)[0, -1, untouched], occupancy.prior.expand(untouched.sum())
+    )
+
+
+def test_models_carry_the_map_and_observing_at_once_equals_one_by_one(tmp_path: Path) -> None:
+    model = mapping()
+    generator = torch.Generator().manual_seed(0)
+    actions = torch.randint(0, model.config.num_actions, (2, 20), generator=generator)
+    actions[:, 0] = model.no_action
+    frames = torch.randint(0, 256, (2, 20, 64, 64, 3), generator=generator, dtype=torch.uint8)
+    together = model.observe(model.initial_state(2), actions, frames)
+    state = model.initial_state(2)
+    for t in range(20):
+        state = model.observe(state, actions[:, t : t + 1], frames[:, t : t + 1])
+    torch.testing.assert_close(state.memory[CELLS], together.memory[CELLS], atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(state.features, together.features, atol=1e-2, rtol=1e-2)
+    before = state.memory[CELLS].clone()
+    dream = model.imagine(state, torch.tensor([1, 2]), generator=generator)
+    assert torch.equal(state.memory[CELLS], before)
+    assert not torch.equal(dream.state.memory[CELLS], before)
+    save(model, tmp_path / "model")
+    loaded = load(tmp_path / "model", dtype=torch.float32)
+    assert loaded.config == model.config
+    again = loaded.observe(loaded.initial_state(2), actions, frames)
+    torch.testing.assert_close(again.features, together.features)
+
+
+def test_features_tell_the_way_first_and_the_place_last() -> None:
+    model = mapping()
+    places = model.places
+    assert places is not None
+    d = model.config.backbone.d_model
+    assert model.config.num_features == d + 2 * NUM_PLACE_FEATURES + 4
+    features = torch.randn(3, model.config.num_features)
+    changed = features.clone()
+    changed[:, d + NUM_PLACE_FEATURES + 4 :] += 1
+    torch.testing.assert_close(model.predict_policy(changed), model.predict_policy(features))
+    told, certainty = place_in(features, places.config)
+    torch.testing.assert_close(certainty, features[:, -1])
+    assert not torch.allclose(place_in(changed, places.config)[0], told)
+
+
+def walks(n: int, t: int, seed: int) -> tuple[LatentEpisodes, ReadEpisodes, np.ndarray]:
+    """Episodes in mazes of their own, whose latents show which of the cells around are free."""
+    rng = np.random.default_rng(seed)
+    layouts = np.stack([maze(int(rng.integers(1 << 30)), 10) for _ in range(n)])
+    poses, latents = np.zeros((n, t, 3), np.float32), np.zeros((n, t, 1, 4), np.float32)
+    moves = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])
+    for e, layout in enumerate(layouts):
+        at = rng.permutation(np.argwhere(layout)[:, ::-1])[0]
+        heading, visits = 0, np.zeros_like(layout, dtype=int)
+        for i in range(t):
+            poses[e, i] = *(at + 0.5), heading * math.pi / 2
+            for k in range(4):
+                x, y = at + moves[(heading + k) % 4]
+                latents[e, i, 0, k] = layout[y, x]
+            visits[at[1], at[0]] += 1
+            beside = [tuple(at + move) for move in moves]
+            # Where it has been least, so that it comes to all that can be come to.
+            heading = min(
+                range(4),
+                key=lambda k: (not layout[beside[k][::-1]], visits[beside[k][::-1]], rng.random()),
+            )
+            at = at + moves[heading] if layout[beside[heading][::-1]] else at
+    episodes = LatentEpisodes(
+        torch.from_numpy(latents).flatten(0, 1).half(),
+        torch.zeros(n * t, dtype=torch.int64),
+        torch.zeros(n * t),
+        torch.zeros(n * t, dtype=torch.bool),
+        np.full(n, t),
+    )
+    stands = torch.from_numpy(poses).flatten(0, 1)
+    return episodes, ReadEpisodes(torch.zeros(n * t, 4).half(), stands, stands), layouts
+
+
+def test_the_map_is_learned_from_walks_alone() -> None:
+    torch.manual_seed(0)
+    occupancy = Occupancy(4, 4, SMALL)
+    config = OccupancyTraining(
+        optimizer=OptimizerConfig(steps=250, learning_rate=1e-2, muon_learning_rate=0),
+        stride=4,
+        min_signal=1.0,
+    )
+    accelerator = Accelerator(cpu=True)
+    episodes, read, _ = walks(40, 160, seed=0)
+    loss = occupancy_loss(episodes, read, occupancy, config, accelerator)
+    trainer = Trainer(OccupancyLoss(occupancy), loss, config.optimizer, accelerator)
+    for _ in trainer.run():
+        pass
+    average = trainer.average.module
+    assert isinstance(average, OccupancyLoss)
+    occupancy = average.occupancy.eval()
+    test, read, layouts = walks(20, 12, seed=1)
+    poses = read.stands.view(20, 12, 3)
+    with torch.no_grad():
+        told = occupancy.sense(
+            test.latents.view(20, 12, 1, 4).float(), torch.zeros(20, 12, 4), poses
+        )
+        cells = occupancy.draw(
+            occupancy.initial_memory(20)[CELLS], *told, poses, torch.ones(20, 12)
+        )[:, -1]
+        odds = occupancy.log_odds(cells).view(20, 12, 12)[:, :10, :10].numpy()
+    beside = np.zeros_like(layouts)  # cells next to where it has been: frames show what they are
+    visited = np.zeros_like(layouts)
+    for e, walk in enumerate(poses.numpy()):
+        for x, y, _ in walk.astype(int):
+            visited[e, y, x] = True
+            for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1)):
+                beside[e, y + dy, x + dx] = True
+    beside &= ~visited
+    assert beside.sum() > 60
+    right = (odds > 0) == layouts
+    assert right[visited].all() and right[beside].mean() > 0.9
+    # No more than a guess where nothing was shown.
+    far = ~(beside | visited)
+    assert np.abs(odds[far]).mean() < np.abs(odds[beside]).mean() / 2
+
+
+def test_settings_that_cannot_be_are_named() -> None:
+    with pytest.raises(ValueError, match=r"occupancy\.cell must be above 0, got 0"):
+        OccupancyConfig(cell=0)
+    with pytest.raises(ValueError, match=r"occupancy\.reach is 4\.0, but the map of 8 cells"):
+        OccupancyConfig(side=8)

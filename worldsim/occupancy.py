@@ -1,0 +1,284 @@
+"""A map of where one can walk, and the way that it shows: to the next reward, or to what is unseen.
+
+An occupancy grid (Moravec and Elfes 1985) whose sensor is learned: every frame says of the cells
+around the camera how likely they can be walked to, and how sure it is; cells remember the average
+of what was said of them, weighted by how sure it was. The sensor learns from recorded walks alone:
+a cell can be walked to where the episode comes to it, sooner or later, and mostly cannot where it
+never does. On that map the cheapest way is found by value iteration, each cell costing the more
+the less likely it is free, and the next place on it is told to policies: towards where the next
+reward is expected, or, where none is, to the nearest free cells that were not seen yet
+(frontier-based exploration, Yamauchi 1997; learned maps with a planner between them and a policy,
+Chaplot et al. 2020, arXiv 2004.05155). The memory has constant size, and dreams go on drawing it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldsim.layers import Memory
+from worldsim.pose import placed_at, seen_from
+
+CELLS = "places.cells"
+"""Name in a world model's memory: (b, side^2, 3) for each cell the sum of log odds times their
+weights, the sum of the weights, and the time at which it was last seen to be free, 0 for never."""
+TIME_UNIT = 100.0
+"""Of times in cells: some frames."""
+FAR = 1e4
+"""Cost of what has no way to it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OccupancyConfig:
+    """Size of the map, and how ways are found on it."""
+
+    cell: float = 1.0
+    """Side of its cells, in the unit of positions."""
+    side: int = 32
+    """Cells along each side; a world that is wider is mapped on itself."""
+    reach: float = 4.0
+    """How many cells away a frame says something."""
+    width: int = 128
+    """Of the network that reads frames."""
+    full: float = 16.0
+    """Weight up to which what was said of a cell adds up; then what is newer counts more."""
+    wall_cost: float = 3.0
+    """Cost of a cell is 1 and this times the negative log of the probability that it is free."""
+    ahead: int = 2
+    """Cells to the place on the way that policies are told."""
+    seen_within: float = 2.5
+    """Cells within which a free cell counts as seen, if the camera looks that way."""
+    least_certainty: float = 0.5
+    """Of where the next reward is expected, from which on the way there is told."""
+
+    def __post_init__(self) -> None:
+        for name in ("cell", "side", "reach", "width", "full", "wall_cost", "ahead", "seen_within"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"occupancy.{name} must be above 0, got {getattr(self, name)}")
+        if 2 * self.reach + 1 > self.side:
+            raise ValueError(
+                f"occupancy.reach is {self.reach}, but the map of {self.side} cells a side must "
+                "hold all that a frame tells of: twice as many and one more"
+            )
+
+
+class Occupancy(nn.Module):
+    """Draws the map and finds ways.
+
+    Args:
+        latent_size: numbers in the latents of a frame.
+        d_model: width of the frame's read-out.
+        config: sizes.
+    """
+
+    offsets: Tensor
+    beside: Tensor
+    HARMONICS = 4
+
+    def __init__(self, latent_size: int, d_model: int, config: OccupancyConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.read = nn.Sequential(
+            nn.Linear(latent_size + d_model, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
+        )
+        self.cell_in = nn.Linear(4 * self.HARMONICS + 2, width, bias=False)
+        self.tell = nn.Sequential(
+            nn.SiLU(), nn.Linear(width, width // 2), nn.SiLU(), nn.Linear(width // 2, 2)
+        )
+        self.prior = nn.Parameter(torch.zeros(()))
+        r = math.floor(config.reach)
+        steps = torch.arange(-r, r + 1)
+        grid = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1).flatten(0, 1)
+        near = grid.float().norm(dim=-1) <= config.reach + 1e-6
+        self.register_buffer("offsets", grid[near], persistent=False)
+        beside = torch.tensor([[1, 0], [-1, 0], [0, 1], [0, -1]])
+        self.register_buffer("beside", beside, persistent=False)
+
+    def initial_memory(self, batch_size: int) -> Memory:
+        """Nothing is known of any cell."""
+        size = self.config.side**2
+        return {CELLS: torch.zeros(batch_size, size, 3, device=self.prior.device)}
+
+    def forward(
+        self,
+        memory: Memory,
+        latents: Tensor,
+        read_outs: Tensor,
+        poses: Tensor,
+        place: Tensor,
+        certainty: Tensor,
+        steps: Tensor,
+    ) -> tuple[Tensor, Memory]:
+        """Follow frames.
+
+        Args:
+            memory: as from `initial_memory` or a call before.
+            latents: (b, t, n, c). read_outs: (b, t, d) of the frames.
+            poses: (b, t, 3) relative to the grid of the world, where it has one.
+            place, certainty: (b, t, 2) and (b, t) where the next reward is expected.
+            steps: (b,) frames that came before.
+
+        Returns:
+            The next place on the way, (b, t, 2) ahead and to the left, and the memory afterwards.
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            time = steps[:, None] + torch.arange(1, poses.shape[1] + 1, device=steps.device)
+            told = self.sense(latents.float(), read_outs.float(), poses)
+            cells = self.draw(memory[CELLS], *told, poses, time / TIME_UNIT)
+            at_each = (poses.flatten(0, 1), place.flatten(0, 1), certainty.flatten())
+            way = self.way(cells.flatten(0, 1), at_each[0], at_each[1], at_each[2])
+        return way.unflatten(0, poses.shape[:2]), {CELLS: cells[:, -1].clone()}
+
+    def cells_around(self, poses: Tensor) -> Tensor:
+        """Cells (..., k, 2) int64 that frames seen from poses (..., 3) tell of."""
+        return self.cell_of(poses[..., :2])[..., None, :] + self.offsets
+
+    def index(self, cells: Tensor) -> Tensor:
+        """Where cells (..., 2) are kept: (...)."""
+        x, y = torch.remainder(cells, self.config.side).unbind(-1)
+        return y * self.config.side + x
+
+    def sense(
+        self, latents: Tensor, read_outs: Tensor, poses: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What frames say of the cells around the camera.
+
+        Returns:
+            Log odds (b, t, k) that they can be walked to, the log weight of that, and the cells'
+            middles as the camera sees them, (b, t, k, 2) in cells.
+        """
+        x = self.read(torch.cat([latents.flatten(2), read_outs], dim=-1))
+        middle = (self.cells_around(poses) + 0.5) * self.config.cell
+        seen = seen_from(poses[..., None, :], middle) / self.config.cell
+        waves = seen[..., None] * (
+            0.5 * math.pi / 2.0 ** torch.arange(self.HARMONICS, device=seen.device)
+        )
+        where = torch.cat(
+            [waves.sin().flatten(-2), waves.cos().flatten(-2), seen / self.config.reach], dim=-1
+        )
+        odds, weight = self.tell(x[..., None, :] + self.cell_in(where)).unbind(-1)
+        return odds, weight.clamp(-6.0, 2.0), seen
+
+    def draw(
+        self, cells: Tensor, odds: Tensor, weight: Tensor, seen: Tensor, poses: Tensor, time: Tensor
+    ) -> Tensor:
+        """Cells after each frame: (b, side^2, 3) and what `sense` gives to (b, t, side^2, 3)."""
+        c = self.config
+        weight = weight.exp()
+        index = self.index(self.cells_around(poses))
+        ahead, left = seen.unbind(-1)
+        # Where the camera stands one can stand; its view is taken to be a quarter turn wide.
+        inside = (self.offsets == 0).all(-1)
+        looked = (ahead >= left.abs()) & (seen.norm(dim=-1) <= c.seen_within) & (odds > 1.0)
+        looked = looked | inside
+        odds = torch.where(inside, 8.0, odds)
+        weight = torch.where(inside, c.full, weight)
+        after = []
+        for i in range(odds.shape[1]):
+            where = index[:, i, :, None].expand(-1, -1, 3)
+            before = cells.gather(1, where)
+            total = before[..., 1] + weight[:, i]
+            kept = (c.full / total).clamp(max=1.0)
+            total_odds = before[..., 0] + weight[:, i] * odds[:, i]
+            when = torch.where(looked[:, i], time[:, i, None], before[..., 2])
+            new = torch.stack([total_odds * kept, total * kept, when], dim=-1)
+            cells = cells.scatter(1, where, new)
+            after.append(cells)
+        return torch.stack(after, dim=1)
+
+    def log_odds(self, cells: Tensor) -> Tensor:
+        """Of each cell that it can be walked to: (..., side^2, 3) to (..., side^2)."""
+        return (cells[..., 0] + 0.1 * self.prior) / (cells[..., 1] + 0.1)
+
+    @torch.no_grad()
+    def way(self, cells: Tensor, poses: Tensor, place: Tensor, certainty: Tensor) -> Tensor:
+        """The next place on the way to where a reward is expected, or to what is unseen.
+
+        Args:
+            cells: (n, side^2, 3). poses: (n, 3). place: (n, 2) as seen from there.
+            certainty: (n,) of the place.
+
+        Returns:
+            (n, 2) ahead and to the left.
+        """
+        c = self.config
+        odds = self.log_odds(cells)
+        known = certainty > c.least_certainty
+        aim = self.index(self.cell_of(placed_at(poses, place)))
+        goals = torch.where(
+            known[:, None], F.one_hot(aim, c.side**2).bool(), to_explore(odds, cells[..., 2])
+        )
+        cost = 1 - c.wall_cost * F.logsigmoid(odds)
+        to_go = cost_to_go(
+            cost.unflatten(1, (c.side, c.side)), goals.unflatten(1, (c.side, c.side))
+        )
+        at = self.cell_of(poses[:, :2])
+        reached = torch.zeros_like(known)
+        for _ in range(c.ahead):
+            beside = at[:, None] + self.beside
+            index = self.index(beside)
+            best = (to_go.flatten(1) + cost).gather(1, index).argmin(-1)
+            reached = reached | goals.gather(1, self.index(at)[:, None]).squeeze(-1)
+            there = beside.gather(1, best[:, None, None].expand(-1, 1, 2)).squeeze(1)
+            at = torch.where(reached[:, None], at, there)
+        at_goal = goals.gather(1, self.index(at)[:, None]).squeeze(-1)
+        middle = seen_from(poses, (at + 0.5) * c.cell)
+        return torch.where((known & at_goal)[:, None], place, middle)
+
+    def cell_of(self, places: Tensor) -> Tensor:
+        """Cells (..., 2) int64 that hold places (..., 2)."""
+        return torch.floor(places / self.config.cell).long()
+
+    def loss(self, latents: Tensor, read_outs: Tensor, poses: Tensor, come_to: Tensor) -> Tensor:
+        """Negative log likelihood of where episodes come to, as their maps tell it all along.
+
+        Args:
+            latents, read_outs, poses: as for `forward`, of frames in the order of time.
+            come_to: (b, side^2) bool, cells that the whole episode comes to.
+        """
+        told = self.sense(latents, read_outs, poses)
+        empty = self.initial_memory(len(poses))[CELLS]
+        cells = self.draw(empty, *told, poses, torch.zeros(poses.shape[:2], device=poses.device))
+        seen = cells[..., 1] > 0
+        odds, target = self.log_odds(cells), come_to[:, None].expand_as(seen).float()
+        losses = F.binary_cross_entropy_with_logits(odds, target, reduction="none")
+        return (losses * seen).sum() / seen.sum().clamp(min=1)
+
+
+def to_explore(odds: Tensor, seen: Tensor) -> Tensor:
+    """Cells (n, cells) that are likely free and were not seen yet; else the one seen longest ago.
+
+    Args:
+        odds: (n, cells) log odds that they are free.
+        seen: (n, cells) time of that, 0 for never.
+    """
+    free = odds > 0
+    fresh = free & (seen == 0)
+    oldest = torch.where(free, seen, float("inf")).argmin(-1)
+    return torch.where(fresh.any(-1, keepdim=True), fresh, F.one_hot(oldest, seen.shape[-1]).bool())
+
+
+def cost_to_go(cost: Tensor, goals: Tensor, iterations: int = 48) -> Tensor:
+    """Least cost from each cell to a goal, by value iteration.
+
+    Args:
+        cost: (n, side, side) of coming to a cell from one of the four beside it; the map's edges
+            lie beside one another.
+        goals: (n, side, side) bool.
+        iterations: cells that a way has, at most.
+
+    Returns:
+        (n, side, side), `FAR` where there is no way.
+    """
+    to_go = torch.where(goals, 0.0, FAR)
+    for _ in range(iterations):
+        through = F.pad((to_go + cost)[:, None], (1, 1, 1, 1), mode="circular")[:, 0]
+        across = torch.minimum(through[:, 1:-1, 2:], through[:, 1:-1, :-2])
+        along = torch.minimum(through[:, 2:, 1:-1], through[:, :-2, 1:-1])
+        to_go = torch.minimum(to_go, torch.minimum(across, along))
+    return to_go
