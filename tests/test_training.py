@@ -26,6 +26,7 @@ from worldsim.backbone import BlockSSMConfig
 from worldsim.diffusion import DiffusionForcingConfig
 from worldsim.episodes import EpisodeDataset
 from worldsim.latents import LatentEpisodes, encode_dataset
+from worldsim.occupancy_training import OccupancyTraining
 from worldsim.odometry_training import OdometryTraining
 from worldsim.own_dreams import OwnDreams
 from worldsim.places_training import PlacesTraining
@@ -624,6 +625,7 @@ def test_places_and_a_grid_are_added_to_a_trained_model(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path, poses=True)
     told = OdometryTraining(optimizer=OptimizerConfig(steps=4), batch_size=2)
     places = PlacesTraining(optimizer=OptimizerConfig(steps=6), batch_size=2)
+    drawing = OccupancyTraining(optimizer=OptimizerConfig(steps=3), batch_size=2)
     config = tiny_training(dataset, tmp_path / "first", odometry=True, odometry_training=told)
     first = main(config)
     with pytest.raises(ValueError, match="give --odometry"):
@@ -637,6 +639,8 @@ def test_places_and_a_grid_are_added_to_a_trained_model(tmp_path: Path) -> None:
         grid=1.0,
         places=True,
         places_training=places,
+        occupancy=True,
+        occupancy_training=drawing,
     )
     still = dataclasses.replace(more.dynamics.optimizer, steps=0)
     more = dataclasses.replace(more, dynamics=dataclasses.replace(more.dynamics, optimizer=still))
@@ -644,7 +648,11 @@ def test_places_and_a_grid_are_added_to_a_trained_model(tmp_path: Path) -> None:
     model = checkpoint.load(path)
     assert model.odometry is not None and model.odometry.grid_view is not None
     assert model.places is not None and checkpoint.load_metadata(path)["places_steps"] == 6
-    assert list((tmp_path / "second" / "tensorboard" / "places").glob("events.*"))
+    assert model.places.occupancy is not None
+    assert model.places.occupancy.config.cell == 1.0
+    assert checkpoint.load_metadata(path)["occupancy_steps"] == 3
+    for stage in ("places", "occupancy"):
+        assert list((tmp_path / "second" / "tensorboard" / stage).glob("events.*"))
     before, after = final_weights(first), final_weights(path)
     for name, tensor in before.items():
         if not name.startswith("odometry"):
@@ -653,6 +661,27 @@ def test_places_and_a_grid_are_added_to_a_trained_model(tmp_path: Path) -> None:
     again = final_weights(main(more))
     assert all(torch.equal(tensor, again[name]) for name, tensor in after.items())
     # The model's features change when it is trained further, so its places are trained too.
-    further = tiny_training(dataset, tmp_path / "third", init=str(path), places_training=places)
+    further = tiny_training(
+        dataset,
+        tmp_path / "third",
+        init=str(path),
+        places_training=places,
+        occupancy_training=drawing,
+    )
     third = final_weights(main(further))
-    assert not torch.equal(third["places.query.weight"], after["places.query.weight"])
+    for name in ("places.query.weight", "places.occupancy.cell_in.weight"):
+        assert not torch.equal(third[name], after[name])
+    # A map alone is added to what stays as it is.
+    with_places = main(dataclasses.replace(more, occupancy=False, output=tmp_path / "places"))
+    assert checkpoint.load(with_places).places.occupancy is None  # type: ignore[union-attr]
+    alone = dataclasses.replace(
+        more,
+        init=str(with_places),
+        odometry=False,
+        grid=0.0,
+        places=False,
+        output=tmp_path / "map",
+    )
+    kept, mapped = final_weights(with_places), final_weights(main(alone))
+    assert all(torch.equal(tensor, mapped[name]) for name, tensor in kept.items())
+    assert "places.occupancy.cell_in.weight" in mapped
