@@ -57,7 +57,7 @@ DREAM_TRAINED: dict[str, dict[str, Any]] = {
 """Agents trained by dream_train, with its options."""
 FROM_EPISODES = ("advantage_weighted", "actor_critic_cloned")
 """Agents that learn from recorded episodes."""
-WALKERS = ("walker", "walker_short_memory")
+WALKERS = ("walker", "walker_without_map", "walker_short_memory")
 """Agents that need a world model with a memory of places."""
 MEMORY_CUT = {"actor_critic_short_memory": "actor_critic", "walker_short_memory": "walker"}
 """Agents that are others with a shorter memory."""
@@ -82,8 +82,8 @@ class BenchmarkAgentsConfig:
         name for name in LABELS if name not in (*FROM_EPISODES, *WALKERS, "model_free")
     )
     """What to compare; "model_free" learns on the real env and takes the longest,
-    "advantage_weighted" and "actor_critic_cloned" learn from a dataset, and "walker" and
-    "walker_short_memory" need a world model with a memory of places."""
+    "advantage_weighted" and "actor_critic_cloned" learn from a dataset, and those named "walker"
+    need a world model with a memory of places."""
     dataset: str | None = None
     """Recorded episodes for those that learn from some."""
     cloning: CloningConfig = dataclasses.field(default_factory=CloningConfig)
@@ -227,6 +227,12 @@ class AgentsBenchmark:
                 raise ValueError(f"{self.name} has no memory of places: leave out 'walker'")
             told = agent == "walker"
             return self._acting(ActorCritic.from_behaviour(model, told_places=told), seed)
+        if agent == "walker_without_map":
+            if model.config.places is None or model.config.places.occupancy is None:
+                raise ValueError(f"{self.name} draws no map: leave out {agent!r}")
+            places = dataclasses.replace(model.config.places, occupancy=None)
+            without = model.reconfigured(places=places)
+            return self._acting(ActorCritic.from_behaviour(without), seed, without)
         if agent == "advantage_weighted":
             return self._acting(self._clone(seed), seed)
         if agent == "planner":
@@ -245,11 +251,13 @@ class AgentsBenchmark:
             return model_free, {"real_steps": self._real_steps(), "curve": read_curve(work)}
         return self._train_in_dream(agent, seed)
 
-    def _acting(self, cloned: ActorCritic, seed: int) -> tuple[Policy, dict[str, Any]]:
+    def _acting(
+        self, cloned: ActorCritic, seed: int, model: WorldModel | None = None
+    ) -> tuple[Policy, dict[str, Any]]:
         """A cloned policy that acts on frames, at the temperature of the config."""
         temperature = self.config.temperature
         policy = ActorCriticPolicy(cloned, seed=seed, temperature=temperature)
-        return FeaturePolicy(self.model, policy), {"temperature": temperature}
+        return FeaturePolicy(model or self.model, policy), {"temperature": temperature}
 
     def _clone(self, seed: int) -> ActorCritic:
         """Learn from recorded episodes, or take what was learned before."""
@@ -319,7 +327,7 @@ class AgentsBenchmark:
     def _judge_in_dream(self, agent: str, policy: Policy) -> dict[str, Any] | None:
         """Dreamed return; None for those that need the real env or too much time."""
         config = self.config
-        if agent in ("data", "planner", *MEMORY_CUT):
+        if agent in ("data", "planner", "walker_without_map", *MEMORY_CUT):
             return None
         in_features = isinstance(policy, FeaturePolicy)
         results = play_dreams(

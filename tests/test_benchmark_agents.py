@@ -20,6 +20,10 @@ from experiments.agents_report import LABELS, judge_pairs, write_report
 from experiments.benchmark_agents import BenchmarkAgentsConfig
 from experiments.report import read_runs
 from worldsim.checkpoint import save
+from worldsim.occupancy import OccupancyConfig
+from worldsim.odometry import OdometryConfig
+from worldsim.places import NUM_PLACE_FEATURES, PlacesConfig
+from worldsim.pose import PoseConfig
 
 
 def make_config(tmp_path: Path) -> BenchmarkAgentsConfig:
@@ -72,6 +76,33 @@ def test_every_agent_is_judged_once_and_a_second_call_adds_only_what_is_missing(
         load_policy(tmp_path / "work/actor_critic-seed0/policy.safetensors")
     moved = dataclasses.replace(config, output=tmp_path / "new", agents=("actor_critic",))
     with pytest.raises(ValueError, match=r"began round 1 with another .*model than there is now"):
+        benchmark_agents.main(moved)
+
+
+def test_walkers_act_with_and_without_a_map(tmp_path: Path) -> None:
+    occupancy = OccupancyConfig(side=12, reach=3.0, width=32)
+    model = tiny_model(
+        pose=PoseConfig(),
+        odometry=OdometryConfig(hidden=16),
+        places=PlacesConfig(slots=4, width=32, occupancy=occupancy),
+    )
+    config = make_config(tmp_path)
+    agents = ("walker", "walker_without_map", "walker_short_memory", "behaviour")
+    config = dataclasses.replace(config, agents=agents)
+    with pytest.raises(ValueError, match="has no memory of places: leave out 'walker'"):
+        benchmark_agents.main(config)
+    save(model, tmp_path / "model", contexts=tiny_contexts())
+    benchmark_agents.main(config)
+    runs = read_runs(tmp_path / "results", LABELS)
+    assert set(runs) == set(agents)
+    assert [runs[agent][0]["dream"] is not None for agent in agents] == [True, False, False, True]
+    # Without a map, features end in the place itself.
+    places = PlacesConfig(slots=4, width=32)
+    without = model.reconfigured(places=places)
+    assert without.config.num_features == model.config.num_features - NUM_PLACE_FEATURES
+    save(without, tmp_path / "model", contexts=tiny_contexts())
+    moved = dataclasses.replace(config, agents=agents[1:2], output=tmp_path / "new")
+    with pytest.raises(ValueError, match="draws no map: leave out 'walker_without_map'"):
         benchmark_agents.main(moved)
 
 

@@ -277,8 +277,8 @@ def cost_to_go(cost: Tensor, goals: Tensor, iterations: int = 48) -> Tensor:
     """
     to_go = torch.where(goals, 0.0, FAR)
     for _ in range(iterations):
-        through = F.pad((to_go + cost)[:, None], (1, 1, 1, 1), mode="circular")[:, 0]
-        across = torch.minimum(through[:, 1:-1, 2:], through[:, 1:-1, :-2])
-        along = torch.minimum(through[:, 2:, 1:-1], through[:, :-2, 1:-1])
+        through = to_go + cost
+        across = torch.minimum(through.roll(1, dims=2), through.roll(-1, dims=2))
+        along = torch.minimum(through.roll(1, dims=1), through.roll(-1, dims=1))
         to_go = torch.minimum(to_go, torch.minimum(across, along))
     return to_go

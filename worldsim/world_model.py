@@ -246,10 +246,13 @@ class WorldModel(Heads):
     def reconfigured(self, **changes: Any) -> WorldModel:
         """The same weights under a config with other values, such as num_denoising_steps.
 
-        What only the new config has, such as places, begins new.
+        What only the new config has, such as places, begins new; what it lacks is left out.
         """
         model = WorldModel(dataclasses.replace(self.config, **changes)).to(self.device)
-        model.load_state_dict(model.state_dict() | self.state_dict())
+        weights = model.state_dict()
+        model.load_state_dict(
+            {name: self.state_dict().get(name, new) for name, new in weights.items()}
+        )
         model.compute_dtype = self.compute_dtype
         return model.train(self.training)
 
