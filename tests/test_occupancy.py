@@ -20,7 +20,6 @@ from worldsim.occupancy import (
     Occupancy,
     OccupancyConfig,
     cost_to_go,
-    to_explore,
 )
 from worldsim.occupancy_training import OccupancyLoss, OccupancyTraining, occupancy_loss
 from worldsim.odometry import OdometryConfig
@@ -107,9 +106,22 @@ def test_without_a_place_the_way_leads_to_the_nearest_unseen_cell() -> None:
         fresh[0, 2 * 12 + x, 2] = 0
         way = occupancy.way(fresh, pose, nowhere, torch.zeros(1))
         torch.testing.assert_close(way, torch.tensor([[expected, 0.0]]), atol=1e-4, rtol=0)
-    odds = torch.tensor([[3.0, 3.0, -3.0, 3.0]])
-    assert to_explore(odds, torch.tensor([[5.0, 0.0, 0.0, 0.0]])).tolist() == [[0, 1, 0, 1]]
-    assert to_explore(odds, torch.tensor([[5.0, 4.0, 0.0, 9.0]])).tolist() == [[0, 1, 0, 0]]
+
+
+def test_what_may_be_free_is_explored_and_then_what_was_seen_longest_ago() -> None:
+    occupancy = Occupancy(4, 4, OccupancyConfig(side=2, reach=0.5))
+    weight = torch.tensor([[1.0, 1.0, 1.0, 0.0]])
+    odds = torch.tensor([[3.0, -1.0, -3.0, 3.0]])
+
+    def explored(seen: list[float]) -> list[list[int]]:
+        cells = torch.stack([odds * weight, weight, torch.tensor([seen])], dim=-1)
+        return occupancy.to_explore(cells, odds).int().tolist()
+
+    assert explored([0, 0, 0, 0]) == [[1, 1, 0, 0]]  # not walls, nor what is beyond the map
+    assert explored([5, 0, 0, 0]) == [[0, 1, 0, 0]]
+    odds[0, 1] = 2.0
+    assert explored([5, 4, 0, 0]) == [[0, 1, 0, 0]]
+    assert explored([5, 6, 0, 0]) == [[1, 0, 0, 0]]
 
 
 def drawn(occupancy: Occupancy, poses: torch.Tensor, seed: int = 1) -> torch.Tensor:

@@ -51,12 +51,19 @@ class OccupancyConfig:
     ahead: int = 2
     """Cells to the place on the way that policies are told."""
     seen_within: float = 2.5
-    """Cells within which a free cell counts as seen, if the camera looks that way."""
+    """Cells within which one that is free counts as seen, if the camera looks that way."""
+    near: float = 1.5
+    """Cells within which any counts as seen, if the camera looks that way."""
+    least_odds: float = -2.0
+    """Log odds of being free from which on a cell that was not seen yet is worth exploring."""
     least_certainty: float = 0.5
     """Of where the next reward is expected, from which on the way there is told."""
 
     def __post_init__(self) -> None:
-        for name in ("cell", "side", "reach", "width", "full", "wall_cost", "ahead", "seen_within"):
+        for name in (
+            *("cell", "side", "reach", "width", "full", "wall_cost", "ahead"),
+            *("seen_within", "near"),
+        ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"occupancy.{name} must be above 0, got {getattr(self, name)}")
         if 2 * self.reach + 1 > self.side:
@@ -174,8 +181,9 @@ class Occupancy(nn.Module):
         ahead, left = seen.unbind(-1)
         # Where the camera stands one can stand; its view is taken to be a quarter turn wide.
         inside = (self.offsets == 0).all(-1)
-        looked = (ahead >= left.abs()) & (seen.norm(dim=-1) <= c.seen_within) & (odds > 1.0)
-        looked = looked | inside
+        distance = seen.norm(dim=-1)
+        clear = (distance <= c.seen_within) & (odds > 1.0) | (distance <= c.near)
+        looked = (ahead >= left.abs()) & clear | inside
         odds = torch.where(inside, 8.0, odds)
         weight = torch.where(inside, c.full, weight)
         after = []
@@ -211,7 +219,7 @@ class Occupancy(nn.Module):
         known = certainty > c.least_certainty
         aim = self.index(self.cell_of(placed_at(poses, place)))
         goals = torch.where(
-            known[:, None], F.one_hot(aim, c.side**2).bool(), to_explore(odds, cells[..., 2])
+            known[:, None], F.one_hot(aim, c.side**2).bool(), self.to_explore(cells, odds)
         )
         cost = 1 - c.wall_cost * F.logsigmoid(odds)
         to_go = cost_to_go(
@@ -229,6 +237,18 @@ class Occupancy(nn.Module):
         at_goal = goals.gather(1, self.index(at)[:, None]).squeeze(-1)
         middle = seen_from(poses, (at + 0.5) * c.cell)
         return torch.where((known & at_goal)[:, None], place, middle)
+
+    def to_explore(self, cells: Tensor, odds: Tensor) -> Tensor:
+        """Cells (n, side^2) that may be free and were not seen yet; else the one seen longest ago.
+
+        Args:
+            cells: (n, side^2, 3). odds: (n, side^2) from `log_odds`.
+        """
+        _, weight, seen = cells.unbind(-1)
+        fresh = (odds > self.config.least_odds) & (seen == 0) & (weight > 0)
+        oldest = torch.where((odds > 0) & (seen > 0), seen, float("inf")).argmin(-1)
+        oldest = F.one_hot(oldest, seen.shape[-1]).bool()
+        return torch.where(fresh.any(-1, keepdim=True), fresh, oldest)
 
     def cell_of(self, places: Tensor) -> Tensor:
         """Cells (..., 2) int64 that hold places (..., 2)."""
@@ -248,19 +268,6 @@ class Occupancy(nn.Module):
         odds, target = self.log_odds(cells), come_to[:, None].expand_as(seen).float()
         losses = F.binary_cross_entropy_with_logits(odds, target, reduction="none")
         return (losses * seen).sum() / seen.sum().clamp(min=1)
-
-
-def to_explore(odds: Tensor, seen: Tensor) -> Tensor:
-    """Cells (n, cells) that are likely free and were not seen yet; else the one seen longest ago.
-
-    Args:
-        odds: (n, cells) log odds that they are free.
-        seen: (n, cells) time of that, 0 for never.
-    """
-    free = odds > 0
-    fresh = free & (seen == 0)
-    oldest = torch.where(free, seen, float("inf")).argmin(-1)
-    return torch.where(fresh.any(-1, keepdim=True), fresh, F.one_hot(oldest, seen.shape[-1]).bool())
 
 
 def cost_to_go(cost: Tensor, goals: Tensor, iterations: int = 48) -> Tensor:
