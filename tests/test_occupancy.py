@@ -17,6 +17,7 @@ from worldsim.latents import LatentEpisodes
 from worldsim.occupancy import (
     CELLS,
     FAR,
+    NUMBERS,
     Occupancy,
     OccupancyConfig,
     cost_to_go,
@@ -43,9 +44,9 @@ def mapping() -> WorldModel:
 
 
 def known_map(layout: np.ndarray, config: OccupancyConfig) -> torch.Tensor:
-    """Cells (1, side^2, 3) of a map that knows a layout (h, w), indexed [y, x], and has seen it."""
+    """Cells (1, side^2, NUMBERS) of a map that has seen a layout (h, w), indexed [y, x]."""
     side = config.side
-    cells = torch.zeros(side, side, 3)
+    cells = torch.zeros(side, side, NUMBERS)
     cells[..., 0], cells[..., 1] = -8 * config.full, config.full
     h, w = layout.shape
     cells[:h, :w, 0] = torch.from_numpy(np.where(layout, 8.0, -8.0)).float() * config.full
@@ -85,7 +86,8 @@ def test_the_way_leads_round_walls_to_the_place() -> None:
         cos, sin = math.cos(0.7), math.sin(0.7)
         turn = torch.tensor([[cos, -sin], [sin, cos]])
         seen = (place - position) @ turn
-        way = occupancy.way(known_map(layout, SMALL), pose, seen, torch.ones(1))
+        aim = occupancy.index(occupancy.cell_of(place))
+        way = occupancy.way(known_map(layout, SMALL), pose, torch.ones(1), seen, aim)
         position = position + way[0] @ turn.T
         x, y = (int(v) for v in position.floor())
         assert layout[y, x] and abs(x - walked[-1][0]) + abs(y - walked[-1][1]) <= SMALL.ahead
@@ -101,24 +103,34 @@ def test_without_a_place_the_way_leads_to_the_nearest_unseen_cell() -> None:
     occupancy = Occupancy(4, 4, SMALL)
     cells = known_map(layout, SMALL)
     pose, nowhere = torch.tensor([[4.5, 2.5, 0.0]]), torch.zeros(1, 2)
+    now, aim = torch.tensor([3.0]), torch.tensor([-1])
     for x, expected in ((8, 2.0), (2, -2.0)):
         fresh = cells.clone()
         fresh[0, 2 * 12 + x, 2] = 0
-        way = occupancy.way(fresh, pose, nowhere, torch.zeros(1))
+        way = occupancy.way(fresh, pose, now, nowhere, aim)
         torch.testing.assert_close(way, torch.tensor([[expected, 0.0]]), atol=1e-4, rtol=0)
+        # So it does where the camera has stood for the reward in vain, for a while.
+        place, aim_there = torch.tensor([[-1.0, 0.0]]), torch.tensor([2 * 12 + 3])
+        for stood, told in ((2.95, [expected, 0.0]), (3.0, [-1.0, 0.0]), (1.0, [-1.0, 0.0])):
+            fresh[0, 2 * 12 + 3, 3] = stood
+            way = occupancy.way(fresh, pose, now, place, aim_there)
+            torch.testing.assert_close(way, torch.tensor([told]), atol=1e-4, rtol=0)
 
 
 def test_what_may_be_free_is_explored_and_then_what_was_seen_longest_ago() -> None:
     occupancy = Occupancy(4, 4, OccupancyConfig(side=2, reach=0.5))
     weight = torch.tensor([[1.0, 1.0, 1.0, 0.0]])
-    odds = torch.tensor([[3.0, -1.0, -3.0, 3.0]])
+    odds = torch.tensor([[3.0, -1.0, -4.0, 3.0]])
 
-    def explored(seen: list[float]) -> list[list[int]]:
-        cells = torch.stack([odds * weight, weight, torch.tensor([seen])], dim=-1)
+    def explored(seen: list[float], long: float = 0.0) -> list[list[int]]:
+        close = torch.tensor([[0.0, long, 0.0, 0.0]])
+        stood = torch.zeros(1, 4)
+        cells = torch.stack([odds * weight, weight, torch.tensor([seen]), stood, close], dim=-1)
         return occupancy.to_explore(cells, odds).int().tolist()
 
     assert explored([0, 0, 0, 0]) == [[1, 1, 0, 0]]  # not walls, nor what is beyond the map
     assert explored([5, 0, 0, 0]) == [[0, 1, 0, 0]]
+    assert explored([5, 0, 0, 0], long=41) == [[1, 0, 0, 0]]  # it cannot be seen, it seems
     odds[0, 1] = 2.0
     assert explored([5, 4, 0, 0]) == [[0, 1, 0, 0]]
     assert explored([5, 6, 0, 0]) == [[1, 0, 0, 0]]
@@ -131,7 +143,8 @@ def drawn(occupancy: Occupancy, poses: torch.Tensor, seed: int = 1) -> torch.Ten
     read_outs = torch.randn(b, t, 4, generator=generator)
     told = occupancy.sense(latents, read_outs, poses)
     time = torch.arange(1, t + 1.0).expand(b, t)
-    return occupancy.draw(occupancy.initial_memory(b)[CELLS], *told, poses, time)
+    nowhere = torch.full((b, t), -1)
+    return occupancy.draw(occupancy.initial_memory(b)[CELLS], *told, poses, time, nowhere)
 
 
 def test_maps_are_alike_wherever_on_the_grid_the_world_is() -> None:
@@ -157,6 +170,8 @@ def test_what_is_said_of_a_cell_adds_up_to_a_limit_and_the_camera_stands_on_free
     here = 6 * 12 + 4
     assert (occupancy.log_odds(cells)[0, :, here] > 4).all()
     assert cells[0, :, here, 2].tolist() == list(range(1, 41))  # seen last
+    assert not cells[..., 3].any() and cells[0, :, here, 4].tolist() == list(range(1, 41))
+    assert cells[0, -1, 6 * 12 + 7, 4] == 0  # not close
     untouched = cells[0, -1, :, 1] == 0
     assert 144 - untouched.sum() == len(occupancy.offsets)
     torch.testing.assert_close(
@@ -259,7 +274,11 @@ def test_the_map_is_learned_from_walks_alone() -> None:
             test.latents.view(20, 12, 1, 4).float(), torch.zeros(20, 12, 4), poses
         )
         cells = occupancy.draw(
-            occupancy.initial_memory(20)[CELLS], *told, poses, torch.ones(20, 12)
+            occupancy.initial_memory(20)[CELLS],
+            *told,
+            poses,
+            torch.ones(20, 12),
+            torch.full((20, 12), -1),
         )[:, -1]
         odds = occupancy.log_odds(cells).view(20, 12, 12)[:, :10, :10].numpy()
     beside = np.zeros_like(layouts)  # cells next to where it has been: frames show what they are

@@ -24,8 +24,10 @@ from worldsim.layers import Memory
 from worldsim.pose import placed_at, seen_from
 
 CELLS = "places.cells"
-"""Name in a world model's memory: (b, side^2, 3) for each cell the sum of log odds times their
-weights, the sum of the weights, and the time at which it was last seen to be free, 0 for never."""
+"""Name in a world model's memory: (b, side^2, 5) for each cell the sum of log odds times their
+weights, the sum of the weights, when it was last seen, when the camera last stood there for a
+reward (times are 0 for never), and for how long it has been close."""
+NUMBERS = 5
 TIME_UNIT = 100.0
 """Of times in cells: some frames."""
 FAR = 1e4
@@ -54,15 +56,21 @@ class OccupancyConfig:
     """Cells within which one that is free counts as seen, if the camera looks that way."""
     near: float = 1.5
     """Cells within which any counts as seen, if the camera looks that way."""
-    least_odds: float = -2.0
+    least_odds: float = -3.0
     """Log odds of being free from which on a cell that was not seen yet is worth exploring."""
+    close: float = 2.0
+    """Cells within which it should come to be seen,"""
+    patience: int = 40
+    """and the frames after which it is given up."""
     least_certainty: float = 0.5
     """Of where the next reward is expected, from which on the way there is told."""
+    doubt: int = 100
+    """Frames for which a reward is not looked for where the camera has stood for it in vain."""
 
     def __post_init__(self) -> None:
         for name in (
             *("cell", "side", "reach", "width", "full", "wall_cost", "ahead"),
-            *("seen_within", "near"),
+            *("seen_within", "near", "close", "patience"),
         ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"occupancy.{name} must be above 0, got {getattr(self, name)}")
@@ -109,7 +117,7 @@ class Occupancy(nn.Module):
     def initial_memory(self, batch_size: int) -> Memory:
         """Nothing is known of any cell."""
         size = self.config.side**2
-        return {CELLS: torch.zeros(batch_size, size, 3, device=self.prior.device)}
+        return {CELLS: torch.zeros(batch_size, size, NUMBERS, device=self.prior.device)}
 
     def forward(
         self,
@@ -136,9 +144,11 @@ class Occupancy(nn.Module):
         with torch.autocast(latents.device.type, enabled=False):
             time = steps[:, None] + torch.arange(1, poses.shape[1] + 1, device=steps.device)
             told = self.sense(latents.float(), read_outs.float(), poses)
-            cells = self.draw(memory[CELLS], *told, poses, time / TIME_UNIT)
-            at_each = (poses.flatten(0, 1), place.flatten(0, 1), certainty.flatten())
-            way = self.way(cells.flatten(0, 1), at_each[0], at_each[1], at_each[2])
+            time = time / TIME_UNIT
+            aim = self.index(self.cell_of(placed_at(poses, place)))
+            aim = torch.where(certainty > self.config.least_certainty, aim, -1)
+            cells = self.draw(memory[CELLS], *told, poses, time, aim)
+            way = self.way(*(x.flatten(0, 1) for x in (cells, poses, time, place, aim)))
         return way.unflatten(0, poses.shape[:2]), {CELLS: cells[:, -1].clone()}
 
     def cells_around(self, poses: Tensor) -> Tensor:
@@ -172,9 +182,25 @@ class Occupancy(nn.Module):
         return odds, weight.clamp(-6.0, 2.0), seen
 
     def draw(
-        self, cells: Tensor, odds: Tensor, weight: Tensor, seen: Tensor, poses: Tensor, time: Tensor
+        self,
+        cells: Tensor,
+        odds: Tensor,
+        weight: Tensor,
+        seen: Tensor,
+        poses: Tensor,
+        time: Tensor,
+        aim: Tensor,
     ) -> Tensor:
-        """Cells after each frame: (b, side^2, 3) and what `sense` gives to (b, t, side^2, 3)."""
+        """Draw what is seen.
+
+        Args:
+            cells: (b, side^2, NUMBERS) before. odds, weight, seen: from `sense`.
+            poses: (b, t, 3). time: (b, t).
+            aim: (b, t) int64 index of the cell where a reward is expected, -1 for none.
+
+        Returns:
+            Cells after each frame, (b, t, side^2, NUMBERS).
+        """
         c = self.config
         weight = weight.exp()
         index = self.index(self.cells_around(poses))
@@ -186,41 +212,47 @@ class Occupancy(nn.Module):
         looked = (ahead >= left.abs()) & clear | inside
         odds = torch.where(inside, 8.0, odds)
         weight = torch.where(inside, c.full, weight)
+        there = inside & (index == aim[..., None])
+        close = (distance <= c.close).float()
         after = []
         for i in range(odds.shape[1]):
-            where = index[:, i, :, None].expand(-1, -1, 3)
+            where = index[:, i, :, None].expand(-1, -1, NUMBERS)
             before = cells.gather(1, where)
             total = before[..., 1] + weight[:, i]
             kept = (c.full / total).clamp(max=1.0)
             total_odds = before[..., 0] + weight[:, i] * odds[:, i]
-            when = torch.where(looked[:, i], time[:, i, None], before[..., 2])
-            new = torch.stack([total_odds * kept, total * kept, when], dim=-1)
+            now = time[:, i, None]
+            when = torch.where(looked[:, i], now, before[..., 2])
+            stood = torch.where(there[:, i], now, before[..., 3])
+            long = before[..., 4] + close[:, i]
+            new = torch.stack([total_odds * kept, total * kept, when, stood, long], dim=-1)
             cells = cells.scatter(1, where, new)
             after.append(cells)
         return torch.stack(after, dim=1)
 
     def log_odds(self, cells: Tensor) -> Tensor:
-        """Of each cell that it can be walked to: (..., side^2, 3) to (..., side^2)."""
+        """Of each cell that it can be walked to: (..., side^2, n) to (..., side^2)."""
         return (cells[..., 0] + 0.1 * self.prior) / (cells[..., 1] + 0.1)
 
     @torch.no_grad()
-    def way(self, cells: Tensor, poses: Tensor, place: Tensor, certainty: Tensor) -> Tensor:
+    def way(self, cells: Tensor, poses: Tensor, time: Tensor, place: Tensor, aim: Tensor) -> Tensor:
         """The next place on the way to where a reward is expected, or to what is unseen.
 
         Args:
-            cells: (n, side^2, 3). poses: (n, 3). place: (n, 2) as seen from there.
-            certainty: (n,) of the place.
+            cells: (n, side^2, NUMBERS). poses: (n, 3). time: (n,).
+            place: (n, 2) where a reward is expected, as seen from there.
+            aim: (n,) int64 index of its cell, -1 where it is not certain.
 
         Returns:
             (n, 2) ahead and to the left.
         """
         c = self.config
         odds = self.log_odds(cells)
-        known = certainty > c.least_certainty
-        aim = self.index(self.cell_of(placed_at(poses, place)))
-        goals = torch.where(
-            known[:, None], F.one_hot(aim, c.side**2).bool(), self.to_explore(cells, odds)
-        )
+        stood = cells[..., 3].gather(1, aim.clamp(min=0)[:, None]).squeeze(1)
+        in_vain = (stood > 0) & (stood < time) & (time - stood <= c.doubt / TIME_UNIT)
+        known = (aim >= 0) & ~in_vain
+        goals = F.one_hot(aim.clamp(min=0), c.side**2).bool()
+        goals = torch.where(known[:, None], goals, self.to_explore(cells, odds))
         cost = 1 - c.wall_cost * F.logsigmoid(odds)
         to_go = cost_to_go(
             cost.unflatten(1, (c.side, c.side)), goals.unflatten(1, (c.side, c.side))
@@ -242,10 +274,10 @@ class Occupancy(nn.Module):
         """Cells (n, side^2) that may be free and were not seen yet; else the one seen longest ago.
 
         Args:
-            cells: (n, side^2, 3). odds: (n, side^2) from `log_odds`.
+            cells: (n, side^2, NUMBERS). odds: (n, side^2) from `log_odds`.
         """
-        _, weight, seen = cells.unbind(-1)
-        fresh = (odds > self.config.least_odds) & (seen == 0) & (weight > 0)
+        c, (_, weight, seen, _, long) = self.config, cells.unbind(-1)
+        fresh = (odds > c.least_odds) & (seen == 0) & (weight > 0) & (long <= c.patience)
         oldest = torch.where((odds > 0) & (seen > 0), seen, float("inf")).argmin(-1)
         oldest = F.one_hot(oldest, seen.shape[-1]).bool()
         return torch.where(fresh.any(-1, keepdim=True), fresh, oldest)
@@ -263,7 +295,8 @@ class Occupancy(nn.Module):
         """
         told = self.sense(latents, read_outs, poses)
         empty = self.initial_memory(len(poses))[CELLS]
-        cells = self.draw(empty, *told, poses, torch.zeros(poses.shape[:2], device=poses.device))
+        time = torch.zeros(poses.shape[:2], device=poses.device)
+        cells = self.draw(empty, *told, poses, time, torch.full_like(time, -1).long())
         seen = cells[..., 1] > 0
         odds, target = self.log_odds(cells), come_to[:, None].expand_as(seen).float()
         losses = F.binary_cross_entropy_with_logits(odds, target, reduction="none")
