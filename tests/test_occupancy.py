@@ -18,6 +18,7 @@ from worldsim.occupancy import (
     CELLS,
     FAR,
     NUMBERS,
+    TIME_UNIT,
     Occupancy,
     OccupancyConfig,
     cost_to_go,
@@ -111,8 +112,8 @@ def test_without_a_place_the_way_leads_to_the_nearest_unseen_cell() -> None:
         torch.testing.assert_close(way, torch.tensor([[expected, 0.0]]), atol=1e-4, rtol=0)
         # So it does where the camera has stood for the reward in vain, for a while.
         place, aim_there = torch.tensor([[-1.0, 0.0]]), torch.tensor([2 * 12 + 3])
-        for stood, told in ((2.95, [expected, 0.0]), (3.0, [-1.0, 0.0]), (1.0, [-1.0, 0.0])):
-            fresh[0, 2 * 12 + 3, 3] = stood
+        for until, told in ((3.01, [expected, 0.0]), (3.0, [-1.0, 0.0]), (0.0, [-1.0, 0.0])):
+            fresh[0, 2 * 12 + 3, 5] = until
             way = occupancy.way(fresh, pose, now, place, aim_there)
             torch.testing.assert_close(way, torch.tensor([told]), atol=1e-4, rtol=0)
 
@@ -123,9 +124,9 @@ def test_what_may_be_free_is_explored_and_then_what_was_seen_longest_ago() -> No
     odds = torch.tensor([[3.0, -1.0, -4.0, 3.0]])
 
     def explored(seen: list[float], long: float = 0.0) -> list[list[int]]:
-        close = torch.tensor([[0.0, long, 0.0, 0.0]])
-        stood = torch.zeros(1, 4)
-        cells = torch.stack([odds * weight, weight, torch.tensor([seen]), stood, close], dim=-1)
+        close, none = torch.tensor([[0.0, long, 0.0, 0.0]]), torch.zeros(1, 4)
+        numbers = [odds * weight, weight, torch.tensor([seen]), close, none, none]
+        cells = torch.stack(numbers, dim=-1)
         return occupancy.to_explore(cells, odds).int().tolist()
 
     assert explored([0, 0, 0, 0]) == [[1, 1, 0, 0]]  # not walls, nor what is beyond the map
@@ -136,15 +137,15 @@ def test_what_may_be_free_is_explored_and_then_what_was_seen_longest_ago() -> No
     assert explored([5, 6, 0, 0]) == [[1, 0, 0, 0]]
 
 
-def drawn(occupancy: Occupancy, poses: torch.Tensor, seed: int = 1) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
+def drawn(occupancy: Occupancy, poses: torch.Tensor, aim: int = -1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
     b, t = poses.shape[:2]
     latents = torch.randn(b, t, 2, 2, generator=generator)
     read_outs = torch.randn(b, t, 4, generator=generator)
     told = occupancy.sense(latents, read_outs, poses)
     time = torch.arange(1, t + 1.0).expand(b, t)
-    nowhere = torch.full((b, t), -1)
-    return occupancy.draw(occupancy.initial_memory(b)[CELLS], *told, poses, time, nowhere)
+    empty = occupancy.initial_memory(b)[CELLS]
+    return occupancy.draw(empty, *told, poses, time, torch.full((b, t), aim))
 
 
 def test_maps_are_alike_wherever_on_the_grid_the_world_is() -> None:
@@ -170,8 +171,15 @@ def test_what_is_said_of_a_cell_adds_up_to_a_limit_and_the_camera_stands_on_free
     here = 6 * 12 + 4
     assert (occupancy.log_odds(cells)[0, :, here] > 4).all()
     assert cells[0, :, here, 2].tolist() == list(range(1, 41))  # seen last
-    assert not cells[..., 3].any() and cells[0, :, here, 4].tolist() == list(range(1, 41))
-    assert cells[0, -1, 6 * 12 + 7, 4] == 0  # not close
+    assert cells[0, :, here, 3].tolist() == list(range(1, 41))
+    assert cells[0, -1, 6 * 12 + 7, 3] == 0  # not close
+    assert not cells[..., 4:].any()
+    # Where it stands for a reward in vain, none is looked for any more, for a while.
+    until = drawn(occupancy, poses, aim=here)[0, :, here, 5]
+    waited = SMALL.wait - 1
+    assert not until[:waited].any()
+    assert until[waited].item() == waited + 1 + SMALL.doubt / TIME_UNIT
+    assert not drawn(occupancy, poses, aim=here + 1)[..., 4:].any()
     untouched = cells[0, -1, :, 1] == 0
     assert 144 - untouched.sum() == len(occupancy.offsets)
     torch.testing.assert_close(

@@ -24,10 +24,11 @@ from worldsim.layers import Memory
 from worldsim.pose import placed_at, seen_from
 
 CELLS = "places.cells"
-"""Name in a world model's memory: (b, side^2, 5) for each cell the sum of log odds times their
-weights, the sum of the weights, when it was last seen, when the camera last stood there for a
-reward (times are 0 for never), and for how long it has been close."""
-NUMBERS = 5
+"""Name in a world model's memory: (b, side^2, 6) for each cell the sum of log odds times their
+weights, the sum of the weights, when it was last seen (0 for never), for how many frames it has
+been close, for how many the camera has stood there for a reward, and until when no reward is looked
+for there."""
+NUMBERS = 6
 TIME_UNIT = 100.0
 """Of times in cells: some frames."""
 FAR = 1e4
@@ -64,13 +65,15 @@ class OccupancyConfig:
     """and the frames after which it is given up."""
     least_certainty: float = 0.5
     """Of where the next reward is expected, from which on the way there is told."""
+    wait: int = 15
+    """Frames for which the camera may stand in a cell for a reward in vain,"""
     doubt: int = 100
-    """Frames for which a reward is not looked for where the camera has stood for it in vain."""
+    """and those for which none is looked for there then."""
 
     def __post_init__(self) -> None:
         for name in (
             *("cell", "side", "reach", "width", "full", "wall_cost", "ahead"),
-            *("seen_within", "near", "close", "patience"),
+            *("seen_within", "near", "close", "patience", "wait"),
         ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"occupancy.{name} must be above 0, got {getattr(self, name)}")
@@ -93,6 +96,8 @@ class Occupancy(nn.Module):
     offsets: Tensor
     beside: Tensor
     HARMONICS = 4
+    FADING = 0.98
+    """Of how long the camera has stood somewhere, with every frame seen from near there."""
 
     def __init__(self, latent_size: int, d_model: int, config: OccupancyConfig) -> None:
         super().__init__()
@@ -223,9 +228,12 @@ class Occupancy(nn.Module):
             total_odds = before[..., 0] + weight[:, i] * odds[:, i]
             now = time[:, i, None]
             when = torch.where(looked[:, i], now, before[..., 2])
-            stood = torch.where(there[:, i], now, before[..., 3])
-            long = before[..., 4] + close[:, i]
-            new = torch.stack([total_odds * kept, total * kept, when, stood, long], dim=-1)
+            long = before[..., 3] + close[:, i]
+            stood = torch.where(there[:, i], before[..., 4] + 1, self.FADING * before[..., 4])
+            vain = stood >= c.wait
+            until = torch.where(vain, now + c.doubt / TIME_UNIT, before[..., 5])
+            stood = stood.masked_fill(vain, 0.0)
+            new = torch.stack([total_odds * kept, total * kept, when, long, stood, until], dim=-1)
             cells = cells.scatter(1, where, new)
             after.append(cells)
         return torch.stack(after, dim=1)
@@ -248,9 +256,8 @@ class Occupancy(nn.Module):
         """
         c = self.config
         odds = self.log_odds(cells)
-        stood = cells[..., 3].gather(1, aim.clamp(min=0)[:, None]).squeeze(1)
-        in_vain = (stood > 0) & (stood < time) & (time - stood <= c.doubt / TIME_UNIT)
-        known = (aim >= 0) & ~in_vain
+        doubted_until = cells[..., 5].gather(1, aim.clamp(min=0)[:, None]).squeeze(1)
+        known = (aim >= 0) & (doubted_until <= time)
         goals = F.one_hot(aim.clamp(min=0), c.side**2).bool()
         goals = torch.where(known[:, None], goals, self.to_explore(cells, odds))
         cost = 1 - c.wall_cost * F.logsigmoid(odds)
@@ -276,7 +283,7 @@ class Occupancy(nn.Module):
         Args:
             cells: (n, side^2, NUMBERS). odds: (n, side^2) from `log_odds`.
         """
-        c, (_, weight, seen, _, long) = self.config, cells.unbind(-1)
+        c, (_, weight, seen, long, _, _) = self.config, cells.unbind(-1)
         fresh = (odds > c.least_odds) & (seen == 0) & (weight > 0) & (long <= c.patience)
         oldest = torch.where((odds > 0) & (seen > 0), seen, float("inf")).argmin(-1)
         oldest = F.one_hot(oldest, seen.shape[-1]).bool()
