@@ -131,10 +131,13 @@ def test_what_may_be_free_is_explored_and_then_what_was_seen_longest_ago() -> No
 
     assert explored([0, 0, 0, 0]) == [[1, 1, 0, 0]]  # not walls, nor what is beyond the map
     assert explored([5, 0, 0, 0]) == [[0, 1, 0, 0]]
-    assert explored([5, 0, 0, 0], long=41) == [[1, 0, 0, 0]]  # it cannot be seen, it seems
+    # It cannot be seen, it seems: then what may be walls is looked at, which are beside it.
+    assert explored([5, 0, 0, 0], long=41) == [[0, 1, 1, 0]]
+    assert explored([5, 0, 0, 0], long=201) == [[0, 0, 1, 0]]
     odds[0, 1] = 2.0
-    assert explored([5, 4, 0, 0]) == [[0, 1, 0, 0]]
-    assert explored([5, 6, 0, 0]) == [[1, 0, 0, 0]]
+    assert explored([5, 4, 0, 0]) == [[0, 0, 1, 0]]
+    assert explored([5, 4, 9, 0]) == [[0, 1, 0, 0]]
+    assert explored([5, 6, 9, 0]) == [[1, 0, 0, 0]]
 
 
 def drawn(occupancy: Occupancy, poses: torch.Tensor, aim: int = -1) -> torch.Tensor:

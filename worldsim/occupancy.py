@@ -57,13 +57,13 @@ class OccupancyConfig:
     """Cells within which one that is free counts as seen, if the camera looks that way."""
     near: float = 1.5
     """Cells within which any counts as seen, if the camera looks that way."""
-    least_odds: float = -3.0
+    least_odds: float = -2.0
     """Log odds of being free from which on a cell that was not seen yet is worth exploring."""
     close: float = 2.0
     """Cells within which it should come to be seen,"""
     patience: int = 40
-    """and the frames after which it is given up."""
-    least_certainty: float = 0.5
+    """and the frames after which it is given up; five times as many where it seems to be a wall."""
+    least_certainty: float = 0.3
     """Of where the next reward is expected, from which on the way there is told."""
     wait: int = 15
     """Frames for which the camera may stand in a cell for a reward in vain,"""
@@ -278,16 +278,24 @@ class Occupancy(nn.Module):
         return torch.where((known & at_goal)[:, None], place, middle)
 
     def to_explore(self, cells: Tensor, odds: Tensor) -> Tensor:
-        """Cells (n, side^2) that may be free and were not seen yet; else the one seen longest ago.
+        """Cells (n, side^2) that may be free and were not seen yet.
+
+        Where there are none, those beside free ones that were not looked at; there none either, the
+        one seen longest ago.
 
         Args:
             cells: (n, side^2, NUMBERS). odds: (n, side^2) from `log_odds`.
         """
         c, (_, weight, seen, long, _, _) = self.config, cells.unbind(-1)
-        fresh = (odds > c.least_odds) & (seen == 0) & (weight > 0) & (long <= c.patience)
-        oldest = torch.where((odds > 0) & (seen > 0), seen, float("inf")).argmin(-1)
+        free, unseen = (odds > 0) & (weight > 0), (seen == 0) & (weight > 0)
+        fresh = unseen & (odds > c.least_odds) & (long <= c.patience)
+        square = free.unflatten(1, (c.side, c.side))
+        beside = [square.roll(way, dims=dim) for way in (1, -1) for dim in (1, 2)]
+        walls = unseen & torch.stack(beside).any(0).flatten(1) & (long <= 5 * c.patience)
+        oldest = torch.where(free & ~unseen, seen, float("inf")).argmin(-1)
         oldest = F.one_hot(oldest, seen.shape[-1]).bool()
-        return torch.where(fresh.any(-1, keepdim=True), fresh, oldest)
+        rest = torch.where(walls.any(-1, keepdim=True), walls, oldest)
+        return torch.where(fresh.any(-1, keepdim=True), fresh, rest)
 
     def cell_of(self, places: Tensor) -> Tensor:
         """Cells (..., 2) int64 that hold places (..., 2)."""
