@@ -271,8 +271,10 @@ def keep_with_places(config: TrainConfig, model: WorldModel) -> None:
     """Put the model with its memory of places in the place of the one without."""
     path = config.output / "checkpoint"
     contexts, metadata = checkpoint.load_contexts(path), checkpoint.load_metadata(path)
-    metadata["places_steps"] = config.places_training.optimizer.steps
-    metadata["occupancy_steps"] = config.occupancy_training.optimizer.steps
+    places, occupancy = config.places_training.optimizer, config.occupancy_training.optimizer
+    for stage, optimizer in (("places", places), ("occupancy", occupancy)):
+        if (config.output / stage).is_dir():
+            metadata[f"{stage}_steps"] = optimizer.steps
     checkpoint.save(model, path, contexts=contexts, metadata=metadata)
 
 
