@@ -28,8 +28,8 @@ class WorldModelConfig:
     """Where set too, the model is told actions again and finds the poses itself, relative to where
     its memory began; true poses are needed in training only."""
     places: PlacesConfig | None = None
-    """Where set too, features end in where the next reward is expected, by a memory of places, and
-    in the pose."""
+    """Where set too, features end in where to go, by a memory of places, and in the pose; with a
+    map, where to go is the next place on a way, and what the way leads to comes last."""
     latent_patch: int = 1
     """Side of the square of latents that the network takes as one token: 2 makes it about four
     times cheaper, and the memory smaller."""
