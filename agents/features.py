@@ -233,9 +233,11 @@ def start_from_behaviour(agent: OnPolicyAlgorithm, model: WorldModel) -> None:
     """
     head, policy = model.behaviour_head, agent.policy
     try:
-        hidden: nn.Module = policy.mlp_extractor.policy_net[0]  # type: ignore[union-attr, index]
-        widen(head, nn.Sequential(hidden, nn.SiLU(), policy.action_net))
-    except (AttributeError, IndexError, RuntimeError) as error:
+        hidden, activation = policy.mlp_extractor.policy_net  # type: ignore[union-attr, misc]
+        if not isinstance(activation, nn.SiLU):
+            raise ValueError(f"its activation is {type(activation).__name__}, not SiLU")
+        widen(head, nn.Sequential(hidden, activation, policy.action_net))
+    except (AttributeError, ValueError, RuntimeError) as error:
         raise ValueError(
             "the agent's policy does not have the shape of the model's policy head: make it with "
             f"MlpPolicy and policy_kwargs=feature_policy_kwargs(model) ({error})"

@@ -149,6 +149,13 @@ def test_agent_starts_from_the_behaviour_the_model_predicts(model: WorldModel) -
 def test_networks_of_another_shape_are_refused(model: WorldModel) -> None:
     with pytest.raises(ValueError, match="feature_policy_kwargs"):
         start_from_behaviour(make_agent(model), model)
+    width = model.config.num_features
+    tanh = {"net_arch": {"pi": [width], "vf": [width]}}
+    with pytest.raises(ValueError, match="its activation is Tanh, not SiLU"):
+        start_from_behaviour(make_agent(model, policy_kwargs=tanh), model)
+    narrow = {"net_arch": {"pi": [4], "vf": [4]}, "activation_fn": torch.nn.SiLU}
+    with pytest.raises(ValueError, match="feature_policy_kwargs"):
+        start_from_behaviour(make_agent(model, policy_kwargs=narrow), model)
 
 
 def test_saved_feature_policy_knows_its_world_model(model: WorldModel, tmp_path: Path) -> None:
