@@ -82,6 +82,8 @@ def main(config: TrainConfig) -> Path:
         f"{len(held_out)}; device {accelerator.device}, precision {accelerator.mixed_precision}"
     )
     model = build_model(config, train)
+    if (config.places or config.occupancy) and model.odometry is None:
+        raise ValueError("places and maps are kept where odometry says: give --odometry too")
     check_config(config.output, config, FREE_TO_CHANGE, write=accelerator.is_main_process)
     model.to(accelerator.device)
     if config.init is None and config.tokenizer_of is None:

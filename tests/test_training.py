@@ -630,6 +630,10 @@ def test_places_and_a_grid_are_added_to_a_trained_model(tmp_path: Path) -> None:
     first = main(config)
     with pytest.raises(ValueError, match="give --odometry"):
         main(tiny_training(dataset, tmp_path / "no", init=str(first), grid=1.0))
+    for wish in ("places", "occupancy"):  # before anything is trained
+        with pytest.raises(ValueError, match="give --odometry too"):
+            main(tiny_training(dataset, tmp_path / wish, **{wish: True}))
+        assert not (tmp_path / wish).exists()
     more = tiny_training(
         dataset,
         tmp_path / "second",

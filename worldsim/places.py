@@ -122,9 +122,9 @@ def place_features(place: Tensor, certainty: Tensor) -> Tensor:
 
 def place_in(features: Tensor, config: PlacesConfig) -> tuple[Tensor, Tensor]:
     """The place (..., 2) where features (..., d) expect a reward, and how certain it is (...)."""
-    told = features[..., features.shape[-1] - config.num_features :]
-    told = told[..., :NUM_PLACE_FEATURES] if config.occupancy is None else told
-    told = told[..., -NUM_PLACE_FEATURES:]
+    told = features[..., -config.num_features :]
+    last = config.occupancy is not None
+    told = told[..., -NUM_PLACE_FEATURES:] if last else told[..., :NUM_PLACE_FEATURES]
     certainty = told[..., -1]
     return UNIT * told[..., 4:6] / certainty[..., None].clamp(min=1e-6), certainty
 

@@ -76,22 +76,23 @@ def read_once(
     Args:
         cache: file to keep it in; None keeps nothing.
     """
+    if cache is None:
+        return read_episodes(model, episodes, progress=progress)
     digest = hashlib.sha256(np.ascontiguousarray(episodes.lengths).tobytes())
     weights = {k: t for k, t in model.state_dict().items() if not k.startswith("places.")}
     for t in (*weights.values(), episodes.actions, episodes.latents[::97]):
         digest.update(t.detach().cpu().float().numpy().tobytes())
     key = digest.hexdigest()
-    if cache is not None and cache.is_file():
+    if cache.is_file():
         # A damaged or an old cache is made again.
         with contextlib.suppress(SafetensorError, OSError), safe_open(cache, "pt") as file:
             if (file.metadata() or {}).get("fingerprint") == key:
                 return ReadEpisodes(*(file.get_tensor(name) for name in ReadEpisodes._fields))
     read = read_episodes(model, episodes, progress=progress)
-    if cache is not None:
-        partial = cache.with_name(f".{cache.name}.partial")
-        values = {name: t.contiguous() for name, t in read._asdict().items()}
-        save_file(values, partial, metadata={"fingerprint": key})
-        partial.replace(cache)
+    partial = cache.with_name(f".{cache.name}.partial")
+    values = {name: t.contiguous() for name, t in read._asdict().items()}
+    save_file(values, partial, metadata={"fingerprint": key})
+    partial.replace(cache)
     return read
 
 

@@ -249,10 +249,8 @@ class WorldModel(Heads):
         What only the new config has, such as places, begins new; what it lacks is left out.
         """
         model = WorldModel(dataclasses.replace(self.config, **changes)).to(self.device)
-        weights = model.state_dict()
-        model.load_state_dict(
-            {name: self.state_dict().get(name, new) for name, new in weights.items()}
-        )
+        mine, weights = self.state_dict(), model.state_dict()
+        model.load_state_dict({name: mine.get(name, new) for name, new in weights.items()})
         model.compute_dtype = self.compute_dtype
         return model.train(self.training)
 
