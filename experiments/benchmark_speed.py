@@ -31,8 +31,9 @@ import worldsim
 from experiments.command_line import run_script
 from experiments.platform_settings import keep_memory
 from experiments.report import provenance, write_json
-from experiments.train_config import TrainConfig
-from experiments.train_world_model import make_accelerator
+from experiments.train_config import TrainConfig, presets
+from experiments.train_world_model import make_accelerator, near, new_model
+from worldsim.checkpoint import for_inference, load_config, resolve
 from worldsim.contexts import ContextBank
 from worldsim.dream import DreamVectorEnv
 from worldsim.latents import LatentEpisodes
@@ -58,8 +59,13 @@ class SpeedConfig:
     """Timed dream steps per setting."""
     real_steps: int = 300
     """Timed steps of the real envs; 0 leaves them out."""
+    preset: str | None = None
+    """Instead, an untrained model of this preset of train_world_model.py with `world_model`'s
+    frames and actions: how fast a model is does not depend on its weights."""
     training_length: int = 128
     """Frames per segment where training is timed; 0 leaves it out."""
+    training_frames: int = 512
+    """Frames per step where training is timed."""
     compile: bool = False
     """Compile the network (torch.compile); the first steps of each batch size take minutes."""
     device: str = "cpu"
@@ -74,7 +80,7 @@ def main(config: SpeedConfig) -> dict[str, Any]:
         What results.json holds.
     """
     keep_memory()
-    model = worldsim.load(config.world_model, config.device)
+    model = make_model(config)
     results: dict[str, Any] = {
         "dtype": str(model.compute_dtype),
         "matrix_product_peak_gflops": matrix_peak(model),
@@ -102,7 +108,9 @@ def main(config: SpeedConfig) -> dict[str, Any]:
                 results["dream"].append(row)
     results["parts"] = time_parts(model, max(config.num_envs[:3]))
     if config.training_length:
-        results["training"] = time_training(config)
+        training = time_training(config)
+        training["share_of_peak"] = training["gflops"] / results["matrix_product_peak_gflops"]
+        results["training"] = training
     results |= {"config": config, "provenance": provenance()}
     write_json(config.output / "results.json", results)
     plot(results, config.output / "dream_speed.png")
@@ -126,29 +134,44 @@ def median_time(
     return float(np.median(times))
 
 
-def matrix_peak(model: WorldModel, size: int = 2048) -> float:
+def matrix_peak(model: WorldModel) -> float:
     """GFLOP/s of a large matrix product in the model's compute dtype."""
+    size = 8192 if model.device.type == "cuda" else 2048
     a = torch.randn(size, size, device=model.device, dtype=model.compute_dtype)
     seconds = median_time(lambda: a @ a, 10, model.device)
     return 2 * size**3 / seconds / 1e9
 
 
-def copy_bandwidth(model: WorldModel, megabytes: int = 128) -> float:
-    """GB/s that a copy reads and writes together, of a tensor larger than the caches of a core."""
+def copy_bandwidth(model: WorldModel) -> float:
+    """GB/s that a copy reads and writes together, of a tensor larger than the caches."""
+    megabytes = 4096 if model.device.type == "cuda" else 128
     source = torch.ones(megabytes * 2**18, device=model.device)
     target = source.clone()
     seconds = median_time(lambda: target.copy_(source), 10, model.device)
     return 2 * source.nbytes / seconds / 1e9
 
 
-def time_training(config: SpeedConfig, frames: int = 512, repetitions: int = 5) -> dict[str, Any]:
+def make_model(config: SpeedConfig, dtype: torch.dtype | None = None) -> WorldModel:
+    """The model that is measured."""
+    if config.preset is None:
+        return worldsim.load(config.world_model, config.device, dtype)
+    named = presets()
+    if config.preset not in named:
+        raise ValueError(f"preset {config.preset} is not one of {', '.join(named)}")
+    like = load_config(resolve(config.world_model))
+    model = new_model(named[config.preset][1], like.frame_shape, like.num_actions)
+    return for_inference(model, config.device, dtype)
+
+
+def time_training(config: SpeedConfig, repetitions: int = 5) -> dict[str, Any]:
     """Frames/s of training steps on noise, optimiser included."""
     accelerator = make_accelerator(TrainConfig(device=config.device))
-    model = worldsim.load(config.world_model, config.device, dtype=torch.float32)
+    model = make_model(config, torch.float32)
     model.denoiser.requires_grad_(True)
     if config.compile:
         model.compile_network()
-    length, batch = config.training_length, max(frames // config.training_length, 1)
+    length = config.training_length
+    batch = max(config.training_frames // length, 1)
     rng = np.random.default_rng(config.seed)
     c = model.config
     tokens = int(np.prod(c.tokenizer.grid))
@@ -168,7 +191,7 @@ def time_training(config: SpeedConfig, frames: int = 512, repetitions: int = 5) 
         frames_per_step=batch * length,
         curriculum=((length, 1.0),),
     )
-    loss = dynamics_loss(episodes, training, model, accelerator)
+    loss = dynamics_loss(near(model.device, episodes), training, model, accelerator)
     steps = Trainer(model, loss, training.optimizer, accelerator).run()
     seconds = median_time(lambda: next(steps), repetitions, model.device)
     flops = 3 * flops_per_pass(model) * batch * length / seconds
@@ -177,6 +200,7 @@ def time_training(config: SpeedConfig, frames: int = 512, repetitions: int = 5) 
         "segment_length": length,
         "frames_per_step": batch * length,
         "gflops": flops / 1e9,
+        "precision": str(accelerator.mixed_precision),
     }
 
 
@@ -352,7 +376,11 @@ def print_table(results: dict[str, Any]) -> None:
             f"{100 * row['share_of_peak']:.0f} % of peak, reset {row['reset_milliseconds']:.1f} ms"
         )
     if "training" in results:
-        print(f"training {results['training']['frames_per_second']:.0f} frames/s")
+        training = results["training"]
+        print(
+            f"training {training['frames_per_second']:.0f} frames/s, "
+            f"{100 * training['share_of_peak']:.0f} % of peak"
+        )
     print("parts, ms:", {k: round(v, 2) for k, v in results["parts"].items()})
 
 

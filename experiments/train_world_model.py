@@ -137,16 +137,11 @@ def open_datasets(config: TrainConfig) -> tuple[EpisodeDataset, EpisodeDataset]:
 
 def build_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:
     """A new model for the dataset's frames and actions, or `config.init` continued."""
-    dreaming: dict[str, Any] = {
-        name: getattr(config, name)
-        for name in ("num_denoising_steps", "dream_signal")
-        if getattr(config, name) is not None
-    }
     if config.init is not None:
         if config.tokenizer_of is not None:
             raise ValueError("init takes over a whole world model: leave tokenizer_of out")
         model = checkpoint.load(config.init, dtype=torch.float32)
-        model = model.reconfigured(**dreaming).requires_grad_(True)
+        model = model.reconfigured(**_dreaming(config)).requires_grad_(True)
         expected = (model.config.frame_shape, model.config.num_actions)
         if (dataset.frame_shape, dataset.num_actions) != expected:
             raise ValueError(
@@ -164,19 +159,33 @@ def build_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:
             odometry = dataclasses.replace(model.config.odometry, grid=config.grid)
             model = model.reconfigured(odometry=odometry).requires_grad_(True)
         return model
+    return new_model(config, dataset.frame_shape, dataset.num_actions)
+
+
+def _dreaming(config: TrainConfig) -> dict[str, Any]:
+    """What of a model's config says how it dreams, where that is set."""
+    values = {name: getattr(config, name) for name in ("num_denoising_steps", "dream_signal")}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def new_model(
+    config: TrainConfig, frame_shape: tuple[int, int, int], num_actions: int
+) -> WorldModel:
+    """A new model for such frames and so many actions, with the tokenizer of another if wanted."""
+    dreaming = _dreaming(config)
     taken = None
-    tokenizer = dataclasses.replace(config.tokenizer, frame_shape=dataset.frame_shape)
+    tokenizer = dataclasses.replace(config.tokenizer, frame_shape=frame_shape)
     if config.tokenizer_of is not None:
         taken = checkpoint.load(config.tokenizer_of, dtype=torch.float32).tokenizer
-        if taken.config.frame_shape != dataset.frame_shape:
+        if taken.config.frame_shape != frame_shape:
             raise ValueError(
                 f"the tokenizer of {config.tokenizer_of} is for frames {taken.config.frame_shape}; "
-                f"the dataset has {dataset.frame_shape}"
+                f"the dataset has {frame_shape}"
             )
         tokenizer = taken.config
     model = WorldModel(
         WorldModelConfig(
-            num_actions=dataset.num_actions,
+            num_actions=num_actions,
             tokenizer=tokenizer,
             backbone=config.backbone,
             latent_patch=config.latent_patch,
@@ -204,7 +213,7 @@ def train_dynamics(
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     trainer = Trainer(
         model,
-        dynamics_loss(episodes, training, model, accelerator),
+        dynamics_loss(near(accelerator.device, episodes), training, model, accelerator),
         training.optimizer,
         accelerator,
         config.output / "dynamics",
@@ -267,6 +276,13 @@ def train_dynamics(
         writer.close()
     average.eval().requires_grad_(False)
     return average
+
+
+def near(device: torch.device, episodes: LatentEpisodes) -> LatentEpisodes:
+    """Episodes on a GPU where they take no more than a quarter of what is free there."""
+    if device.type != "cuda":
+        return episodes
+    return episodes.to(device) if 4 * episodes.nbytes < torch.cuda.mem_get_info()[0] else episodes
 
 
 def keep_with_places(config: TrainConfig, model: WorldModel) -> None:

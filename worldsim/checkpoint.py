@@ -226,6 +226,13 @@ def load(
         raise CheckpointError(
             f"the weights in {path} are damaged or of another model: {error}"
         ) from error
+    return for_inference(model, device, dtype)
+
+
+def for_inference(
+    model: WorldModel, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> WorldModel:
+    """Put a model where it will dream, in the precision that is fast there; arguments as `load`."""
     model.to(device).eval().requires_grad_(False)
     model.compute_dtype = fast_dtype(device) if dtype is None else dtype
     if model.compute_dtype != torch.float32:

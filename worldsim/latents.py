@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +88,19 @@ class LatentEpisodes:
     def num_frames(self) -> int:
         return len(self.actions)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
+
+    def to(self, device: torch.device | str) -> LatentEpisodes:
+        """The same episodes on a device; batches are put together where the episodes are."""
+        moved = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(moved, name, value.to(device))
+        return moved
+
     def sample(
         self,
         batch_size: int,
@@ -120,7 +134,7 @@ class LatentEpisodes:
             for row, i in zip(frames, episode, strict=True):
                 stretches = shuffled_stretches(self.lengths[i], length, longest_stretch, rng)
                 row[:] = self.offsets[i] + stretches
-        index = torch.from_numpy(frames)
+        index = torch.from_numpy(frames).to(self.actions.device)
         actions = self.actions[index]
         if longest_stretch:
             cut = torch.ones_like(index, dtype=torch.bool)
@@ -129,7 +143,9 @@ class LatentEpisodes:
         return LatentBatch(
             self.latents[index].float(),
             actions,
-            torch.zeros(*index.shape, 3) if self.poses is None else self.poses[index],
+            index.new_zeros(*index.shape, 3, dtype=torch.float32)
+            if self.poses is None
+            else self.poses[index],
             self.rewards[index],
             self.terminated[index],
             self.returns[index],
@@ -154,9 +170,11 @@ def shuffled_stretches(
         (length,) int64 different frames of the episode.
     """
     stretch = 2 ** int(rng.integers(min(length, longest).bit_length()))
-    cuts = np.arange(rng.integers(1, stretch + 1), num_frames, stretch)
-    stretches = np.split(np.arange(num_frames), cuts)
-    return np.concatenate([stretches[i] for i in rng.permutation(len(stretches))])[:length]
+    starts = np.append(0, np.arange(rng.integers(1, stretch + 1), num_frames, stretch))
+    sizes = np.diff(starts, append=num_frames)
+    order = rng.permutation(len(starts))
+    moved_to = np.cumsum(sizes[order]) - sizes[order]
+    return (np.repeat(starts[order] - moved_to, sizes[order]) + np.arange(num_frames))[:length]
 
 
 def fingerprint(tokenizer: Tokenizer, dataset: EpisodeDataset, poses: bool = False) -> str:

@@ -10,7 +10,7 @@ predicted stays as recorded: dataset aggregation (Ross et al. 2011, arXiv 1011.0
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,11 +52,15 @@ class DreamNoise(NamedTuple):
 def draw_dream_noise(
     batch_size: int, length: int, model: WorldModel, generator: torch.Generator
 ) -> DreamNoise:
-    """Draw for dreams of `length` frames, every second of which is shown, on average."""
-    levels = torch.rand(batch_size, length, generator=generator)
+    """Draw for dreams of `length` frames, every second of which is shown, on average.
+
+    What is drawn lies on the generator's device.
+    """
+    draw: dict[str, Any] = {"generator": generator, "device": generator.device}
+    levels = torch.rand(batch_size, length, **draw)
     return DreamNoise(
-        torch.randn(batch_size, length, *model.noise_shape, generator=generator),
-        torch.rand(batch_size, length, generator=generator) < 0.5,
+        torch.randn(batch_size, length, *model.noise_shape, **draw),
+        torch.rand(batch_size, length, **draw) < 0.5,
         levels**model.config.diffusion.level_power,
     )
 

@@ -22,6 +22,7 @@ from worldsim.checkpoint import replace_directory
 from worldsim.diffusion import sample_signal_levels
 from worldsim.episodes import EpisodeDataset
 from worldsim.latents import LatentBatch, LatentEpisodes
+from worldsim.muon import Muon
 from worldsim.own_dreams import DreamNoise, OwnDreams, draw_dream_noise, end_in_dreams
 from worldsim.tokenizer import Tokenizer
 from worldsim.world_model import WorldModel
@@ -138,12 +139,7 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.opt
     ]
     if matrices:
         optimizers.append(
-            torch.optim.Muon(
-                matrices,
-                lr=config.muon_learning_rate,
-                weight_decay=config.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
+            Muon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
         )
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -213,15 +209,17 @@ class Trainer:
             optimizer.zero_grad()
         self.average.update_parameters(self.model)
         self.step += 1
-        values = {k: float(v.detach()) for k, v in logged.items()}
+        logged = logged | {"loss": loss, "grad_norm": torch.as_tensor(norm)}
+        numbers = torch.stack([v.detach().float().to(loss.device) for v in logged.values()])
+        values = dict(zip(logged, numbers.tolist(), strict=True))  # waits for the device once
         # Gradients are shared: where one process has an infinite loss, all of them stop here.
-        if not (np.isfinite(float(loss.detach())) and np.isfinite(float(norm))):
+        if not np.isfinite([values["loss"], values["grad_norm"]]).all():
             raise FloatingPointError(
-                f"the loss is {float(loss.detach())} and the gradient norm {float(norm)} at step "
+                f"the loss is {values['loss']} and the gradient norm {values['grad_norm']} at step "
                 f"{self.step}; lower the learning rate (now {self.config.learning_rate}) and "
                 "resume from the last checkpoint"
             )
-        return values | {"loss": float(loss.detach()), "grad_norm": float(norm), "rate": rate}
+        return values | {"rate": rate}
 
     def save(self) -> None:
         """Write a checkpoint in one move and drop the one before."""
@@ -262,10 +260,12 @@ class Trainer:
         return False
 
 
-def step_rng(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
-    """Generators of one step, on the CPU, the same in every process."""
+def step_rng(
+    seed: int, step: int, device: torch.device | str = "cpu"
+) -> tuple[np.random.Generator, torch.Generator]:
+    """Generators of one step, the same in every process; the second draws on `device`."""
     rng = np.random.default_rng((seed, step))
-    return rng, torch.Generator().manual_seed(int(rng.integers(2**62)))
+    return rng, torch.Generator(device).manual_seed(int(rng.integers(2**62)))
 
 
 def own_share(accelerator: Accelerator, batch: Tensor) -> Tensor:
@@ -368,7 +368,7 @@ def dynamics_loss(
         check_divides(accel, config.batch_size(length))
 
     def loss(wrapped: nn.Module, step: int) -> tuple[Tensor, Losses]:
-        rng, generator = step_rng(config.optimizer.seed, step)
+        rng, generator = step_rng(config.optimizer.seed, step, accel.device)
         dreams = own.share > 0 and step >= own.begin * config.optimizer.steps
         dreams = dreams and rng.random() < own.share
         t = own.context + own.length if dreams else config.segment_length(step)
@@ -376,7 +376,7 @@ def dynamics_loss(
         stretch = 0 if dreams else config.longest_stretch(step)
         batch = episodes.sample(b, t, rng, longest_stretch=stretch)
         signal, mask = sample_signal_levels(b, t, model.config.diffusion, generator)
-        noise = torch.randn(batch.latents.shape, generator=generator)
+        noise = torch.randn(batch.latents.shape, generator=generator, device=accel.device)
         batch = LatentBatch(*(own_share(accel, x) for x in batch))
         noise, signal, mask = (own_share(accel, x) for x in (noise, signal, mask))
         seen = batch.latents
