@@ -178,7 +178,7 @@ def presets() -> dict[str, tuple[str, TrainConfig]]:
     )
     named = {
         "memory-maze": ("Memory Maze with long memory on two CPU cores, two hours.", memory_maze),
-        "memory-maze-gpu": ("The same on one GPU, untried: larger, longer.", memory_maze_gpu),
+        "memory-maze-gpu": ("The same on one GPU, larger, not yet run.", memory_maze_gpu),
         "minerl": ("MineRL on two CPU cores, an hour or two.", minerl),
         "cpu": ("Two CPU cores, an hour or two.", TrainConfig()),
         "gpu": ("One GPU, half an hour to hours.", gpu),

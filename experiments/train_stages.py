@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -19,7 +21,13 @@ from worldsim.occupancy_training import OccupancyLoss, occupancy_loss
 from worldsim.odometry import Odometry
 from worldsim.odometry_training import OdometryLoss, odometry_loss
 from worldsim.places import Places, PlacesConfig
-from worldsim.places_training import PlacesLoss, ReadEpisodes, places_loss, read_once
+from worldsim.places_training import (
+    PlacesLoss,
+    ReadEpisodes,
+    places_loss,
+    read_once,
+    reading,
+)
 from worldsim.tokenizer import Tokenizer
 from worldsim.training import (
     TokenizerLoss,
@@ -165,11 +173,24 @@ def train_where_to_go(
     with tqdm(total=episodes.num_frames, desc="read episodes", unit="frame", mininterval=2) as bar:
         cache = config.output / "read_outs.safetensors" if accelerator.is_main_process else None
         read = read_once(model, episodes, cache, lambda done, _: bar.update(done - bar.n))
+    if accelerator.is_main_process:
+        for stage in ("places", "occupancy"):
+            forget_other_models(config.output / stage, reading(model, episodes))
+    accelerator.wait_for_everyone()
     if config.places or changed or new:
         train_places(config, model.places, episodes, read, accelerator)
     if model.places.occupancy is not None and (config.occupancy or changed):
         train_occupancy(config, model.places.occupancy, episodes, read, accelerator)
     return model.eval().requires_grad_(False)
+
+
+def forget_other_models(directory: Path, fingerprint: str) -> None:
+    """Drop a stage's training that learned from what the model read before it was changed."""
+    note = directory / "learned_from.txt"
+    if directory.is_dir() and (not note.is_file() or note.read_text() != fingerprint):
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    note.write_text(fingerprint)
 
 
 def train_places(

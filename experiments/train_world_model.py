@@ -291,7 +291,7 @@ def keep_with_places(config: TrainConfig, model: WorldModel) -> None:
     contexts, metadata = checkpoint.load_contexts(path), checkpoint.load_metadata(path)
     places, occupancy = config.places_training.optimizer, config.occupancy_training.optimizer
     for stage, optimizer in (("places", places), ("occupancy", occupancy)):
-        if (config.output / stage).is_dir():
+        if (config.output / stage / "latest").is_dir():
             metadata[f"{stage}_steps"] = optimizer.steps
     checkpoint.save(model, path, contexts=contexts, metadata=metadata)
 

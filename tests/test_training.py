@@ -675,6 +675,13 @@ def test_places_and_a_grid_are_added_to_a_trained_model(tmp_path: Path) -> None:
     third = final_weights(main(further))
     for name in ("places.query.weight", "places.occupancy.cell_in.weight"):
         assert not torch.equal(third[name], after[name])
+    # So they are where the same run goes on to more steps.
+    steps = further.dynamics.optimizer.steps + 2
+    optimizer = dataclasses.replace(further.dynamics.optimizer, steps=steps)
+    longer = dataclasses.replace(further.dynamics, optimizer=optimizer)
+    fourth = final_weights(main(dataclasses.replace(further, dynamics=longer)))
+    for name in ("places.query.weight", "places.occupancy.cell_in.weight"):
+        assert not torch.equal(fourth[name], third[name])
     # A map alone is added to what stays as it is.
     with_places = main(dataclasses.replace(more, occupancy=False, output=tmp_path / "places"))
     assert checkpoint.load(with_places).places.occupancy is None  # type: ignore[union-attr]

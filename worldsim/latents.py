@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from worldsim.cache import keep_tensors, kept_tensors
 from worldsim.episodes import DamagedEpisodeError, EpisodeDataset
 from worldsim.pose import poses_of
 from worldsim.tokenizer import Tokenizer
@@ -224,15 +223,10 @@ def encode_dataset(
     """
     key = fingerprint(tokenizer, dataset, poses)
     names = ["latents", "actions", "rewards", "terminated", *(["poses"] if poses else [])]
-    if cache is not None and cache.is_file():
-        try:
-            with safe_open(cache, framework="pt") as file:
-                if file.metadata().get("fingerprint") == key and {*names} <= {*file.keys()}:
-                    kept = {name: file.get_tensor(name) for name in names}
-                    lengths = file.get_tensor("lengths").numpy()
-                    return LatentEpisodes(**kept, lengths=lengths, gamma=gamma)
-        except (SafetensorError, OSError):
-            pass  # a damaged cache is made again
+    kept = kept_tensors(cache, key, [*names, "lengths"])
+    if kept is not None:
+        lengths = kept.pop("lengths").numpy()
+        return LatentEpisodes(**kept, lengths=lengths, gamma=gamma)
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
     sizes, done = [], 0
     for episode in dataset:
@@ -249,10 +243,5 @@ def encode_dataset(
         sizes.append(len(episode))
     values = {name: torch.cat(part) for name, part in parts.items()}
     result = LatentEpisodes(**values, lengths=np.array(sizes), gamma=gamma)
-    if cache is not None:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        partial = cache.with_name(f".{cache.name}.partial")
-        values["lengths"] = torch.from_numpy(result.lengths)
-        save_file(values, partial, metadata={"fingerprint": key})
-        partial.replace(cache)
+    keep_tensors(cache, key, values | {"lengths": torch.from_numpy(result.lengths)})
     return result

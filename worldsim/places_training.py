@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,11 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from worldsim.cache import keep_tensors, kept_tensors
 from worldsim.diffusion import noise_slightly
 from worldsim.latents import LatentEpisodes
 from worldsim.places import Places, next_reward_places
@@ -65,6 +63,15 @@ class ReadEpisodes(NamedTuple):
     stands: Tensor  # (frames, 3) float32, the same relative to the grid of the world
 
 
+def reading(model: WorldModel, episodes: LatentEpisodes) -> str:
+    """Fingerprint of the model, all but its places, and of the episodes that it reads."""
+    digest = hashlib.sha256(np.ascontiguousarray(episodes.lengths).tobytes())
+    weights = {k: t for k, t in model.state_dict().items() if not k.startswith("places.")}
+    for t in (*weights.values(), episodes.actions, episodes.latents[::97]):
+        digest.update(t.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def read_once(
     model: WorldModel,
     episodes: LatentEpisodes,
@@ -76,23 +83,12 @@ def read_once(
     Args:
         cache: file to keep it in; None keeps nothing.
     """
-    if cache is None:
-        return read_episodes(model, episodes, progress=progress)
-    digest = hashlib.sha256(np.ascontiguousarray(episodes.lengths).tobytes())
-    weights = {k: t for k, t in model.state_dict().items() if not k.startswith("places.")}
-    for t in (*weights.values(), episodes.actions, episodes.latents[::97]):
-        digest.update(t.detach().cpu().float().numpy().tobytes())
-    key = digest.hexdigest()
-    if cache.is_file():
-        # A damaged or an old cache is made again.
-        with contextlib.suppress(SafetensorError, OSError), safe_open(cache, "pt") as file:
-            if (file.metadata() or {}).get("fingerprint") == key:
-                return ReadEpisodes(*(file.get_tensor(name) for name in ReadEpisodes._fields))
+    key = reading(model, episodes)
+    kept = kept_tensors(cache, key, ReadEpisodes._fields)
+    if kept is not None:
+        return ReadEpisodes(**kept)
     read = read_episodes(model, episodes, progress=progress)
-    partial = cache.with_name(f".{cache.name}.partial")
-    values = {name: t.contiguous() for name, t in read._asdict().items()}
-    save_file(values, partial, metadata={"fingerprint": key})
-    partial.replace(cache)
+    keep_tensors(cache, key, read._asdict())
     return read
 
 
