@@ -70,6 +70,37 @@ class FeaturePolicy:
         return chosen, FeatureState(world=world, actions=chosen, policy=inner)
 
 
+def behaviour_policy(
+    model: WorldModel,
+    *,
+    walking: bool = True,
+    deterministic: bool = False,
+    seed: int = 0,
+    temperature: float = 1.0,
+) -> FeaturePolicy:
+    """The behaviour that a world model predicts, acting on frames.
+
+    Args:
+        model: predicts.
+        walking: go where the next reward is expected, as models with places can; False takes plain
+            behaviour cloning.
+        deterministic, seed, temperature: as for `ActorCriticPolicy`.
+
+    Raises:
+        ValueError: `walking` with a model that remembers no places; a temperature not above 0.
+    """
+    if walking and model.places is None:
+        raise ValueError(
+            "this world model has no memory of places, so it cannot walk to where a reward is "
+            "expected: train them (--places), or take its plain behaviour"
+        )
+    agent = ActorCritic.from_behaviour(model, told_places=walking)
+    policy = ActorCriticPolicy(
+        agent, deterministic=deterministic, seed=seed, temperature=temperature
+    )
+    return FeaturePolicy(model, policy)
+
+
 class ShortMemoryPolicy:
     """A `FeaturePolicy` whose memory is cut: it observes only the last frames, anew at every step.
 

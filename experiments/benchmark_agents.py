@@ -28,7 +28,12 @@ import worldsim.checkpoint as checkpoint
 from agents.actor_critic import ActorCritic, ActorCriticPolicy
 from agents.cloning import CloningConfig, ReadOuts
 from agents.explorers import RandomPolicy
-from agents.features import FeaturePolicy, ShortMemoryPolicy, load_policy
+from agents.features import (
+    FeaturePolicy,
+    ShortMemoryPolicy,
+    behaviour_policy,
+    load_policy,
+)
 from agents.imagination import ActorCriticConfig
 from agents.planner import Planner, PlannerConfig
 from agents.rollout import Policy
@@ -223,18 +228,16 @@ class AgentsBenchmark:
             policy = ShortMemoryPolicy(model, whole.policy, config.short_memory)
             return policy, details | {"short_memory": config.short_memory}
         if agent in ("behaviour", "walker"):
-            if agent == "walker" and model.places is None:
-                raise ValueError(f"{self.name} has no memory of places: leave out 'walker'")
-            told = agent == "walker"
-            return self._acting(ActorCritic.from_behaviour(model, told_places=told), seed)
+            return self._behaving(model, seed, walking=agent == "walker")
         if agent == "walker_without_map":
             if model.config.places is None or model.config.places.occupancy is None:
                 raise ValueError(f"{self.name} draws no map: leave out {agent!r}")
             places = dataclasses.replace(model.config.places, occupancy=None)
-            without = model.reconfigured(places=places)
-            return self._acting(ActorCritic.from_behaviour(without), seed, without)
+            return self._behaving(model.reconfigured(places=places), seed)
         if agent == "advantage_weighted":
-            return self._acting(self._clone(seed), seed)
+            temperature = config.temperature
+            cloned = ActorCriticPolicy(self._clone(seed), seed=seed, temperature=temperature)
+            return FeaturePolicy(model, cloned), {"temperature": temperature}
         if agent == "planner":
             planner = Planner(model, config.planner, seed=seed)
             return planner, {"planner": dataclasses.asdict(config.planner)}
@@ -251,13 +254,13 @@ class AgentsBenchmark:
             return model_free, {"real_steps": self._real_steps(), "curve": read_curve(work)}
         return self._train_in_dream(agent, seed)
 
-    def _acting(
-        self, cloned: ActorCritic, seed: int, model: WorldModel | None = None
+    def _behaving(
+        self, model: WorldModel, seed: int, walking: bool = True
     ) -> tuple[Policy, dict[str, Any]]:
-        """A cloned policy that acts on frames, at the temperature of the config."""
+        """What a model predicts, acting on frames at the temperature of the config."""
         temperature = self.config.temperature
-        policy = ActorCriticPolicy(cloned, seed=seed, temperature=temperature)
-        return FeaturePolicy(model or self.model, policy), {"temperature": temperature}
+        policy = behaviour_policy(model, walking=walking, seed=seed, temperature=temperature)
+        return policy, {"temperature": temperature}
 
     def _clone(self, seed: int) -> ActorCritic:
         """Learn from recorded episodes, or take what was learned before."""

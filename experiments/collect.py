@@ -30,6 +30,7 @@ from worldsim.episodes import EpisodeDataset
 from worldsim.storage import check_discrete, find_image
 
 SCRIPTED_POLICIES = ("random", "explorer")
+BEHAVIOURS = ("walker", "behaviour")
 MakeEnv = Callable[["CollectConfig"], gymnasium.Env]
 
 
@@ -40,8 +41,15 @@ class CollectConfig:
     env: str = "memory-maze-9x9"
     """Environment to play."""
     policy: str = "explorer"
-    """random, explorer (the scripted player of Memory Mazes and of MineRL's Navigate), or the path
-    of a policy saved by Stable-Baselines3."""
+    """random, explorer (the scripted player of Memory Mazes and of MineRL's Navigate), behaviour
+    (that a world model has learned to predict), walker (the same, going where the model expects the
+    next reward), or a saved policy: a zip of Stable-Baselines3, or the safetensors file of an
+    actor-critic."""
+    world_model: str | None = None
+    """World model of walker and behaviour, a shipped name or a checkpoint directory; by default the
+    shipped one of the env's name."""
+    temperature: float = 1.0
+    """At which these two draw their actions; below 1 likely ones become likelier."""
     episodes: int = 260
     """Number of episodes that the dataset shall have."""
     seed: int = 0
@@ -68,9 +76,11 @@ class CollectConfig:
                 f"the explorer only knows its way in Memory Mazes and MineRL's Navigate, not in "
                 f"{self.env!r}: use --policy random or a saved policy"
             )
-        if self.policy not in SCRIPTED_POLICIES and not Path(self.policy).is_file():
+        known = (*SCRIPTED_POLICIES, *BEHAVIOURS)
+        if self.policy not in known and not Path(self.policy).is_file():
             raise ValueError(
-                f"there is no policy {self.policy!r}: use random, explorer or the path of a .zip"
+                f"there is no policy {self.policy!r}: use {', '.join(known)} or the path of a "
+                ".zip or .safetensors file"
             )
 
     @property
@@ -79,6 +89,11 @@ class CollectConfig:
         settings: dict[str, Any] = {"env": self.env, "policy": self.policy, "seed": self.seed}
         if self.policy == "explorer" and self.env.startswith("memory-maze-"):
             settings["explorer"] = dataclasses.asdict(self.explorer)
+        elif self.policy in BEHAVIOURS:
+            from agents.actor_critic import world_model_note
+
+            settings |= world_model_note(self.world_model or self.env)
+            settings |= {"temperature": self.temperature, "deterministic": self.deterministic}
         elif self.policy not in SCRIPTED_POLICIES:
             digest = hashlib.sha256(Path(self.policy).read_bytes()).hexdigest()
             settings |= {
@@ -131,16 +146,39 @@ def make_policy(config: CollectConfig, env: gymnasium.Env) -> Callable[[int], Po
     import torch
     from stable_baselines3.common.utils import set_random_seed
 
-    from agents.features import load_policy
+    from agents.actor_critic import ActorCriticPolicy
+    from agents.features import FeaturePolicy
 
     torch.set_num_threads(1)
-    policy = load_policy(config.policy, deterministic=config.deterministic)
+    policy = learned_policy(config)
 
     def reseed(seed: int) -> Policy:
         set_random_seed(seed)
+        if isinstance(policy, FeaturePolicy) and isinstance(policy.policy, ActorCriticPolicy):
+            policy.policy.seed = seed
         return policy
 
     return reseed
+
+
+def learned_policy(config: CollectConfig) -> Policy:
+    """The behaviour of a world model, or a saved policy.
+
+    Raises:
+        CheckpointError: there is no such world model.
+        ValueError: the model remembers no places to walk to; the file holds no saved policy.
+    """
+    from agents.features import behaviour_policy, load_policy
+    from worldsim.checkpoint import load
+
+    if config.policy in BEHAVIOURS:
+        return behaviour_policy(
+            load(config.world_model or config.env),
+            walking=config.policy == "walker",
+            deterministic=config.deterministic,
+            temperature=config.temperature,
+        )
+    return load_policy(config.policy, deterministic=config.deterministic)
 
 
 def main(config: CollectConfig, make: MakeEnv = make_env) -> CollectResult:
@@ -160,9 +198,7 @@ def main(config: CollectConfig, make: MakeEnv = make_env) -> CollectResult:
         RuntimeError: If another process is adding to the dataset.
     """
     if config.policy not in SCRIPTED_POLICIES:
-        from agents.sb3 import algorithm_of
-
-        algorithm_of(config.policy)  # better to fail here than in a worker
+        learned_policy(config)  # better to fail here than in a worker
     env = make(config)
     check_discrete(env.action_space, config.env)
     find_image(env.observation_space, None, config.env)

@@ -2,6 +2,7 @@
 
 python experiments/evaluate.py --policy runs/dream_train/my_run/policy.safetensors
 python experiments/evaluate.py --policy explorer --num-episodes 20 --video explorer.mp4
+python experiments/evaluate.py --policy walker --temperature 0.6 --num-workers 10 --video walker.mp4
 python experiments/evaluate.py --policy policy.zip --world-model memory-maze-9x9 --horizon 64
 python experiments/evaluate.py --policy planner --planner.method rollout --planner.horizon 8
 """
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 import envs
 from agents.explorers import RandomPolicy
-from agents.features import FeaturePolicy, load_policy
+from agents.features import FeaturePolicy, behaviour_policy, load_policy
 from agents.planner import Planner, PlannerConfig
 from agents.rollout import EpisodeResult, Policy, make_parallel, rollout
 from agents.scripted import scripted_player
@@ -37,6 +38,9 @@ from worldsim.world_model import WorldModel
 # Training data starts at seed 0 and validation data at 1,000,000.
 FIRST_EVALUATION_SEED = 2_000_000
 
+POLICIES_OF_MODELS = ("planner", "walker", "behaviour")
+"""Policies that a world model has without any training of their own."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
@@ -44,7 +48,9 @@ class EvaluateConfig:
 
     policy: str = "random"
     """"random", "explorer" (scripted, reads the maze's hidden state), "planner" (plans in a world
-    model), or a saved policy: a zip of SB3, or the safetensors file of an actor-critic."""
+    model), "behaviour" (that a world model has learned to predict), "walker" (the same, going where
+    the model expects the next reward), or a saved policy: a zip of SB3, or the safetensors file of
+    an actor-critic."""
     env: str = "memory-maze-9x9"
     """Name of the real env; ignored with --world-model."""
     world_model: str | None = None
@@ -64,9 +70,11 @@ class EvaluateConfig:
     """Take the policy's most likely action instead of drawing one."""
     planner: PlannerConfig = dataclasses.field(default_factory=PlannerConfig)
     """How "planner" plans."""
-    planner_model: str | None = None
-    """World model that it plans in, a shipped name or a checkpoint directory; by default the
-    dream's own, or the shipped one of the env's name."""
+    temperature: float = 1.0
+    """At which "walker" and "behaviour" draw their actions; below 1 likely ones become likelier."""
+    policy_model: str | None = None
+    """World model of "planner", "walker" and "behaviour", a shipped name or a checkpoint directory;
+    by default the dream's own, or the shipped one of the env's name."""
     output: Path | None = None
     """JSON file for the return of every episode, with config, versions and hardware."""
     video: Path | None = None
@@ -76,9 +84,10 @@ class EvaluateConfig:
 
 def check_policy(name: str) -> None:
     """Raise FileNotFoundError for what is neither a policy's name nor a file."""
-    if name not in ("random", "explorer", "planner") and not Path(name).is_file():
+    known = ("random", "explorer", *POLICIES_OF_MODELS)
+    if name not in known and not Path(name).is_file():
         raise FileNotFoundError(
-            f"unknown policy {name!r}: choose random, explorer, planner, or a saved policy's file"
+            f"unknown policy {name!r}: choose {', '.join(known)}, or a saved policy's file"
         )
 
 
@@ -105,23 +114,37 @@ def open_policy(
     return load_policy(name, deterministic=deterministic, device=device)
 
 
-def open_planner(config: EvaluateConfig, dreaming: WorldModel | None = None) -> Planner:
-    """Make the planner of a config, which plans in the model that is dreaming, if one is.
+def policy_of_model(config: EvaluateConfig, dreaming: WorldModel | None = None) -> Policy:
+    """Make the planner, or take the behaviour, of a world model: of what is dreaming, if one is.
 
     Raises:
         CheckpointError: there is no such world model.
-        ValueError: the model has other actions than the dream.
+        ValueError: the model has other actions than the dream, or no places to walk to; or its
+            behaviour is asked for in another model's dream, which has other features.
     """
-    if config.planner_model is not None or dreaming is None:
-        model = load(config.planner_model or config.env, device=config.device)
+    if config.policy_model is not None or dreaming is None:
+        model = load(config.policy_model or config.env, device=config.device)
         if dreaming is not None and model.config.num_actions != dreaming.config.num_actions:
             raise ValueError(
-                f"the planner's model {config.planner_model!r} has {model.config.num_actions} "
+                f"the policy's model {config.policy_model!r} has {model.config.num_actions} "
                 f"actions, the dream {dreaming.config.num_actions}"
             )
     else:
         model = dreaming
-    return Planner(model, config.planner, seed=config.first_seed)
+    if config.policy == "planner":
+        return Planner(model, config.planner, seed=config.first_seed)
+    if dreaming is not None and model is not dreaming:
+        raise ValueError(
+            f"in a dream, {config.policy} is the behaviour of the dreaming model: leave out "
+            "--policy-model"
+        )
+    return behaviour_policy(
+        model,
+        walking=config.policy == "walker",
+        deterministic=config.deterministic,
+        seed=config.first_seed,
+        temperature=config.temperature,
+    )
 
 
 def make_real_envs(
@@ -205,8 +228,8 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     if config.world_model is not None:
         model = load(config.world_model, device=config.device)
         policy: Policy
-        if config.policy == "planner":
-            policy = open_planner(config, model)
+        if config.policy in POLICIES_OF_MODELS:
+            policy = policy_of_model(config, model)
         else:
             policy = open_policy(
                 config.policy, model.config.num_actions, device=config.device, **options
@@ -227,14 +250,14 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         where, limit, threads = "the dream", config.horizon, torch.get_num_threads()
     else:
         num_workers = min(config.num_workers, config.num_episodes)
-        # A planner's model is opened first: a wrong name should not cost the start of real envs.
-        planner = open_planner(config) if config.policy == "planner" else None
+        # A policy's model is opened first: a wrong name should not cost the start of real envs.
+        of_model = policy_of_model(config) if config.policy in POLICIES_OF_MODELS else None
         batch, limit = make_real_envs(config.env, num_workers, config.max_episode_steps)
         num_actions = int(batch.single_action_space.n)  # type: ignore[attr-defined]
-        policy = planner or open_policy(
+        policy = of_model or open_policy(
             config.policy, num_actions, env=config.env, device=config.device, **options
         )
-        where, threads = config.env, torch.get_num_threads() if planner else 1
+        where, threads = config.env, torch.get_num_threads() if of_model else 1
     try:
         with torch_threads(threads):
             results = run_episodes(

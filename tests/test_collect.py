@@ -13,12 +13,17 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from tiny import tiny_model
 
+from agents.actor_critic import ActorCritic
 from experiments import import_npz
-from experiments.collect import CollectConfig, CollectResult, main
+from experiments.collect import CollectConfig, CollectResult, main, make_policy
 from experiments.command_line import run_script
-from experiments.workers import CollectionError
+from experiments.workers import CollectionError, play_episode
+from worldsim.checkpoint import load, save
 from worldsim.episodes import DamagedEpisodeWarning, EpisodeDataset
+from worldsim.recording import RecordedEpisode
+from worldsim.tokenizer import TokenizerConfig
 
 NUM_STEPS = 30
 
@@ -281,6 +286,45 @@ def test_saved_policies_play(tmp_path: Path) -> None:
     again = dataclasses.replace(config, datasets_root=tmp_path / "again", num_workers=2)
     assert files_of(main(again, make=make_counter).path) == files_of(result.path)
     assert EpisodeDataset(result.path).episode(0).metadata["policy"] == "ppo.zip"
+
+
+@pytest.fixture
+def world_model(tmp_path: Path) -> Path:
+    """A model of the counter's frames and actions, without a memory of places."""
+    sizes = TokenizerConfig(frame_shape=(8, 8, 3), patch_size=4, channels=(16,), latent_channels=8)
+    save(tiny_model(num_actions=3, tokenizer=sizes), tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_what_a_model_predicts_plays_and_seeds_decide_it(
+    saved: bool, world_model: Path, tmp_path: Path
+) -> None:
+    policy = "behaviour"
+    if saved:
+        agent = ActorCritic.from_behaviour(load(world_model), told_places=False)
+        agent.save(tmp_path / "agent.safetensors", world_model=str(world_model))
+        policy = str(tmp_path / "agent.safetensors")
+    config = counter_config(tmp_path, policy=policy, world_model=str(world_model))
+    env = CounterEnv()
+    play = make_policy(config, env)
+
+    def actions(seed: int) -> list[int]:
+        *_, episode = play_episode(env, play(seed), seed, {})
+        assert isinstance(episode, RecordedEpisode)
+        return episode.actions.tolist()
+
+    first, other, again = actions(0), actions(1), actions(0)
+    assert first == again and first != other
+
+
+def test_walking_needs_places(world_model: Path, tmp_path: Path) -> None:
+    config = counter_config(tmp_path, policy="walker", world_model=str(world_model))
+    with pytest.raises(ValueError, match="no memory of places"):
+        main(config, make=make_counter)
+    other = counter_config(tmp_path, policy="behaviour", world_model=str(world_model))
+    warmer = dataclasses.replace(other, temperature=2.0)
+    assert other.settings != warmer.settings and "world_model_sha256" in other.settings
 
 
 @pytest.mark.slow

@@ -255,11 +255,29 @@ def test_a_planner_is_judged_by_name(checkpoint: Path) -> None:
     real = dataclasses.replace(
         config,
         env="memory-maze-5x5",
-        planner_model=str(checkpoint),
+        policy_model=str(checkpoint),
         num_workers=0,
         max_episode_steps=3,
     )
     assert evaluate.main(real)["results"]["lengths"] == [3, 3]
+
+
+def test_a_models_behaviour_is_judged_by_name(checkpoint: Path) -> None:
+    config = evaluate.EvaluateConfig(policy="behaviour", num_episodes=2, temperature=0.5)
+    dreamed = dataclasses.replace(config, world_model=str(checkpoint), horizon=3)
+    assert evaluate.main(dreamed)["results"]["lengths"] == [3, 3]
+    real = dataclasses.replace(
+        config,
+        env="memory-maze-5x5",
+        policy_model=str(checkpoint),
+        num_workers=0,
+        max_episode_steps=3,
+    )
+    assert evaluate.main(real)["results"]["lengths"] == [3, 3]
+    with pytest.raises(ValueError, match="no memory of places"):
+        evaluate.main(dataclasses.replace(dreamed, policy="walker"))
+    with pytest.raises(ValueError, match="the behaviour of the dreaming model"):
+        evaluate.main(dataclasses.replace(dreamed, policy_model=str(checkpoint)))
 
 
 def test_unknown_policies_and_video_formats_are_named() -> None:
