@@ -125,8 +125,17 @@ def place_in(features: Tensor, config: PlacesConfig) -> tuple[Tensor, Tensor]:
     told = features[..., -config.num_features :]
     last = config.occupancy is not None
     told = told[..., -NUM_PLACE_FEATURES:] if last else told[..., :NUM_PLACE_FEATURES]
-    certainty = told[..., -1]
-    return UNIT * told[..., 4:6] / certainty[..., None].clamp(min=1e-6), certainty
+    return _place_of(told), told[..., -1]
+
+
+def way_in(features: Tensor, config: PlacesConfig) -> Tensor:
+    """The place (..., 2) that features (..., d) tell to walk to: the next on the way with a map."""
+    return _place_of(features[..., -config.num_features :][..., :NUM_PLACE_FEATURES])
+
+
+def _place_of(told: Tensor) -> Tensor:
+    """The place (..., 2) that `place_features` (..., NUM_PLACE_FEATURES) are of."""
+    return UNIT * told[..., 4:6] / told[..., -1:].clamp(min=1e-6)
 
 
 def pose_features_of(poses: Tensor) -> Tensor:
