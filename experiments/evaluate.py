@@ -29,7 +29,7 @@ from agents.rollout import EpisodeResult, Policy, make_parallel, rollout
 from agents.scripted import scripted_player
 from experiments.command_line import run_script
 from experiments.report import format_table, provenance, summarise, write_json
-from experiments.videos import save_video
+from experiments.videos import check_video, save_video
 from worldsim.checkpoint import load
 from worldsim.contexts import open_contexts
 from worldsim.dream import DreamVectorEnv
@@ -218,8 +218,8 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     """Run the episodes; print a table and return what `output` is written from."""
     if config.num_episodes < 1:
         raise ValueError(f"num_episodes must be at least 1, got {config.num_episodes}")
-    if config.video is not None and config.video.suffix not in (".mp4", ".gif"):
-        raise ValueError(f"--video must end in .mp4 or .gif, got {config.video.name!r}")
+    if config.video is not None:
+        check_video(config.video, "--video")
     check_policy(config.policy)
     seeds = [config.first_seed + i for i in range(config.num_episodes)]
     options: dict[str, Any] = {"seed": config.first_seed, "deterministic": config.deterministic}

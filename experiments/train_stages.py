@@ -174,8 +174,9 @@ def train_where_to_go(
         cache = config.output / "read_outs.safetensors" if accelerator.is_main_process else None
         read = read_once(model, episodes, cache, lambda done, _: bar.update(done - bar.n))
     if accelerator.is_main_process:
+        fingerprint = reading(model, episodes)
         for stage in ("places", "occupancy"):
-            forget_other_models(config.output / stage, reading(model, episodes))
+            forget_other_models(config.output / stage, fingerprint)
     accelerator.wait_for_everyone()
     if config.places or changed or new:
         train_places(config, model.places, episodes, read, accelerator)

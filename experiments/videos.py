@@ -25,6 +25,12 @@ def tile(videos: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(padded, axis=2)
 
 
+def check_video(path: Path, name: str = "a video") -> None:
+    """Raise a ValueError where a file, called `name`, ends in what no video is written to."""
+    if path.suffix not in (".mp4", ".gif"):
+        raise ValueError(f"{name} must end in .mp4 or .gif, got {path.name!r}")
+
+
 def save_video(path: str | Path, frames: np.ndarray, fps: float = 10) -> None:
     """Write frames (t, h, w, c) uint8 to a .mp4 or .gif file.
 
@@ -32,13 +38,12 @@ def save_video(path: str | Path, frames: np.ndarray, fps: float = 10) -> None:
         ValueError: the file name ends in something else.
     """
     path = Path(path)
+    check_video(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".gif":
         path.write_bytes(encode_gif(frames, fps))
-    elif path.suffix == ".mp4":
-        iio.imwrite(path, enlarge(frames), plugin="FFMPEG", fps=fps, macro_block_size=2)
     else:
-        raise ValueError(f"a video must end in .mp4 or .gif, got {path.name!r}")
+        iio.imwrite(path, enlarge(frames), plugin="FFMPEG", fps=fps, macro_block_size=2)
 
 
 def encode_gif(frames: np.ndarray, fps: float = 10) -> bytes:

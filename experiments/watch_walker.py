@@ -24,7 +24,7 @@ import envs
 from agents.features import FeatureState, behaviour_policy
 from experiments.command_line import run_script
 from experiments.evaluate import FIRST_EVALUATION_SEED
-from experiments.videos import save_video
+from experiments.videos import check_video, save_video
 from worldsim.checkpoint import load
 from worldsim.occupancy import CELLS
 from worldsim.odometry import ORIGIN, POSE
@@ -68,8 +68,7 @@ def main(config: WatchConfig) -> float:
     for name in ("steps", "every"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
-    if config.output.suffix not in (".mp4", ".gif"):
-        raise ValueError(f"--output must end in .mp4 or .gif, got {config.output.name!r}")
+    check_video(config.output, "--output")
     if not config.env.startswith("memory-maze-"):
         raise ValueError(f"only Memory Mazes tell what their map is: {config.env} does not")
     model = load(config.world_model)
@@ -120,19 +119,17 @@ def draw(
     ImageDraw.Draw(seen).text((6, 4), caption, fill=(255, 255, 255))
     targets = np.asarray(info["targets_pos"], np.float32)
     wanted = int(info["target_index"])
-    for picture in (known, truth):
-        pen = ImageDraw.Draw(picture)
-        if picture is truth:
-            for i, place in enumerate(targets):
-                _dot(pen, place * scale, 0.28 * scale, TARGET, filled=i == wanted)
-        else:
-            _dot(pen, placed_at(true_pose, next_place).numpy() * scale, 0.16 * scale, NEXT)
-            if float(certainty) > 0.1:
-                place = placed_at(true_pose, expected).numpy() * scale
-                _dot(pen, place, 0.4 * scale * float(certainty), WANTED, filled=False)
-        _arrow(pen, true_pose.numpy(), scale)
-    joined = np.concatenate([np.asarray(p) for p in (seen, known, truth)], axis=1)
-    return joined.astype(np.uint8)
+    pen = ImageDraw.Draw(known)
+    _dot(pen, placed_at(true_pose, next_place).numpy() * scale, 0.16 * scale, NEXT)
+    if float(certainty) > 0.1:
+        place = placed_at(true_pose, expected).numpy() * scale
+        _dot(pen, place, 0.4 * scale * float(certainty), WANTED, filled=False)
+    _arrow(pen, true_pose.numpy(), scale)
+    pen = ImageDraw.Draw(truth)
+    for i, place in enumerate(targets):
+        _dot(pen, place * scale, 0.28 * scale, TARGET, filled=i == wanted)
+    _arrow(pen, true_pose.numpy(), scale)
+    return np.concatenate([np.asarray(p) for p in (seen, known, truth)], axis=1)
 
 
 def map_colours(

@@ -247,9 +247,9 @@ def test_an_actor_critic_learns_from_episodes_first_and_once(
         make_config(checkpoint, tmp_path / "run", clone=dataset)
 
 
-def test_a_planner_is_judged_by_name(checkpoint: Path) -> None:
-    planner = PlannerConfig(method="rollout", horizon=2, num_candidates=6)
-    config = evaluate.EvaluateConfig(policy="planner", planner=planner, num_episodes=2)
+def judge_in_dream_and_maze(checkpoint: Path, **options: Any) -> evaluate.EvaluateConfig:
+    """Two episodes of three steps in a model's dream, and in a real maze; returns the former."""
+    config = evaluate.EvaluateConfig(num_episodes=2, **options)
     dreamed = dataclasses.replace(config, world_model=str(checkpoint), horizon=3)
     assert evaluate.main(dreamed)["results"]["lengths"] == [3, 3]
     real = dataclasses.replace(
@@ -260,20 +260,16 @@ def test_a_planner_is_judged_by_name(checkpoint: Path) -> None:
         max_episode_steps=3,
     )
     assert evaluate.main(real)["results"]["lengths"] == [3, 3]
+    return dreamed
+
+
+def test_a_planner_is_judged_by_name(checkpoint: Path) -> None:
+    planner = PlannerConfig(method="rollout", horizon=2, num_candidates=6)
+    judge_in_dream_and_maze(checkpoint, policy="planner", planner=planner)
 
 
 def test_a_models_behaviour_is_judged_by_name(checkpoint: Path) -> None:
-    config = evaluate.EvaluateConfig(policy="behaviour", num_episodes=2, temperature=0.5)
-    dreamed = dataclasses.replace(config, world_model=str(checkpoint), horizon=3)
-    assert evaluate.main(dreamed)["results"]["lengths"] == [3, 3]
-    real = dataclasses.replace(
-        config,
-        env="memory-maze-5x5",
-        policy_model=str(checkpoint),
-        num_workers=0,
-        max_episode_steps=3,
-    )
-    assert evaluate.main(real)["results"]["lengths"] == [3, 3]
+    dreamed = judge_in_dream_and_maze(checkpoint, policy="behaviour", temperature=0.5)
     with pytest.raises(ValueError, match="no memory of places"):
         evaluate.main(dataclasses.replace(dreamed, policy="walker"))
     with pytest.raises(ValueError, match="the behaviour of the dreaming model"):

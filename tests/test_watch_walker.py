@@ -11,7 +11,7 @@ import torch
 from test_occupancy import SMALL, known_map, mapping, maze
 from tiny import tiny_model
 
-from experiments.watch_walker import FREE, UNKNOWN, WALL, WatchConfig, map_colours
+from experiments.watch_walker import FREE, UNKNOWN, WALL, WatchConfig, main, map_colours
 from worldsim.checkpoint import save
 from worldsim.occupancy import CELLS
 from worldsim.odometry import ORIGIN, POSE
@@ -41,8 +41,6 @@ def test_the_map_is_laid_over_the_maze_by_the_believed_pose(turn: int) -> None:
 
 
 def test_a_video_is_made_of_a_real_maze(tmp_path: Path) -> None:
-    from experiments.watch_walker import main
-
     save(mapping(), tmp_path / "model")
     config = WatchConfig(
         world_model=str(tmp_path / "model"),
@@ -56,8 +54,6 @@ def test_a_video_is_made_of_a_real_maze(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_watched_is_named(tmp_path: Path) -> None:
-    from experiments.watch_walker import main
-
     save(tiny_model(), tmp_path / "model")
     for changes, complaint in (
         ({}, "draws no map"),
