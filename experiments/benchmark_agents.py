@@ -228,6 +228,8 @@ class AgentsBenchmark:
             policy = ShortMemoryPolicy(model, whole.policy, config.short_memory)
             return policy, details | {"short_memory": config.short_memory}
         if agent in ("behaviour", "walker"):
+            if agent == "walker" and model.places is None:
+                raise ValueError(f"{self.name} has no memory of places: leave out 'walker'")
             return self._behaving(model, seed, walking=agent == "walker")
         if agent == "walker_without_map":
             if model.config.places is None or model.config.places.occupancy is None:

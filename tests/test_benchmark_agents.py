@@ -89,7 +89,7 @@ def test_walkers_act_with_and_without_a_map(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     agents = ("walker", "walker_without_map", "walker_short_memory", "behaviour")
     config = dataclasses.replace(config, agents=agents)
-    with pytest.raises(ValueError, match="no memory of places"):
+    with pytest.raises(ValueError, match="has no memory of places: leave out 'walker'"):
         benchmark_agents.main(config)
     save(model, tmp_path / "model", contexts=tiny_contexts())
     benchmark_agents.main(config)
