@@ -35,6 +35,8 @@ class BackboneSizes:
     """Of `block_ssm`, by layer."""
     head_dim: int = 32
     d_state: int = 32
+    chunk_size: int = 32
+    """Tokens per chunk of the parallel scans; changes speed, never results."""
     window: int = 8
     """Frames that the local attention of `block_ssm` and `ssm_local` sees."""
     causal_window: int = 32
@@ -56,6 +58,7 @@ def _block_ssm(
         window=sizes.window if window is None else window,
         head_dim=sizes.head_dim,
         d_state=sizes.d_state,
+        chunk_size=sizes.chunk_size,
     )
 
 
@@ -106,6 +109,7 @@ BACKBONES: dict[str, Entry] = {
             d_frame=2 * sizes.d_model,
             head_dim=sizes.head_dim,
             d_state=sizes.d_state,
+            chunk_size=sizes.chunk_size,
         ),
     ),
 }

@@ -37,7 +37,7 @@ from experiments.memory_recall import recall_table, share
 from worldsim.latents import LatentEpisodes
 from worldsim.metrics import psnr, ssim
 from worldsim.pose import PoseConfig
-from worldsim.tokenizer import Tokenizer, TokenizerConfig
+from worldsim.tokenizer import Tokenizer
 from worldsim.world_model import WorldModel
 
 CHANCE = {"color": 1 / len(COLORS), "mark": 1 / NUM_MARKS}
@@ -127,6 +127,7 @@ class Corridor:
     def __init__(self, task: CorridorTask, seed: int = 0) -> None:
         self.task = task
         self.num_actions = 2 * task.num_cells if task.conditioning == "pose" else NUM_ACTIONS
+        self.frame_shape = (task.frame_size, task.frame_size, 3)
         self.pose: PoseConfig | None = None  # poses are few here, and told like actions
         self.seed = seed
         shape = (len(COLORS), NUM_MARKS, task.num_cells, 2)
@@ -143,10 +144,6 @@ class Corridor:
     def training_frames(self) -> Tensor:
         """Frames to train the tokenizer on, (n, h, w, c) uint8."""
         return torch.from_numpy(self._all_frames)
-
-    def tokenizer_config(self, config: TokenizerConfig) -> TokenizerConfig:
-        size = self.task.frame_size
-        return dataclasses.replace(config, frame_shape=(size, size, 3))
 
     def _encode_all(self, encoder: Tokenizer | WorldModel) -> Tensor:
         device = next(encoder.parameters()).device

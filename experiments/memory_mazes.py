@@ -39,7 +39,7 @@ from worldsim.episodes import Episode, EpisodeDataset
 from worldsim.latents import LatentEpisodes, encode_dataset
 from worldsim.metrics import psnr, ssim
 from worldsim.pose import PoseConfig, poses_of
-from worldsim.tokenizer import Tokenizer, TokenizerConfig
+from worldsim.tokenizer import Tokenizer
 from worldsim.training import spaced_frames
 from worldsim.world_model import WorldModel
 
@@ -135,6 +135,7 @@ class MemoryMazes:
         self.train = self._training_episodes()
         self.tests = {kind: self._test_episodes(kind) for kind in THEN}
         self.num_actions = self.train.num_actions
+        self.frame_shape = self.train.frame_shape
         self.pose = PoseConfig(field_of_view=80.0) if task.conditioning == "pose" else None
         self._colors: ColorReader | None = None
 
@@ -183,9 +184,6 @@ class MemoryMazes:
         with writer, tqdm(total=total, desc=label, unit="frame", mininterval=1) as bar:
             collect(work, writer, count, task.num_workers, bar.update, lambda value: None)
         return writer.path
-
-    def tokenizer_config(self, config: TokenizerConfig) -> TokenizerConfig:
-        return dataclasses.replace(config, frame_shape=self.train.frame_shape)
 
     def training_frames(self) -> Tensor:
         """Frames to train the tokenizer on, (n, h, w, c) uint8."""

@@ -16,6 +16,13 @@ from worldsim.training import DynamicsTraining, OptimizerConfig, TokenizerTraini
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TakenTokenizer:
+    """A tokenizer that was not trained by the benchmark."""
+
+    model: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig:
     """Compare memories on one task."""
 
@@ -27,6 +34,9 @@ class BenchmarkConfig:
     maze: MazeTask = dataclasses.field(default_factory=MazeTask)
     sizes: BackboneSizes = dataclasses.field(default_factory=BackboneSizes)
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
+    tokenizer_of: str | None = None
+    """Shipped name or checkpoint of the model whose tokenizer all models share; by default a new
+    one is trained."""
     tokenizer_training: TokenizerTraining = dataclasses.field(default_factory=TokenizerTraining)
     dynamics: DynamicsTraining = dataclasses.field(default_factory=DynamicsTraining)
     diffusion: DiffusionForcingConfig = dataclasses.field(default_factory=DiffusionForcingConfig)
@@ -45,6 +55,9 @@ class BenchmarkConfig:
     """Results: one JSON per run, costs, table, plots."""
     work: Path = Path("runs/memory/corridor")
     """Checkpoints and whatever else can be made again."""
+    num_processes: int = 1
+    """Models trained and judged side by side, each in a process of its own: small ones leave most
+    of a large GPU idle."""
     save_every: int = 200
     """Steps between checkpoints."""
     device: str = "auto"
@@ -90,7 +103,7 @@ def presets() -> dict[str, tuple[str, BenchmarkConfig]]:
         task="memory-maze",
         seeds=(0,),
         sizes=BackboneSizes(
-            d_model=128, num_layers=4, block_sizes=(1, 2), d_state=64, causal_window=64
+            d_model=128, num_layers=4, block_sizes=((1, 2), 2), d_state=64, causal_window=64
         ),
         tokenizer=TokenizerConfig(patch_size=8, latent_channels=128),  # 2 x 2 tokens a frame
         tokenizer_training=TokenizerTraining(
@@ -119,31 +132,29 @@ def presets() -> dict[str, tuple[str, BenchmarkConfig]]:
         output=Path("results/memory/maze-cpu"),
         work=Path("runs/memory/maze-cpu"),
     )
-    gpu = BenchmarkConfig(
-        task="memory-maze",
-        sizes=BackboneSizes(
-            d_model=256,
-            num_layers=8,
-            block_sizes=(1, 4),
-            head_dim=64,
-            d_state=64,
-            window=10,
-            causal_window=192,
+    # The models of `cpu` with 16 tokens a frame, of which blocks can be rows. One of them leaves
+    # most of a large GPU idle, so many are trained side by side.
+    gpu = dataclasses.replace(
+        cpu,
+        seeds=(0, 1, 2),
+        sizes=dataclasses.replace(
+            cpu.sizes, block_sizes=((1, 4), 4), causal_window=192, chunk_size=128
         ),
-        tokenizer_training=TokenizerTraining(
-            optimizer=OptimizerConfig(steps=5000, muon_learning_rate=0, weight_decay=0.0),
-            batch_size=256,
-        ),
-        dynamics=DynamicsTraining(
-            optimizer=OptimizerConfig(steps=4000),
-            frames_per_step=4096,
-            curriculum=((128, 0.4), (256, 0.2), (800, 0.4)),
+        tokenizer=TokenizerConfig(),  # 4 x 4 tokens a frame
+        tokenizer_of="memory-maze-9x9",
+        dynamics=dataclasses.replace(
+            cpu.dynamics,
+            optimizer=dataclasses.replace(cpu.dynamics.optimizer, steps=1000),
+            frames_per_step=1600,
+            curriculum=((64, 0.5), (256, 0.25), (800, 0.25)),
             longest_stretches=(1, 256, 800),
         ),
-        diffusion=cpu.diffusion,
-        num_denoising_steps=1,
-        dream_signal=0.5,
-        maze=MazeTask(env="memory-maze-9x9", context=400, horizon=400),
+        sweep=(0.5, 1.0, 2.0),
+        num_processes=12,
+        save_every=1000,
+        maze=MazeTask(
+            env="memory-maze-9x9", training_episodes=240, context=400, horizon=400, batch_size=16
+        ),
         costs=CostConfig(frames_per_step=4096),
         output=Path("results/memory/maze-gpu"),
         work=Path("runs/memory/maze-gpu"),

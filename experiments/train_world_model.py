@@ -41,6 +41,7 @@ from worldsim.episodes import EpisodeDataset
 from worldsim.latents import LatentEpisodes
 from worldsim.odometry import OdometryConfig
 from worldsim.open_loop import draw_stretches
+from worldsim.tokenizer import Tokenizer
 from worldsim.training import (
     Trainer,
     dynamics_loss,
@@ -173,15 +174,10 @@ def new_model(
 ) -> WorldModel:
     """A new model for such frames and so many actions, with the tokenizer of another if wanted."""
     dreaming = _dreaming(config)
-    taken = None
+    taken: Tokenizer | None = None
     tokenizer = dataclasses.replace(config.tokenizer, frame_shape=frame_shape)
     if config.tokenizer_of is not None:
-        taken = checkpoint.load(config.tokenizer_of, dtype=torch.float32).tokenizer
-        if taken.config.frame_shape != frame_shape:
-            raise ValueError(
-                f"the tokenizer of {config.tokenizer_of} is for frames {taken.config.frame_shape}; "
-                f"the dataset has {frame_shape}"
-            )
+        taken = take_tokenizer(config.tokenizer_of, frame_shape)
         tokenizer = taken.config
     model = WorldModel(
         WorldModelConfig(
@@ -199,6 +195,21 @@ def new_model(
     if taken is not None:
         model.tokenizer.load_state_dict(taken.state_dict())
     return model
+
+
+def take_tokenizer(model: str, frame_shape: tuple[int, int, int]) -> Tokenizer:
+    """The trained tokenizer of another model, a shipped name or a checkpoint.
+
+    Raises:
+        ValueError: it is for frames of another shape.
+    """
+    tokenizer = checkpoint.load(model, dtype=torch.float32).tokenizer
+    if tokenizer.config.frame_shape != frame_shape:
+        raise ValueError(
+            f"the tokenizer of {model} is for frames {tokenizer.config.frame_shape}; "
+            f"the dataset has {frame_shape}"
+        )
+    return tokenizer
 
 
 def train_dynamics(

@@ -26,9 +26,11 @@ from experiments.memory_recall import (
     share,
 )
 from experiments.memory_report import REFERENCE, format_table, recall_bins
+from experiments.memory_training import Benchmark
 from experiments.report import read_runs
 from experiments.wall_colors import ColorReader
 from worldsim.backbone import count_backbone_parameters
+from worldsim.training import Trainer
 
 
 def test_simulated_walks_are_those_of_the_env() -> None:
@@ -201,13 +203,13 @@ def test_runs_add_up_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     }
     # A second call trains only what is new.
     trained = []
-    original = benchmark_memory.Benchmark.train
+    original = Benchmark.train
 
-    def train(self: benchmark_memory.Benchmark, name: str, *rest: object) -> object:
+    def train(self: Benchmark, name: str, *rest: object) -> object:
         trained.append(name)
         return original(self, name, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(benchmark_memory.Benchmark, "train", train)
+    monkeypatch.setattr(Benchmark, "train", train)
     benchmark_memory.main(dataclasses.replace(config, backbones=("block_ssm", "frame_ssm")))
     assert trained == ["frame_ssm", "frame_ssm", "frame_ssm"]  # two rates, then the run
     assert json.loads((output / "block_ssm-seed0.json").read_text()) == first
@@ -274,24 +276,24 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     class Killed(Exception):
         pass
 
-    step = benchmark_memory.Trainer._train_step
+    step = Trainer._train_step
 
-    def die(self: benchmark_memory.Trainer) -> dict[str, float]:
+    def die(self: Trainer) -> dict[str, float]:
         if self.directory is not None and self.directory.name == "ssm-seed0" and self.step == 2:
             raise Killed
         return step(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(benchmark_memory.Trainer, "_train_step", die)
+        patch.setattr(Trainer, "_train_step", die)
         with pytest.raises(Killed):
             benchmark_memory.main(config)
     steps = []
 
-    def count(self: benchmark_memory.Trainer) -> dict[str, float]:
+    def count(self: Trainer) -> dict[str, float]:
         steps.append(self.step)
         return step(self)
 
-    monkeypatch.setattr(benchmark_memory.Trainer, "_train_step", count)
+    monkeypatch.setattr(Trainer, "_train_step", count)
     output = benchmark_memory.main(config)
     assert steps == [2]  # the tokenizer is kept, and training goes on after the checkpoint
     result = json.loads((output / "ssm-seed0.json").read_text())
@@ -311,7 +313,7 @@ def test_dreams_stay_stable_past_the_training_length(tmp_path: Path) -> None:
         )
         for part in ("tokenizer_training", "dynamics")
     }
-    benchmark = benchmark_memory.Benchmark(dataclasses.replace(config, **steps))
+    benchmark = Benchmark(dataclasses.replace(config, **steps))
     training = benchmark.training("block_ssm", 0, 1.0, None)
     length = training.curriculum[-1][0]
     model, _ = benchmark.train("block_ssm", training, tmp_path / "run")

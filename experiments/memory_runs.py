@@ -1,0 +1,233 @@
+"""Runs of the memory benchmark, one after the other or several processes side by side.
+
+A finished run is a JSON file in OUTPUT; an unfinished one goes on from its last checkpoint in WORK.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import worldsim.checkpoint as checkpoint
+from experiments.memory_backbones import ALL
+from experiments.memory_presets import BenchmarkConfig
+from experiments.memory_report import read_json
+from experiments.memory_training import Benchmark
+from experiments.platform_settings import keep_memory
+from experiments.report import is_done, provenance, write_json
+from worldsim.backbone import count_parameters
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+class Trial(NamedTuple):
+    """A model to be trained shortly at a learning rate."""
+
+    name: str
+    rate: float
+
+
+class Pending(NamedTuple):
+    """A model that is to be trained and judged."""
+
+    name: str
+    seed: int
+    rate: float
+    """Factor on the learning rates."""
+
+
+class Workers:
+    """Does jobs with a benchmark: here, or in `num_processes` processes with one of their own each.
+
+    Args:
+        benchmark: this process's; its bar shows the progress of all.
+        bar: of steps.
+    """
+
+    def __init__(self, benchmark: Benchmark, bar: tqdm) -> None:
+        self._benchmark, self._bar = benchmark, bar
+        self._pool: ProcessPoolExecutor | None = None
+        if benchmark.config.num_processes > 1:
+            benchmark.prepare()  # before several processes want to
+            context = multiprocessing.get_context("spawn")
+            self._steps = context.Value("q", 0)
+            self._pool = ProcessPoolExecutor(
+                benchmark.config.num_processes,
+                context,
+                _start_worker,
+                (benchmark.config, self._steps),
+            )
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def do(
+        self, work: Callable[[Benchmark, Job], Result], jobs: Sequence[Job]
+    ) -> Iterator[tuple[Job, Result]]:
+        """Yield every job with its result, as they finish.
+
+        Args:
+            work: a function of a module, so that other processes find it.
+            jobs: what it is called with.
+        """
+        if self._pool is None:
+            for job in jobs:
+                yield job, work(self._benchmark, job)
+            return
+        before = self._steps.value
+        waiting = {self._pool.submit(_work, work, job): job for job in jobs}
+        while waiting:
+            done: set[Future[Result]]
+            done, _ = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
+            self._bar.update(self._steps.value - before - self._bar.n)
+            for future in done:
+                yield waiting.pop(future), future.result()
+
+
+class _SharedBar:
+    """The progress of a worker, which counts in the bar of the process that started it."""
+
+    def __init__(self, steps: Any) -> None:
+        self._steps = steps
+
+    def update(self, n: int = 1) -> None:
+        with self._steps.get_lock():
+            self._steps.value += n
+
+    def set_description(self, text: str) -> None:
+        """Not shown: there are several workers."""
+
+    def set_postfix(self, *, refresh: bool, **values: str) -> None:
+        """Not shown: there are several workers."""
+
+
+_own: Benchmark | None = None  # of a worker
+
+
+def _start_worker(config: BenchmarkConfig, steps: Any) -> None:
+    global _own
+    keep_memory()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(max((os.cpu_count() or 1) // config.num_processes, 1))
+    _own = Benchmark(config, _SharedBar(steps))
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for jobs forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _work(work: Callable[[Benchmark, Job], Result], job: Job) -> Result:
+    assert _own is not None
+    return work(_own, job)
+
+
+def try_rate(benchmark: Benchmark, trial: Trial) -> float:
+    """Validation loss after short training at a rate; infinite where it diverges."""
+    config = benchmark.config
+    name, rate = trial
+    benchmark.bar.set_description(f"sweep {name} x{rate:g}")
+    training = benchmark.training(name, 0, rate, config.sweep_steps)
+    directory = config.work / f"sweep-{name}-{rate:g}"
+    try:
+        model, _ = benchmark.train(name, training, directory)
+        loss = benchmark.validation_loss(model)
+    except FloatingPointError:  # diverged: that rate is too high
+        loss = float("inf")
+    shutil.rmtree(directory, ignore_errors=True)
+    return loss
+
+
+def choose_rates(config: BenchmarkConfig, workers: Workers, bar: tqdm) -> dict[str, float]:
+    """The learning-rate factor of each model, by the sweep that was made or is asked for."""
+    file = config.output / "sweep.json"
+    losses: dict[str, dict[str, float]] = (read_json(file) or {}).get("validation_loss", {})
+    wanted = [
+        Trial(name, rate)
+        for name in config.backbones
+        for rate in config.sweep
+        if str(rate) not in losses.get(name, {})
+    ]
+    bar.reset(total=len(wanted) * config.sweep_steps)
+    for (name, rate), loss in workers.do(try_rate, wanted):
+        losses.setdefault(name, {})[str(rate)] = loss
+        steps = config.sweep_steps
+        write_json(file, {"steps": steps, "validation_loss": losses, **provenance()})
+    return {
+        name: float(min(losses[name], key=losses[name].__getitem__)) if name in losses else 1.0
+        for name in config.backbones
+    }
+
+
+def find_pending(benchmark: Benchmark, rates: dict[str, float]) -> list[Pending]:
+    """Every model and seed that has no result yet.
+
+    Raises:
+        ValueError: there are results of other settings.
+    """
+    config = benchmark.config
+    pending = []
+    for seed in config.seeds:
+        for name in config.backbones:
+            settings = benchmark.settings(name, benchmark.training(name, seed, rates[name], None))
+            if not is_done(config.output / f"{name}-seed{seed}.json", settings):
+                pending.append(Pending(name, seed, rates[name]))
+    return pending
+
+
+def train_and_judge(benchmark: Benchmark, pending: Pending) -> str:
+    """Train a model, judge it, write its result; a line that tells it."""
+    config = benchmark.config
+    name, seed, rate = pending
+    title = f"{name} seed {seed}"
+    benchmark.bar.set_description(title)
+    directory = config.work / f"{name}-seed{seed}"
+    training = benchmark.training(name, seed, rate, None)
+    model, speed = benchmark.train(name, training, directory)
+    started = time.monotonic()
+    loss = benchmark.validation_loss(model)
+    checkpoint.save(model, directory / "checkpoint", metadata={"seed": seed, "name": name})
+    model = benchmark.load(directory / "checkpoint")
+    values, frames = benchmark.task.evaluate(model, functools.partial(benchmark.describe, title))
+    np.savez_compressed(directory / "frames.npz", **frames)  # type: ignore[arg-type]
+    result = {
+        "name": name,
+        "label": ALL[name].label,
+        "seed": seed,
+        "rate": rate,
+        "parameters": count_parameters(model.denoiser),
+        "backbone_parameters": count_parameters(model.denoiser.backbone),
+        "training_frames_per_second": speed,
+        "evaluation_seconds": time.monotonic() - started,
+        "validation_loss": loss,
+        "evaluation": values,
+        "settings": {
+            key: checkpoint.to_json(value)
+            for key, value in benchmark.settings(name, training).items()
+        },
+        **provenance(),
+    }
+    write_json(config.output / f"{name}-seed{seed}.json", result)
+    shutil.rmtree(directory / "latest", ignore_errors=True)
+    columns = values["columns"].items()
+    shown = ", ".join(f"{k} {v:.3f}" for k, v in columns if v is not None)
+    return f"{title}: loss {loss:.4f}, {shown}"

@@ -1,0 +1,258 @@
+"""What the memory benchmark trains: the task, the shared tokenizer, and one model."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+import worldsim.checkpoint as checkpoint
+from experiments.memory_backbones import ALL, diffusion_for, matched_config, training_for
+from experiments.memory_corridor import Corridor, Progress
+from experiments.memory_mazes import MemoryMazes
+from experiments.memory_presets import BenchmarkConfig, TakenTokenizer
+from experiments.report import Settings
+from experiments.train_config import TrainConfig
+from experiments.train_world_model import make_accelerator, near, take_tokenizer
+from worldsim.diffusion import sample_signal_levels
+from worldsim.latents import LatentEpisodes
+from worldsim.pose import PoseConfig
+from worldsim.tokenizer import Tokenizer
+from worldsim.training import (
+    DynamicsTraining,
+    TokenizerLoss,
+    Trainer,
+    dynamics_loss,
+    step_rng,
+    tokenizer_loss,
+)
+from worldsim.world_model import WorldModel
+from worldsim.world_model_config import WorldModelConfig
+
+
+class Bar(Protocol):
+    """Where progress is shown; tqdm's bars are such."""
+
+    def update(self, n: int = 1) -> Any:
+        """Count steps."""
+
+    def set_description(self, text: str) -> None:
+        """Say what is being done."""
+
+    def set_postfix(self, *, refresh: bool, **values: str) -> None:
+        """Show numbers."""
+
+
+class Task(Protocol):
+    """What the benchmark needs to know of a world."""
+
+    num_actions: int
+    frame_shape: tuple[int, int, int]
+    pose: PoseConfig | None
+    """Where set, its models are told poses instead of actions."""
+
+    def training_frames(self) -> Tensor:
+        """Frames to train the tokenizer on, (n, h, w, c) uint8."""
+
+    def training_latents(self, tokenizer: Tokenizer) -> LatentEpisodes:
+        """Training episodes, encoded."""
+
+    def validation_latents(self, tokenizer: Tokenizer) -> LatentEpisodes:
+        """Episodes of neither training nor test, encoded."""
+
+    def evaluate(
+        self, model: WorldModel, progress: Progress
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """JSON values (`recall`, `hit`, `chance`, `psnr`, `ssim`, `columns`), and frames."""
+
+    def reference(
+        self, device: torch.device, progress: Progress
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+        """The same of copying seen frames, where that says something."""
+
+
+class Benchmark:
+    """The state of one process: the data, the tokenizer, and the bar.
+
+    Args:
+        config: what is compared.
+        bar: where progress is shown; by default nowhere.
+
+    Raises:
+        ValueError: an unknown model, or a tokenizer for frames of another shape.
+    """
+
+    def __init__(self, config: BenchmarkConfig, bar: Bar | None = None) -> None:
+        self.config = config
+        for name in config.backbones:
+            if name not in ALL:
+                raise ValueError(f"unknown model {name!r}: choose from {', '.join(ALL)}")
+        self.accelerator: Accelerator = make_accelerator(
+            TrainConfig(device=config.device, precision=config.precision)
+        )
+        mixed = self.accelerator.mixed_precision
+        self.dtype = torch.bfloat16 if mixed == "bf16" else torch.float32
+        self.task: Task
+        if config.task == "corridor":
+            self.task = Corridor(config.corridor)
+        else:
+            self.task = MemoryMazes(config.maze, config.work / "datasets")
+        self.tokenizer = self._find_tokenizer()
+        episodes = self.task.training_latents(self.tokenizer)
+        self.episodes = near(self.accelerator.device, episodes)
+        self.bar: Bar = tqdm(unit="step", disable=True) if bar is None else bar
+
+    def prepare(self) -> None:
+        """Record and encode now what is else made when it is first needed."""
+        _ = self.validation_episodes
+
+    @functools.cached_property
+    def validation_episodes(self) -> LatentEpisodes:
+        """What learning rates are chosen by."""
+        return self.task.validation_latents(self.tokenizer)
+
+    def _find_tokenizer(self) -> Tokenizer:
+        """The tokenizer that all models share: another model's, the one of the work, a new one."""
+        config, device = self.config, self.accelerator.device
+        if config.tokenizer_of is not None:
+            tokenizer = take_tokenizer(config.tokenizer_of, self.task.frame_shape)
+        else:
+            tokenizer = self._train_tokenizer()
+        return tokenizer.to(device).eval().requires_grad_(False)
+
+    def _train_tokenizer(self) -> Tokenizer:
+        config, training = self.config, self.config.tokenizer_training
+        torch.manual_seed(training.optimizer.seed)
+        shape = self.task.frame_shape
+        tokenizer = Tokenizer(dataclasses.replace(config.tokenizer, frame_shape=shape))
+        device = self.accelerator.device
+        file = config.work / "tokenizer.safetensors"
+        if not file.is_file():
+            frames = self.task.training_frames()
+            trainer = Trainer(
+                TokenizerLoss(tokenizer),
+                tokenizer_loss(frames, training, tokenizer, self.accelerator),
+                training.optimizer,
+                self.accelerator,
+                config.work / "tokenizer",
+            )
+            trainer.resume()
+            steps = trainer.run(config.save_every)
+            for _ in tqdm(steps, "tokenizer", training.optimizer.steps, initial=trainer.step):
+                pass
+            average = trainer.average.module
+            assert isinstance(average, TokenizerLoss)
+            tokenizer = average.tokenizer
+            rng, _ = step_rng(training.optimizer.seed, training.optimizer.steps)
+            chosen = torch.from_numpy(rng.integers(len(frames), size=512))
+            tokenizer.calibrate(frames[chosen].to(device))
+            save_file(tokenizer.state_dict(), config.work / "partial.safetensors")
+            (config.work / "partial.safetensors").rename(file)
+            self.accelerator.free_memory()
+        tokenizer.load_state_dict(load_file(file))
+        return tokenizer
+
+    def describe(self, title: str, part: str) -> None:
+        """Say on the bar what is being done."""
+        self.bar.set_description(f"{title}: {part}")
+
+    def model_config(self, name: str) -> WorldModelConfig:
+        tokenizer = self.tokenizer.config
+        return WorldModelConfig(
+            num_actions=self.task.num_actions,
+            tokenizer=tokenizer,
+            backbone=matched_config(name, self.config.sizes, tokenizer.grid),
+            diffusion=diffusion_for(name, self.config.diffusion),
+            pose=self.task.pose,
+            num_denoising_steps=self.config.num_denoising_steps,
+            dream_signal=self.config.dream_signal,
+        )
+
+    def make_model(self, name: str, seed: int) -> WorldModel:
+        """A new model with the shared tokenizer."""
+        torch.manual_seed(seed)
+        model = WorldModel(self.model_config(name))
+        model.tokenizer.load_state_dict(self.tokenizer.state_dict())
+        model.tokenizer.eval().requires_grad_(False)
+        return model.to(self.accelerator.device)
+
+    def load(self, path: Path) -> WorldModel:
+        """A saved model as its users load it."""
+        return checkpoint.load(path, device=self.accelerator.device, dtype=self.dtype)
+
+    def train(
+        self, name: str, training: DynamicsTraining, directory: Path
+    ) -> tuple[WorldModel, float]:
+        """Train from the last checkpoint on; the averaged model and this call's frames/s."""
+        model = self.make_model(name, training.optimizer.seed)
+        trainer = Trainer(
+            model,
+            dynamics_loss(self.episodes, training, model, self.accelerator),
+            training.optimizer,
+            self.accelerator,
+            directory,
+        )
+        trainer.resume()
+        first, started = trainer.step, time.monotonic()
+        self.bar.update(first)
+        for values in trainer.run(self.config.save_every):
+            self.bar.update()
+            self.bar.set_postfix(loss=f"{values['diffusion']:.3f}", refresh=False)
+        seconds = max(time.monotonic() - started, 1e-9)
+        average = trainer.average.module
+        assert isinstance(average, WorldModel)
+        average.eval().requires_grad_(False)
+        self.accelerator.free_memory()
+        return average, (trainer.step - first) * training.frames_per_step / seconds
+
+    @torch.no_grad()
+    def validation_loss(
+        self, model: WorldModel, num_batches: int = 4, batch_size: int = 8
+    ) -> float:
+        """Diffusion loss on held-out episodes: the same segments and noise for every model."""
+        episodes = self.validation_episodes
+        length = min(self.config.dynamics.curriculum[-1][0], int(episodes.lengths.max()))
+        losses = []
+        for i in range(num_batches):
+            rng, generator = step_rng(2**31, i)
+            batch = episodes.sample(batch_size, length, rng)
+            levels = sample_signal_levels(batch_size, length, self.config.diffusion, generator)
+            noise = torch.randn(batch.latents.shape, generator=generator)
+            tensors = (x.to(model.device) for x in (*batch, noise, *levels))
+            with self.accelerator.autocast():
+                losses.append(float(model(*tensors)["diffusion"]))
+        return float(np.mean(losses))
+
+    def training(self, name: str, seed: int, rate: float, steps: int | None) -> DynamicsTraining:
+        common = self.config.dynamics
+        if steps is not None:
+            optimizer = dataclasses.replace(common.optimizer, steps=steps)
+            common = dataclasses.replace(common, optimizer=optimizer)
+        return training_for(self.model_config(name).backbone, common, seed, rate)
+
+    @property
+    def task_settings(self) -> Settings:
+        """What decides the result of what is not trained."""
+        return {
+            "task": self.config.corridor if self.config.task == "corridor" else self.config.maze
+        }
+
+    def settings(self, name: str, training: DynamicsTraining) -> Settings:
+        """What decides a run's result; a kept result with other settings is not mixed in."""
+        taken = self.config.tokenizer_of
+        return {
+            **self.task_settings,
+            "model": self.model_config(name),
+            "training": training,
+            "tokenizer_training": self.config.tokenizer_training,
+            **({} if taken is None else {"tokenizer": TakenTokenizer(model=taken)}),
+        }
