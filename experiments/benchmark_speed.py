@@ -68,6 +68,8 @@ class SpeedConfig:
     """Frames per step where training is timed."""
     compile: bool = False
     """Compile the network (torch.compile); the first steps of each batch size take minutes."""
+    cuda_graphs: bool = False
+    """Dream every step as one CUDA graph."""
     device: str = "cpu"
     seed: int = 0
     output: Path = Path("runs/benchmark_speed")
@@ -93,6 +95,8 @@ def main(config: SpeedConfig) -> dict[str, Any]:
     bank = ContextBank.observe(model, contexts.frames, contexts.actions)
     if config.compile:
         model.compile_network()
+    if config.cuda_graphs:
+        model.use_cuda_graphs()
     if config.real_steps:
         results["real"] = time_real(config.real_steps, config.seed)
     for num_envs in tqdm(config.num_envs, desc="dream", unit="batch size"):

@@ -153,7 +153,12 @@ def presets() -> dict[str, tuple[str, BenchmarkConfig]]:
         num_processes=12,
         save_every=1000,
         maze=MazeTask(
-            env="memory-maze-9x9", training_episodes=240, context=400, horizon=400, batch_size=16
+            env="memory-maze-9x9",
+            training_episodes=240,
+            context=400,
+            horizon=400,
+            batch_size=16,
+            num_workers=14,
         ),
         costs=CostConfig(frames_per_step=4096),
         output=Path("results/memory/maze-gpu"),

@@ -258,7 +258,8 @@ class Occupancy(nn.Module):
         odds = self.log_odds(cells)
         doubted_until = cells[..., 5].gather(1, aim.clamp(min=0)[:, None]).squeeze(1)
         known = (aim >= 0) & (doubted_until <= time)
-        goals = F.one_hot(aim.clamp(min=0), c.side**2).bool()
+        every = torch.arange(c.side**2, device=aim.device)
+        goals = aim.clamp(min=0)[:, None] == every
         goals = torch.where(known[:, None], goals, self.to_explore(cells, odds))
         cost = 1 - c.wall_cost * F.logsigmoid(odds)
         to_go = cost_to_go(
@@ -293,7 +294,7 @@ class Occupancy(nn.Module):
         beside = [square.roll(way, dims=dim) for way in (1, -1) for dim in (1, 2)]
         walls = unseen & torch.stack(beside).any(0).flatten(1) & (long <= 5 * c.patience)
         oldest = torch.where(free & ~unseen, seen, float("inf")).argmin(-1)
-        oldest = F.one_hot(oldest, seen.shape[-1]).bool()
+        oldest = oldest[:, None] == torch.arange(seen.shape[-1], device=seen.device)
         rest = torch.where(walls.any(-1, keepdim=True), walls, oldest)
         return torch.where(fresh.any(-1, keepdim=True), fresh, rest)
 

@@ -9,11 +9,14 @@ predicted stays as recorded: dataset aggregation (Ross et al. 2011, arXiv 1011.0
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from worldsim.cuda_graphs import replay
 
 if TYPE_CHECKING:
     from worldsim.world_model import WorldModel
@@ -95,8 +98,11 @@ def end_in_dreams(
         model.initial_state(len(latents)), led[:, :context], past, clean, (past, told[:, :context])
     )
     dreamed = []
+    step: Any = model.imagine_latents
+    if model.cuda_graphs is not None:
+        step = functools.partial(replay, model.cuda_graphs, step, key="own dreams")
     for i, noise in enumerate(drawn.noise.unbind(1), start=context):
-        state, x, _ = model.imagine_latents(state, led[:, i], told[:, i : i + 1], noise)
+        state, x, _ = step(state, led[:, i], told[:, i : i + 1], noise)
         dreamed.append(x)
     shown = drawn.shown
     end = torch.where(shown[..., None, None], torch.cat(dreamed, dim=1), end)

@@ -8,8 +8,8 @@ of a committed frame; reward, termination and the behaviour policy are predicted
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from worldsim.backbone import Memory
 from worldsim.checks import check_actions, check_frames, check_noise
+from worldsim.cuda_graphs import replay
 from worldsim.denoiser import Denoiser
 from worldsim.diffusion import add_noise, diffusion_loss, sample
-from worldsim.heads import Heads
+from worldsim.execution import Execution
 from worldsim.layers import memory_of_backbone
 from worldsim.odometry import Odometry
 from worldsim.places import Places, place_in
@@ -39,18 +40,13 @@ class Dream(NamedTuple):
     terminated: Tensor  # (b,) bool
 
 
-class WorldModel(Heads):
-    """Tokenizer, denoiser and heads.
-
-    Attributes:
-        compute_dtype: autocast dtype of the networks in `observe` and `imagine`; float32 is off.
-    """
+class WorldModel(Execution):
+    """Tokenizer, denoiser and heads."""
 
     def __init__(self, config: WorldModelConfig) -> None:
         d = config.backbone.d_model
         super().__init__(d, config.num_actions, config.reward_bins, config.reward_limit)
         self.config = config
-        self.compute_dtype = torch.float32
         self.tokenizer = Tokenizer(config.tokenizer)
         self.denoiser = Denoiser(
             config.num_actions,
@@ -87,10 +83,6 @@ class WorldModel(Heads):
         """Per-env shape of the noise behind one dreamed frame: the sampler's and the commit's."""
         h, w = self.config.tokenizer.grid
         return 2, h * w, self.config.tokenizer.latent_channels
-
-    @property
-    def device(self) -> torch.device:
-        return self.reward_head.values.device
 
     def initial_state(self, batch_size: int) -> WorldState:
         """Memory of nothing, for `batch_size` envs."""
@@ -175,11 +167,6 @@ class WorldModel(Heads):
         assert self.config.places is not None
         return place_in(features, self.config.places)
 
-    def _autocast(self) -> contextlib.AbstractContextManager[None]:
-        if self.compute_dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.compute_dtype)
-
     def _check_actions(self, actions: Tensor, shape: tuple[int, ...]) -> None:
         check_actions(actions, shape, self.no_action, told_poses=self.told_poses)
 
@@ -253,17 +240,6 @@ class WorldModel(Heads):
         model.load_state_dict({name: mine.get(name, new) for name, new in weights.items()})
         model.compute_dtype = self.compute_dtype
         return model.train(self.training)
-
-    def compile_network(self) -> None:
-        """Compile layers and decoder (torch.compile); what cannot be compiled runs as before.
-
-        It happens at the first call of each batch size and length, and takes a minute or so.
-        """
-        torch._dynamo.config.suppress_errors = True
-        torch._dynamo.config.recompile_limit = 64  # layers of one kind share a count of versions
-        layers = getattr(self.denoiser.backbone, "layers", [self.denoiser.backbone])
-        for module in (*layers, self.tokenizer.decoder):
-            module.compile(dynamic=False)
 
     @torch.no_grad()
     def observe_latents(
@@ -340,8 +316,21 @@ class WorldModel(Heads):
         if noise is None:
             noise = torch.randn(b, *self.noise_shape, generator=generator, device=self.device)
         check_noise(noise, (b, *self.noise_shape))
+        if num_denoising_steps is None:
+            num_denoising_steps = self.config.num_denoising_steps
+        if self.cuda_graphs is None:
+            return self._imagine(num_denoising_steps, decode, state, actions, noise)
+        step = functools.partial(self._imagine, num_denoising_steps, decode)
+        key = ("imagine", num_denoising_steps, decode)
+        return Dream(*replay(self.cuda_graphs, step, state, actions, noise, key=key))
+
+    def _imagine(
+        self, steps: int, decode: bool, state: WorldState, actions: Tensor, noise: Tensor
+    ) -> Dream:
+        """`imagine` with all arguments, checked; waits for nothing on the device."""
+        b = len(actions)
         new_state, latents, features = self.imagine_latents(
-            state, actions, self.tell(state, actions), noise, num_denoising_steps
+            state, actions, self.tell(state, actions), noise, steps
         )
         if decode:
             frames = self.decode(latents)[:, 0]

@@ -1,0 +1,144 @@
+"""CUDA graphs: what is replayed is what was recorded, and nothing in it waits for the device."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from test_world_model import assert_equal, episode, noise, observed
+from tiny import tiny_config, tiny_model
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import worldsim
+from worldsim.backbone import CausalConfig
+from worldsim.cuda_graphs import CudaGraphs
+from worldsim.own_dreams import draw_dream_noise, end_in_dreams
+from worldsim.world_model import WorldModel
+
+WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "unique", "is_nonzero")
+"""Operations whose result decides what the host does next, or that come from the host."""
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where something cannot be part of a CUDA graph."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        name = str(func)
+        assert not any(part in name for part in WAITING), name
+        if name.startswith(("aten.index.Tensor", "aten.index_put")):
+            assert all(i is None or i.dtype != torch.bool for i in args[1]), f"{name} by a mask"
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_dreamed_step_waits_for_nothing_on_the_device() -> None:
+    model = worldsim.load("memory-maze-9x9", dtype=torch.float32)  # it has all that a model can
+    assert model.places is not None and model.places.occupancy is not None
+    contexts = worldsim.load_contexts("memory-maze-9x9")
+    actions, frames = (torch.from_numpy(x[:2, :8]) for x in (contexts.actions, contexts.frames))
+    state = model.observe(model.initial_state(2), actions, frames)
+    led, z = torch.tensor([1, 4]), noise(model, 2)
+    with torch.no_grad(), NoWaiting():
+        model._imagine(2, True, state, led, z)
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoWaiting():
+        bool(state.steps.max() > 0)
+
+
+class Direct(CudaGraphs):
+    """Calls what would be replayed."""
+
+    calls = 0
+
+    def __call__(
+        self, function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor], key: Hashable
+    ) -> list[Tensor]:
+        self.calls += 1
+        return list(function(*tensors))
+
+
+def test_steps_are_packed_into_tensors_and_out_again() -> None:
+    model = tiny_model()
+    state, actions, z = observed(model), torch.tensor([1, 4]), noise(model, 2)
+    expected = model.imagine(state, actions, noise=z, num_denoising_steps=2)
+    model.cuda_graphs = Direct()
+    dream = model.imagine(state, actions, noise=z, num_denoising_steps=2)
+    assert model.cuda_graphs.calls == 1
+    assert_equal(dream.state, expected.state)
+    for mine, its in zip(dream[1:], expected[1:], strict=True):
+        assert torch.equal(mine, its)
+
+
+def test_own_dreams_are_replayed_too() -> None:
+    model = tiny_model()
+    actions, frames = episode(2, 7)
+    latents, poses = model.encode(frames), torch.zeros(2, 7, 3)
+    signal = torch.ones(2, 7)
+    drawn = draw_dream_noise(2, 3, model, torch.Generator().manual_seed(0))
+    expected = end_in_dreams(model, latents, actions, poses, signal, drawn)
+    model.cuda_graphs = Direct()
+    replayed = end_in_dreams(model, latents, actions, poses, signal, drawn)
+    assert model.cuda_graphs.calls == 3
+    for mine, its in zip(replayed, expected, strict=True):
+        assert torch.equal(mine, its)
+
+
+def test_models_that_are_not_on_a_gpu_have_no_graphs() -> None:
+    with pytest.raises(ValueError, match="need a CUDA device; the model is on cpu"):
+        tiny_model().use_cuda_graphs()
+
+
+def on_gpu(model: WorldModel) -> WorldModel:
+    return model.to("cuda")
+
+
+@pytest.mark.gpu
+def test_graphs_dream_what_the_model_dreams() -> None:
+    model = on_gpu(tiny_model())
+    replayed = copy.deepcopy(model)
+    replayed.use_cuda_graphs()
+    copied = copy.deepcopy(replayed)  # records anew, with its own weights
+    for batch_size in (2, 3, 2):
+        actions, frames = (t.cuda() for t in episode(batch_size))
+        state = model.observe(model.initial_state(batch_size), actions, frames)
+        given, before = state.clone(), None
+        for step in range(3):
+            z = noise(model, batch_size, seed=step).cuda()
+            action = torch.full((batch_size,), step, device="cuda")
+            expected = model.imagine(state, action, noise=z)
+            dream = replayed.imagine(state, action, noise=z)
+            assert_equal(dream.state, expected.state)
+            assert_equal(copied.imagine(state, action, noise=z).state, expected.state)
+            assert torch.equal(dream.frame, expected.frame)
+            assert torch.equal(dream.reward, expected.reward)
+            if before is not None:  # what was dreamed before is not written over
+                assert_equal(*before)
+            before = (dream.state, expected.state.clone())
+            state = expected.state
+        assert given.steps.tolist() == [frames.shape[1]] * batch_size
+
+
+@pytest.mark.gpu
+def test_graphs_read_the_weights_of_now() -> None:
+    model = on_gpu(tiny_model())
+    model.use_cuda_graphs()
+    state, z = model.initial_state(2), noise(model, 2).cuda()
+    actions = torch.zeros(2, dtype=torch.int64, device="cuda")
+    before = model.imagine(state, actions, noise=z).reward
+    with torch.no_grad():
+        for p in model.reward_head.parameters():
+            p.add_(0.5 * torch.randn_like(p))
+    assert not torch.equal(model.imagine(state, actions, noise=z).reward, before)
+
+
+@pytest.mark.gpu
+def test_memories_that_grow_have_no_graphs() -> None:
+    backbone = CausalConfig(d_model=32, num_layers=1, head_dim=16)
+    model = WorldModel(dataclasses.replace(tiny_config(), backbone=backbone)).eval()
+    with pytest.raises(ValueError, match="memory of constant size; that of causal grows"):
+        on_gpu(model).use_cuda_graphs()

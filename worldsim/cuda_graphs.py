@@ -1,0 +1,118 @@
+"""Functions of tensors, recorded as CUDA graphs and replayed with a single launch.
+
+A dreamed step of a small batch is thousands of small kernels, and launching each takes a GPU's host
+longer than running it takes the GPU. A CUDA graph launches all of them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from worldsim.state import WorldState
+
+
+class _Recording(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+
+class CudaGraphs:
+    """Records functions at their first call with tensors of a shape, and replays them after that.
+
+    What is recorded reads the weights where they were: they may change in place, but not move.
+
+    Args:
+        max_recordings: how many are kept; the one that was made first goes first.
+    """
+
+    WARM_UP = 3
+
+    def __init__(self, max_recordings: int = 4) -> None:
+        self.max_recordings = max_recordings
+        self._recordings: dict[Hashable, _Recording] = {}
+        self._pool = None if not torch.cuda.is_available() else torch.cuda.graph_pool_handle()
+
+    def __deepcopy__(self, memo: object) -> CudaGraphs:
+        """Of a copied model, whose weights lie elsewhere: nothing is recorded yet."""
+        return CudaGraphs(self.max_recordings)
+
+    def __call__(
+        self,
+        function: Callable[..., Sequence[Tensor]],
+        tensors: Sequence[Tensor],
+        key: Hashable,
+    ) -> list[Tensor]:
+        """What `function(*tensors)` returns, in tensors of one's own.
+
+        Args:
+            function: waits for nothing on the device and draws no random numbers.
+            tensors: its arguments, on one CUDA device.
+            key: tells functions apart, and all else that changes what they do.
+        """
+        key = (key, *((tuple(t.shape), t.dtype, t.device) for t in tensors))
+        recording = self._recordings.get(key)
+        if recording is None:
+            while len(self._recordings) >= self.max_recordings:
+                del self._recordings[next(iter(self._recordings))]
+            recording = self._recordings[key] = self._record(function, tensors)
+        for static, given in zip(recording.inputs, tensors, strict=True):
+            static.copy_(given)
+        recording.graph.replay()
+        # Copies: the next replay writes where this one did.
+        return [t.clone() for t in recording.outputs]
+
+    def _record(
+        self, function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]
+    ) -> _Recording:
+        inputs = [t.clone() for t in tensors]
+        cached = torch.is_autocast_cache_enabled()
+        # Weights that autocast has converted before would be gone when they are read in a replay.
+        torch.set_autocast_cache_enabled(False)
+        try:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(self.WARM_UP):  # whatever is set up at first calls is set up here
+                    function(*inputs)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool):
+                outputs = list(function(*inputs))
+        finally:
+            torch.set_autocast_cache_enabled(cached)
+        return _Recording(graph, inputs, outputs)
+
+
+def replay(
+    graphs: CudaGraphs,
+    step: Callable[..., tuple[Any, ...]],
+    state: WorldState,
+    *tensors: Tensor,
+    key: Hashable,
+) -> tuple[Any, ...]:
+    """`step(state, *tensors)`, which returns a state and other tensors, by a graph.
+
+    Args:
+        step, key: as for `CudaGraphs`.
+        state: memory of constant size.
+        tensors: what else the step takes.
+    """
+    names, size = list(state.memory), len(state.memory) + 2
+
+    def pack(state: WorldState) -> list[Tensor]:
+        return [*(state.memory[name] for name in names), state.steps, state.features]
+
+    def unpack(packed: Sequence[Tensor]) -> WorldState:
+        return WorldState(dict(zip(names, packed, strict=False)), packed[-2], packed[-1])
+
+    def function(*given: Tensor) -> list[Tensor]:
+        after, *others = step(unpack(given[:size]), *given[size:])
+        return pack(after) + others
+
+    results = graphs(function, pack(state) + list(tensors), key)
+    return unpack(results[:size]), *results[size:]

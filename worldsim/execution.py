@@ -1,0 +1,69 @@
+"""How a world model runs: in what precision, compiled, as CUDA graphs. Never what it computes."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from worldsim.cuda_graphs import CudaGraphs
+from worldsim.heads import Heads
+
+if TYPE_CHECKING:
+    from worldsim.world_model import WorldModel
+
+
+class Execution(Heads):
+    """The part of a `WorldModel` that says how it runs.
+
+    Attributes:
+        compute_dtype: autocast dtype of the networks in `observe` and `imagine`; float32 is off.
+        cuda_graphs: what replays `imagine`, if anything.
+    """
+
+    compute_dtype = torch.float32
+    cuda_graphs: CudaGraphs | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.reward_head.values.device
+
+    def _autocast(self) -> contextlib.AbstractContextManager[None]:
+        if self.compute_dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.compute_dtype)
+
+    def compile_network(self) -> None:
+        """Compile layers and decoder (torch.compile); what cannot be compiled runs as before.
+
+        It happens at the first call of each batch size and length, and takes a minute or so.
+        """
+        torch._dynamo.config.suppress_errors = True
+        torch._dynamo.config.recompile_limit = 64  # layers of one kind share a count of versions
+        model = cast("WorldModel", self)
+        backbone = model.denoiser.backbone
+        for module in (*getattr(backbone, "layers", [backbone]), model.tokenizer.decoder):
+            module.compile(dynamic=False)
+
+    def use_cuda_graphs(self) -> None:
+        """Dream every step as one CUDA graph; its first step of a batch size takes seconds.
+
+        It holds memory for three more states of each batch size. Weights must not move afterwards.
+
+        Raises:
+            ValueError: the model is not on a CUDA device, or its memory grows.
+        """
+        if self.device.type != "cuda":
+            raise ValueError(f"CUDA graphs need a CUDA device; the model is on {self.device}")
+        model = cast("WorldModel", self)
+        empty = model.initial_state(1)
+        actions = torch.zeros(1, 3, device=self.device) if model.told_poses else empty.steps
+        noise = torch.zeros(1, *model.noise_shape, device=self.device)
+        after = model.imagine(empty, actions, noise=noise, decode=False).state
+        if grown := [k for k, t in after.memory.items() if t.shape != empty.memory[k].shape]:
+            raise ValueError(
+                f"CUDA graphs need a memory of constant size; that of {model.config.backbone.kind} "
+                f"grows ({grown[0]})"
+            )
+        self.cuda_graphs = CudaGraphs()
