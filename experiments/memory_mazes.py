@@ -123,14 +123,16 @@ class MemoryMazes:
     Args:
         task: its settings.
         datasets: folder for what is recorded.
+        recorded: another process has recorded all that is needed.
     """
 
     TEST_SEED = 10_000_000
     VALIDATION_SEED = 20_000_000
     """Far from every training seed and each other, so that no maze is in two."""
 
-    def __init__(self, task: MazeTask, datasets: Path) -> None:
+    def __init__(self, task: MazeTask, datasets: Path, recorded: bool = False) -> None:
         self.task = task
+        self._recorded = recorded
         self.datasets = datasets
         self.train = self._training_episodes()
         self.tests = {kind: self._test_episodes(kind) for kind in THEN}
@@ -161,6 +163,8 @@ class MemoryMazes:
         if not count:
             return None
         name = f"memory/{task.env}-{label}-{task.context}-{task.horizon}-v0"
+        if self._recorded:
+            return self.datasets / name
         env = make_walk_env(task)
         settings = {"env": task.env, "kind": kind, "context": task.context, "seed": seed}
         writer = DatasetWriter(

@@ -125,7 +125,7 @@ def _start_worker(config: BenchmarkConfig, steps: Any) -> None:
     keep_memory()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(max((os.cpu_count() or 1) // config.num_processes, 1))
-    _own = Benchmark(config, _SharedBar(steps))
+    _own = Benchmark(config, _SharedBar(steps), prepared=True)
 
 
 def _end_with_parent() -> None:

@@ -86,12 +86,15 @@ class Benchmark:
     Args:
         config: what is compared.
         bar: where progress is shown; by default nowhere.
+        prepared: another process has called `prepare`.
 
     Raises:
         ValueError: an unknown model, or a tokenizer for frames of another shape.
     """
 
-    def __init__(self, config: BenchmarkConfig, bar: Bar | None = None) -> None:
+    def __init__(
+        self, config: BenchmarkConfig, bar: Bar | None = None, prepared: bool = False
+    ) -> None:
         self.config = config
         for name in config.backbones:
             if name not in ALL:
@@ -105,7 +108,7 @@ class Benchmark:
         if config.task == "corridor":
             self.task = Corridor(config.corridor)
         else:
-            self.task = MemoryMazes(config.maze, config.work / "datasets")
+            self.task = MemoryMazes(config.maze, config.work / "datasets", prepared)
         self.tokenizer = self._find_tokenizer()
         episodes = self.task.training_latents(self.tokenizer)
         self.episodes = near(self.accelerator.device, episodes)

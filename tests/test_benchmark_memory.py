@@ -259,6 +259,33 @@ def test_mazes_are_toured_and_dreamed(tmp_path: Path, conditioning: Any) -> None
     assert (output / "recall.png").stat().st_size > 0
 
 
+def test_models_are_trained_side_by_side(tmp_path: Path) -> None:
+    task = MazeTask(
+        env="memory-maze-5x5", training_episodes=2, test_episodes=2, context=12, horizon=6
+    )
+    config = tiny(
+        tmp_path,
+        task="memory-maze",
+        maze=task,
+        backbones=("block_ssm", "ssm"),
+        tokenizer_of="memory-maze-9x9",
+        sweep=(1.0, 2.0),
+        measure_costs=False,
+    )
+    output = benchmark_memory.main(config)
+    beside = dataclasses.replace(config, num_processes=2, output=tmp_path / "beside")
+    benchmark_memory.main(beside)
+    for name in ("block_ssm-seed0", "ssm-seed0", "sweep"):
+        mine, its = (json.loads((p / f"{name}.json").read_text()) for p in (beside.output, output))
+        for key in ("validation_loss", "rate", "parameters"):
+            assert mine.get(key) == pytest.approx(its.get(key), rel=1e-4), (name, key)
+    kept = json.loads((output / "ssm-seed0.json").read_text())
+    assert kept["settings"]["tokenizer"] == {"model": "memory-maze-9x9"}
+    # Another tokenizer is another setting.
+    with pytest.raises(ValueError, match="result of other settings"):
+        benchmark_memory.main(dataclasses.replace(config, tokenizer_of=None))
+
+
 def test_models_are_evaluated_in_bfloat16(tmp_path: Path) -> None:
     config = tiny(tmp_path, backbones=("block_ssm",), measure_costs=False)
     output = benchmark_memory.main(dataclasses.replace(config, precision="bf16"))
