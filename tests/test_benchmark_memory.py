@@ -277,7 +277,9 @@ def test_models_are_trained_side_by_side(tmp_path: Path) -> None:
     benchmark_memory.main(beside)
     for name in ("block_ssm-seed0", "ssm-seed0", "sweep"):
         mine, its = (json.loads((p / f"{name}.json").read_text()) for p in (beside.output, output))
-        for key in ("validation_loss", "rate", "parameters"):
+        if name == "sweep":
+            mine, its = (x["validation_loss"]["ssm"] for x in (mine, its))
+        for key in ("validation_loss", "rate", "parameters", "1.0", "2.0"):
             assert mine.get(key) == pytest.approx(its.get(key), rel=1e-4), (name, key)
     kept = json.loads((output / "ssm-seed0.json").read_text())
     assert kept["settings"]["tokenizer"] == {"model": "memory-maze-9x9"}
