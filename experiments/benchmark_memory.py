@@ -9,7 +9,7 @@ is kept; a run that was killed goes on from its last checkpoint when the command
 Further seeds and models add up over calls. At the end costs are measured once, and the table and
 the plots are made from all that OUTPUT holds. `--sweep 0.5 1 2` first chooses the learning rate of
 each family by short runs, which are kept too. `--num-processes 8` trains as many models side by
-side, which a large GPU has room for.
+side, on a machine with many cores.
 """
 
 from __future__ import annotations

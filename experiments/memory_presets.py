@@ -56,8 +56,8 @@ class BenchmarkConfig:
     work: Path = Path("runs/memory/corridor")
     """Checkpoints and whatever else can be made again."""
     num_processes: int = 1
-    """Models trained and judged side by side, each in a process of its own: small ones leave most
-    of a large GPU idle."""
+    """Models trained and judged side by side, each in a process of its own with its share of the
+    cores."""
     save_every: int = 200
     """Steps between checkpoints."""
     device: str = "auto"
@@ -132,8 +132,7 @@ def presets() -> dict[str, tuple[str, BenchmarkConfig]]:
         output=Path("results/memory/maze-cpu"),
         work=Path("runs/memory/maze-cpu"),
     )
-    # The models of `cpu` with 16 tokens a frame, of which blocks can be rows. One of them leaves
-    # most of a large GPU idle, so many are trained side by side.
+    # The models of `cpu` with 16 tokens a frame, of which blocks can be rows.
     gpu = dataclasses.replace(
         cpu,
         seeds=(0, 1, 2),
@@ -150,7 +149,7 @@ def presets() -> dict[str, tuple[str, BenchmarkConfig]]:
             longest_stretches=(1, 256, 800),
         ),
         sweep=(0.5, 1.0, 2.0),
-        num_processes=12,
+        num_processes=2,
         save_every=1000,
         maze=MazeTask(
             env="memory-maze-9x9",

@@ -131,10 +131,22 @@ def presets() -> dict[str, tuple[str, TrainConfig]]:
         validation=ValidationConfig(every=0, num_contexts=2, context=16, horizon=8),
     )
     # Rewards of MineRL's Obtain tasks reach 1,024; its episodes may be far shorter than 256 frames.
+    # Four tokens a frame and few steps at high rates.
     minerl = TrainConfig(
+        latent_patch=2,
         reward_limit=7.0,
-        dynamics=DynamicsTraining(curriculum=((64, 0.7), (128, 0.3))),
-        validation=ValidationConfig(context=64),
+        tokenizer_training=TokenizerTraining(
+            optimizer=OptimizerConfig(
+                steps=1500, muon_learning_rate=0, weight_decay=0.0, ema_decay=0.995
+            )
+        ),
+        dynamics=DynamicsTraining(
+            optimizer=OptimizerConfig(
+                steps=800, learning_rate=2e-3, muon_learning_rate=4e-3, ema_decay=0.99
+            ),
+            curriculum=((64, 0.7), (128, 0.3)),
+        ),
+        validation=ValidationConfig(every=400, context=64),
     )
     # Odometry, a memory of places, and single frames of an episode in any order first, of which
     # only memory tells anything; then ever longer stretches, and own dreams, so that dreams go
@@ -179,7 +191,7 @@ def presets() -> dict[str, tuple[str, TrainConfig]]:
     named = {
         "memory-maze": ("Memory Maze with long memory on two CPU cores, two hours.", memory_maze),
         "memory-maze-gpu": ("The same on one GPU, larger, not yet run.", memory_maze_gpu),
-        "minerl": ("MineRL on two CPU cores, an hour or two.", minerl),
+        "minerl": ("MineRL on two CPU cores, an hour.", minerl),
         "cpu": ("Two CPU cores, an hour or two.", TrainConfig()),
         "gpu": ("One GPU, half an hour to hours.", gpu),
         "tiny": ("A minute, to see that everything runs.", tiny),
