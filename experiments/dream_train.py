@@ -323,6 +323,7 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
         )
         if config.compile:
             model.compile_network()
+        model.use_cuda_graphs(if_possible=True)
         random = RandomPolicy(model.config.num_actions, seed=config.seed)
         baselines: dict[str, tuple[Policy, str]] = {"random": (random, "random")}
         if has_scripted_player(config.env):

@@ -11,7 +11,6 @@ OUTPUT/checkpoint, ready for `worldsim.load`.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
 from pathlib import Path
@@ -241,9 +240,8 @@ def train_dynamics(
     average.compute_dtype = dtype
     if config.compile:
         model.compile_network()
-    if accelerator.device.type == "cuda" and training.own_dreams.share:
-        with contextlib.suppress(ValueError):  # a memory that grows dreams without
-            model.use_cuda_graphs()
+    if training.own_dreams.share:
+        model.use_cuda_graphs(if_possible=True)
     seen_before = 0
     if config.init is not None:
         seen_before = checkpoint.load_metadata(config.init).get("frames_seen", 0)

@@ -91,6 +91,9 @@ def test_own_dreams_are_replayed_too() -> None:
 def test_models_that_are_not_on_a_gpu_have_no_graphs() -> None:
     with pytest.raises(ValueError, match="need a CUDA device; the model is on cpu"):
         tiny_model().use_cuda_graphs()
+    model = tiny_model()
+    model.use_cuda_graphs(if_possible=True)
+    assert model.cuda_graphs is None
 
 
 def on_gpu(model: WorldModel) -> WorldModel:

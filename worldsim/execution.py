@@ -46,24 +46,34 @@ class Execution(Heads):
         for module in (*getattr(backbone, "layers", [backbone]), model.tokenizer.decoder):
             module.compile(dynamic=False)
 
-    def use_cuda_graphs(self) -> None:
-        """Dream every step as one CUDA graph; its first step of a batch size takes seconds.
+    def use_cuda_graphs(self, *, if_possible: bool = False) -> None:
+        """Dream every step as one CUDA graph; its first step of a batch size takes a second.
 
         It holds memory for three more states of each batch size. Weights must not move afterwards.
+
+        Args:
+            if_possible: change nothing where it cannot be done, instead of raising.
 
         Raises:
             ValueError: the model is not on a CUDA device, or its memory grows.
         """
+        obstacle = self._obstacle_to_graphs()
+        if obstacle is None:
+            self.cuda_graphs = CudaGraphs()
+        elif not if_possible:
+            raise ValueError(obstacle)
+
+    def _obstacle_to_graphs(self) -> str | None:
+        """Why this model cannot dream by CUDA graphs, if so."""
         if self.device.type != "cuda":
-            raise ValueError(f"CUDA graphs need a CUDA device; the model is on {self.device}")
+            return f"CUDA graphs need a CUDA device; the model is on {self.device}"
         model = cast("WorldModel", self)
         empty = model.initial_state(1)
         actions = torch.zeros(1, 3, device=self.device) if model.told_poses else empty.steps
         noise = torch.zeros(1, *model.noise_shape, device=self.device)
         after = model.imagine(empty, actions, noise=noise, decode=False).state
-        if grown := [k for k, t in after.memory.items() if t.shape != empty.memory[k].shape]:
-            raise ValueError(
-                f"CUDA graphs need a memory of constant size; that of {model.config.backbone.kind} "
-                f"grows ({grown[0]})"
-            )
-        self.cuda_graphs = CudaGraphs()
+        for name, t in after.memory.items():
+            if t.shape != empty.memory[name].shape:
+                kind = model.config.backbone.kind
+                return f"CUDA graphs need a memory of constant size; that of {kind} grows ({name})"
+        return None
