@@ -29,7 +29,7 @@ from worldsim.pose import PoseConfig
 from worldsim.tokenizer import Tokenizer
 from worldsim.training import (
     DynamicsTraining,
-    TokenizerLoss,
+    LossModule,
     Trainer,
     dynamics_loss,
     step_rng,
@@ -142,7 +142,7 @@ class Benchmark:
         if not file.is_file():
             frames = self.task.training_frames()
             trainer = Trainer(
-                TokenizerLoss(tokenizer),
+                LossModule(tokenizer),
                 tokenizer_loss(frames, training, tokenizer, self.accelerator),
                 training.optimizer,
                 self.accelerator,
@@ -153,8 +153,9 @@ class Benchmark:
             for _ in tqdm(steps, "tokenizer", training.optimizer.steps, initial=trainer.step):
                 pass
             average = trainer.average.module
-            assert isinstance(average, TokenizerLoss)
-            tokenizer = average.tokenizer
+            assert isinstance(average, LossModule)
+            assert isinstance(average.learner, Tokenizer)
+            tokenizer = average.learner
             rng, _ = step_rng(training.optimizer.seed, training.optimizer.steps)
             chosen = torch.from_numpy(rng.integers(len(frames), size=512))
             tokenizer.calibrate(frames[chosen].to(device))

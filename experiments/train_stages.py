@@ -17,9 +17,9 @@ from experiments.train_config import TrainConfig
 from worldsim.episodes import EpisodeDataset
 from worldsim.latents import LatentEpisodes, encode_dataset
 from worldsim.occupancy import Occupancy, OccupancyConfig
-from worldsim.occupancy_training import OccupancyLoss, occupancy_loss
+from worldsim.occupancy_training import occupancy_loss
 from worldsim.odometry import Odometry
-from worldsim.odometry_training import OdometryLoss, odometry_loss
+from worldsim.odometry_training import odometry_loss
 from worldsim.places import Places, PlacesConfig
 from worldsim.places_training import (
     PlacesLoss,
@@ -30,7 +30,7 @@ from worldsim.places_training import (
 )
 from worldsim.tokenizer import Tokenizer
 from worldsim.training import (
-    TokenizerLoss,
+    LossModule,
     Trainer,
     spaced_frames,
     step_rng,
@@ -97,7 +97,7 @@ def train_odometry(
     """Train the odometry in place; ends with the averaged weights."""
     training = config.odometry_training
     trainer = Trainer(
-        OdometryLoss(odometry),
+        LossModule(odometry),
         odometry_loss(episodes, training, accelerator),
         training.optimizer,
         accelerator,
@@ -105,8 +105,8 @@ def train_odometry(
     )
     run_stage(config, trainer, "odometry", training.batch_size * training.length)
     average = trainer.average.module
-    assert isinstance(average, OdometryLoss)
-    odometry.load_state_dict(average.odometry.state_dict())
+    assert isinstance(average, LossModule)
+    odometry.load_state_dict(average.learner.state_dict())
 
 
 def train_tokenizer(
@@ -119,7 +119,7 @@ def train_tokenizer(
     training = config.tokenizer_training
     frames = spaced_frames(dataset, training.max_frames)
     trainer = Trainer(
-        TokenizerLoss(tokenizer),
+        LossModule(tokenizer),
         tokenizer_loss(frames, training, tokenizer, accelerator),
         training.optimizer,
         accelerator,
@@ -127,8 +127,8 @@ def train_tokenizer(
     )
     run_stage(config, trainer, "tokenizer", training.batch_size)
     average = trainer.average.module
-    assert isinstance(average, TokenizerLoss)
-    tokenizer.load_state_dict(average.tokenizer.state_dict())
+    assert isinstance(average, LossModule)
+    tokenizer.load_state_dict(average.learner.state_dict())
     rng, _ = step_rng(training.optimizer.seed, training.optimizer.steps)
     sample = frames[torch.from_numpy(rng.integers(len(frames), size=512))]
     tokenizer.calibrate(sample.to(accelerator.device))
@@ -230,7 +230,7 @@ def train_occupancy(
     """Train the map in place; ends with the averaged weights."""
     training = config.occupancy_training
     trainer = Trainer(
-        OccupancyLoss(occupancy.requires_grad_(True)),
+        LossModule(occupancy.requires_grad_(True)),
         occupancy_loss(episodes, read, occupancy, training, accelerator),
         training.optimizer,
         accelerator,
@@ -239,5 +239,5 @@ def train_occupancy(
     frames = training.batch_size * (int(episodes.lengths.max()) // training.stride)
     run_stage(config, trainer, "occupancy", frames)
     average = trainer.average.module
-    assert isinstance(average, OccupancyLoss)
-    occupancy.load_state_dict(average.occupancy.state_dict())
+    assert isinstance(average, LossModule)
+    occupancy.load_state_dict(average.learner.state_dict())

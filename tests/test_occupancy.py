@@ -23,12 +23,12 @@ from worldsim.occupancy import (
     OccupancyConfig,
     cost_to_go,
 )
-from worldsim.occupancy_training import OccupancyLoss, OccupancyTraining, occupancy_loss
+from worldsim.occupancy_training import OccupancyTraining, occupancy_loss
 from worldsim.odometry import OdometryConfig
 from worldsim.places import NUM_PLACE_FEATURES, PlacesConfig, place_in
 from worldsim.places_training import ReadEpisodes
 from worldsim.pose import PoseConfig
-from worldsim.training import OptimizerConfig, Trainer
+from worldsim.training import LossModule, OptimizerConfig, Trainer
 from worldsim.world_model import WorldModel
 
 SMALL = OccupancyConfig(side=12, reach=3.0, width=32)
@@ -272,12 +272,13 @@ def test_the_map_is_learned_from_walks_alone() -> None:
     accelerator = Accelerator(cpu=True)
     episodes, read, _ = walks(40, 160, seed=0)
     loss = occupancy_loss(episodes, read, occupancy, config, accelerator)
-    trainer = Trainer(OccupancyLoss(occupancy), loss, config.optimizer, accelerator)
+    trainer = Trainer(LossModule(occupancy), loss, config.optimizer, accelerator)
     for _ in trainer.run():
         pass
     average = trainer.average.module
-    assert isinstance(average, OccupancyLoss)
-    occupancy = average.occupancy.eval()
+    assert isinstance(average, LossModule)
+    occupancy = average.learner.eval()
+    assert isinstance(occupancy, Occupancy)
     test, read, layouts = walks(20, 12, seed=1)
     poses = read.stands.view(20, 12, 3)
     with torch.no_grad():

@@ -33,8 +33,8 @@ from worldsim.places_training import PlacesTraining
 from worldsim.tokenizer import Tokenizer, TokenizerConfig
 from worldsim.training import (
     DynamicsTraining,
+    LossModule,
     OptimizerConfig,
-    TokenizerLoss,
     TokenizerTraining,
     Trainer,
     dynamics_loss,
@@ -355,7 +355,7 @@ def train_and_save(directory: str) -> None:
     learning = TokenizerTraining(optimizer=optimizer, batch_size=8)
     trainers = {
         "tokenizer": Trainer(
-            TokenizerLoss(tokenizer),
+            LossModule(tokenizer),
             tokenizer_loss(frames, learning, tokenizer, accelerator),
             optimizer,
             accelerator,

@@ -40,17 +40,6 @@ class OccupancyTraining:
     """Lowest signal level of the latents: dreamed frames, which it also follows, are not exact."""
 
 
-class OccupancyLoss(nn.Module):
-    """The loss of the map as a forward pass, so that it can be distributed."""
-
-    def __init__(self, occupancy: Occupancy) -> None:
-        super().__init__()
-        self.occupancy = occupancy
-
-    def forward(self, *batch: Tensor) -> Tensor:
-        return self.occupancy.loss(*batch)
-
-
 def occupancy_loss(
     episodes: LatentEpisodes,
     read: ReadEpisodes,
@@ -58,7 +47,7 @@ def occupancy_loss(
     config: OccupancyTraining,
     accel: Accelerator,
 ) -> LossFunction:
-    """Loss function of a step of training the map; its model is `OccupancyLoss`.
+    """Loss function of a step of training the map; its model is its `LossModule`.
 
     Raises:
         ValueError: a batch does not divide by the processes.

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from worldsim.diffusion import noise_slightly
 from worldsim.latents import LatentEpisodes
-from worldsim.odometry import Odometry
 from worldsim.training import (
     Losses,
     LossFunction,
@@ -37,21 +36,10 @@ class OdometryTraining:
     """Lowest signal level of the latents: dreamed frames, which it also follows, are not exact."""
 
 
-class OdometryLoss(nn.Module):
-    """The odometry's loss as a forward pass, so that it can be distributed."""
-
-    def __init__(self, odometry: Odometry) -> None:
-        super().__init__()
-        self.odometry = odometry
-
-    def forward(self, actions: Tensor, latents: Tensor, poses: Tensor) -> Tensor:
-        return self.odometry.loss(actions, latents, poses)
-
-
 def odometry_loss(
     episodes: LatentEpisodes, config: OdometryTraining, accel: Accelerator
 ) -> LossFunction:
-    """Loss function of a step of odometry training; its model is `OdometryLoss`.
+    """Loss function of a step of odometry training; its model is its `LossModule`.
 
     Raises:
         ValueError: the episodes have no poses, or a batch does not divide by the processes.

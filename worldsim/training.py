@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -288,15 +288,15 @@ def check_divides(accelerator: Accelerator, batch_size: int) -> None:
         )
 
 
-class TokenizerLoss(nn.Module):
-    """The tokenizer's loss as a forward pass, so that it can be distributed."""
+class LossModule(nn.Module):
+    """The `loss` of a module as a forward pass, so that it can be distributed."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, learner: nn.Module) -> None:
         super().__init__()
-        self.tokenizer = tokenizer
+        self.learner = learner
 
-    def forward(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        return self.tokenizer.loss(frames, noise)
+    def forward(self, *batch: Any) -> Any:
+        return cast(Any, self.learner).loss(*batch)
 
 
 def spaced_frames(dataset: EpisodeDataset, max_frames: int) -> Tensor:
@@ -312,7 +312,8 @@ def spaced_frames(dataset: EpisodeDataset, max_frames: int) -> Tensor:
 def tokenizer_loss(
     frames: Tensor, config: TokenizerTraining, tokenizer: Tokenizer, accel: Accelerator
 ) -> LossFunction:
-    """Loss function of a step of tokenizer training; its model is `TokenizerLoss`.
+    """Loss function of a step of tokenizer training; its model is the `LossModule` of
+    the tokenizer.
 
     Args:
         frames: (n, h, w, c) uint8, the frames to learn from.
