@@ -133,6 +133,7 @@ def presets() -> dict[str, tuple[str, TrainConfig]]:
     # Rewards of MineRL's Obtain tasks reach 1,024; its episodes may be far shorter than 256 frames.
     # Four tokens a frame and few steps at high rates.
     minerl = TrainConfig(
+        backbone=BlockSSMConfig(block_sizes=((1, 2), 2)),
         latent_patch=2,
         reward_limit=7.0,
         tokenizer_training=TokenizerTraining(
