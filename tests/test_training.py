@@ -19,9 +19,9 @@ from tiny import NUM_ACTIONS, tiny_config, write_dataset
 from torch import Tensor, nn
 
 import worldsim.checkpoint as checkpoint
-from experiments.train_config import TrainConfig, ValidationConfig
+from experiments.train_config import TrainConfig, ValidationConfig, presets
 from experiments.train_stages import open_writer
-from experiments.train_world_model import main
+from experiments.train_world_model import main, new_model
 from worldsim.backbone import BlockSSMConfig
 from worldsim.diffusion import DiffusionForcingConfig
 from worldsim.episodes import EpisodeDataset
@@ -696,3 +696,13 @@ def test_places_and_a_grid_are_added_to_a_trained_model(tmp_path: Path) -> None:
     kept, mapped = final_weights(with_places), final_weights(main(alone))
     assert all(torch.equal(tensor, mapped[name]) for name, tensor in kept.items())
     assert "places.occupancy.cell_in.weight" in mapped
+
+
+@pytest.mark.parametrize("name", presets())
+def test_parts_of_a_preset_fit_together(name: str) -> None:
+    config = presets()[name][1]
+    with torch.device("meta"):
+        model = new_model(config, (64, 64, 3), 6)
+    for length, _ in config.dynamics.curriculum:
+        assert length <= config.dynamics.frames_per_step
+    assert (model.odometry is not None) == config.odometry
