@@ -97,8 +97,8 @@ def main(config: BenchmarkConfig) -> Path:
         bar.reset(total=len(pending) * config.dynamics.optimizer.steps)
         for _, line in workers.do(train_and_judge, pending):
             bar.write(line)
-    if config.measure_costs:
-        measure_all_costs(benchmark)
+        if config.measure_costs:
+            measure_all_costs(benchmark)
     print(write_report(config.output, config.work))
     return config.output
 

@@ -93,10 +93,10 @@ def main(config: SpeedConfig) -> dict[str, Any]:
     }
     contexts = worldsim.load_contexts(config.world_model)
     bank = ContextBank.observe(model, contexts.frames, contexts.actions)
-    if config.compile:
-        model.compile_network()
     if config.cuda_graphs:
         model.use_cuda_graphs()
+    if config.compile:
+        model.compile_network()
     if config.real_steps:
         results["real"] = time_real(config.real_steps, config.seed)
     for num_envs in tqdm(config.num_envs, desc="dream", unit="batch size"):

@@ -137,6 +137,8 @@ class DreamTrainConfig:
     """Run directory; by default runs/dream_train/<env>-<algorithm>-<obs>-seed<seed>."""
     compile: bool = False
     """Compile the world model (torch.compile): a minute or so at the start, then faster dreams."""
+    cuda_graphs: bool = True
+    """On CUDA, dream every step as one graph; it is faster and takes more memory."""
     device: str = "auto"
     """Where the world model and the policy run."""
 
@@ -192,6 +194,7 @@ FREE_TO_CHANGE = (
     "judge",
     "output",
     "compile",
+    "cuda_graphs",
     "num_workers",
     "device",
 )
@@ -321,9 +324,10 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
             num_starts=config.num_starts,
             seed=config.seed,
         )
+        if config.cuda_graphs:
+            model.use_cuda_graphs(if_possible=True)
         if config.compile:
             model.compile_network()
-        model.use_cuda_graphs(if_possible=True)
         random = RandomPolicy(model.config.num_actions, seed=config.seed)
         baselines: dict[str, tuple[Policy, str]] = {"random": (random, "random")}
         if has_scripted_player(config.env):

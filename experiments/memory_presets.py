@@ -16,10 +16,11 @@ from worldsim.training import DynamicsTraining, OptimizerConfig, TokenizerTraini
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TakenTokenizer:
-    """A tokenizer that was not trained by the benchmark."""
+class TokenizerSource:
+    """Where the tokenizer came from."""
 
-    model: str
+    model: str | None = None
+    """None is the benchmark's own training."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,8 +36,8 @@ class BenchmarkConfig:
     sizes: BackboneSizes = dataclasses.field(default_factory=BackboneSizes)
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
     tokenizer_of: str | None = None
-    """Shipped name or checkpoint of the model whose tokenizer all models share; by default a new
-    one is trained."""
+    """Shipped name or checkpoint of the model whose tokenizer all models share, instead of
+    one that is trained as said next."""
     tokenizer_training: TokenizerTraining = dataclasses.field(default_factory=TokenizerTraining)
     dynamics: DynamicsTraining = dataclasses.field(default_factory=DynamicsTraining)
     diffusion: DiffusionForcingConfig = dataclasses.field(default_factory=DiffusionForcingConfig)
@@ -62,6 +63,10 @@ class BenchmarkConfig:
     """Steps between checkpoints."""
     device: str = "auto"
     precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.num_processes < 1:
+            raise ValueError(f"num_processes must be at least 1, got {self.num_processes}")
 
 
 def presets() -> dict[str, tuple[str, BenchmarkConfig]]:
@@ -139,8 +144,7 @@ def presets() -> dict[str, tuple[str, BenchmarkConfig]]:
         sizes=dataclasses.replace(
             cpu.sizes, block_sizes=((1, 4), 4), causal_window=192, chunk_size=128
         ),
-        tokenizer=TokenizerConfig(),  # 4 x 4 tokens a frame
-        tokenizer_of="memory-maze-9x9",
+        tokenizer_of="memory-maze-9x9",  # 4 x 4 tokens a frame
         dynamics=dataclasses.replace(
             cpu.dynamics,
             optimizer=dataclasses.replace(cpu.dynamics.optimizer, steps=1000),
@@ -150,7 +154,7 @@ def presets() -> dict[str, tuple[str, BenchmarkConfig]]:
         ),
         sweep=(0.5, 1.0, 2.0),
         num_processes=2,
-        save_every=1000,
+        save_every=250,
         maze=MazeTask(
             env="memory-maze-9x9",
             training_episodes=240,

@@ -9,10 +9,12 @@ import functools
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -51,6 +53,8 @@ class Pending(NamedTuple):
 class Workers:
     """Does jobs with a benchmark: here, or in `num_processes` processes with one of their own each.
 
+    Where a job fails, and on Ctrl-C, the processes end at once; their runs go on another time.
+
     Args:
         benchmark: this process's; its bar shows the progress of all.
         bar: of steps.
@@ -58,23 +62,21 @@ class Workers:
 
     def __init__(self, benchmark: Benchmark, bar: tqdm) -> None:
         self._benchmark, self._bar = benchmark, bar
+        self._size = benchmark.config.num_processes
         self._pool: ProcessPoolExecutor | None = None
-        if benchmark.config.num_processes > 1:
-            benchmark.prepare()  # before several processes want to
+        if self._size > 1:
             context = multiprocessing.get_context("spawn")
-            self._steps = context.Value("q", 0)
-            self._pool = ProcessPoolExecutor(
-                benchmark.config.num_processes,
-                context,
-                _start_worker,
-                (benchmark.config, self._steps),
-            )
+            self._steps, self._stop = context.Value("q", 0), context.Event()
+            shared = (benchmark.config, self._steps, self._stop)
+            self._pool = ProcessPoolExecutor(self._size, context, _start_worker, shared)
 
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
         if self._pool is not None:
+            if error is not None:
+                self._stop.set()
             self._pool.shutdown(cancel_futures=True)
 
     def do(
@@ -90,14 +92,18 @@ class Workers:
             for job in jobs:
                 yield job, work(self._benchmark, job)
             return
+        if jobs:
+            self._benchmark.prepare()  # what several processes would record at once
         before = self._steps.value
-        waiting = {self._pool.submit(_work, work, job): job for job in jobs}
-        while waiting:
-            done: set[Future[Result]]
-            done, _ = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
+        left, running = list(jobs), dict[Future[Result], Job]()
+        while left or running:
+            while left and len(running) < self._size:  # one that waits could not be called off
+                job = left.pop(0)
+                running[self._pool.submit(_work, work, job)] = job
+            done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
             self._bar.update(self._steps.value - before - self._bar.n)
             for future in done:
-                yield waiting.pop(future), future.result()
+                yield running.pop(future), future.result()
 
 
 class _SharedBar:
@@ -120,19 +126,21 @@ class _SharedBar:
 _own: Benchmark | None = None  # of a worker
 
 
-def _start_worker(config: BenchmarkConfig, steps: Any) -> None:
+def _start_worker(config: BenchmarkConfig, steps: Any, stop: Any) -> None:
     global _own
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it says when to end
+    threading.Thread(target=_end_with_parent, args=(stop,), daemon=True).start()
     keep_memory()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(max((os.cpu_count() or 1) // config.num_processes, 1))
+    torch.set_num_threads(max(torch.get_num_threads() // config.num_processes, 1))
     _own = Benchmark(config, _SharedBar(steps), prepared=True)
 
 
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for jobs forever."""
+def _end_with_parent(stop: Any) -> None:
+    """End when told to, and where the parent was killed: a worker would wait for jobs forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
+    while parent.is_alive() and not stop.wait(0.5):
+        pass
     os._exit(1)
 
 
@@ -141,19 +149,23 @@ def _work(work: Callable[[Benchmark, Job], Result], job: Job) -> Result:
     return work(_own, job)
 
 
+def trial_directory(config: BenchmarkConfig, trial: Trial) -> Path:
+    """Where a trial is trained, until its result is written."""
+    return config.work / f"sweep-{trial.name}-{trial.rate:g}"
+
+
 def try_rate(benchmark: Benchmark, trial: Trial) -> float:
     """Validation loss after short training at a rate; infinite where it diverges."""
     config = benchmark.config
     name, rate = trial
     benchmark.bar.set_description(f"sweep {name} x{rate:g}")
     training = benchmark.training(name, 0, rate, config.sweep_steps)
-    directory = config.work / f"sweep-{name}-{rate:g}"
+    directory = trial_directory(config, trial)
     try:
         model, _ = benchmark.train(name, training, directory)
         loss = benchmark.validation_loss(model)
     except FloatingPointError:  # diverged: that rate is too high
         loss = float("inf")
-    shutil.rmtree(directory, ignore_errors=True)
     return loss
 
 
@@ -172,6 +184,7 @@ def choose_rates(config: BenchmarkConfig, workers: Workers, bar: tqdm) -> dict[s
         losses.setdefault(name, {})[str(rate)] = loss
         steps = config.sweep_steps
         write_json(file, {"steps": steps, "validation_loss": losses, **provenance()})
+        shutil.rmtree(trial_directory(config, Trial(name, rate)), ignore_errors=True)
     return {
         name: float(min(losses[name], key=losses[name].__getitem__)) if name in losses else 1.0
         for name in config.backbones
@@ -216,6 +229,7 @@ def train_and_judge(benchmark: Benchmark, pending: Pending) -> str:
         "rate": rate,
         "parameters": count_parameters(model.denoiser),
         "backbone_parameters": count_parameters(model.denoiser.backbone),
+        "num_processes": config.num_processes,
         "training_frames_per_second": speed,
         "evaluation_seconds": time.monotonic() - started,
         "validation_loss": loss,

@@ -19,7 +19,7 @@ import worldsim.checkpoint as checkpoint
 from experiments.memory_backbones import ALL, diffusion_for, matched_config, training_for
 from experiments.memory_corridor import Corridor, Progress
 from experiments.memory_mazes import MemoryMazes
-from experiments.memory_presets import BenchmarkConfig, TakenTokenizer
+from experiments.memory_presets import BenchmarkConfig, TokenizerSource
 from experiments.report import Settings
 from experiments.train_config import TrainConfig
 from experiments.train_world_model import make_accelerator, near, take_tokenizer
@@ -252,11 +252,10 @@ class Benchmark:
 
     def settings(self, name: str, training: DynamicsTraining) -> Settings:
         """What decides a run's result; a kept result with other settings is not mixed in."""
-        taken = self.config.tokenizer_of
         return {
             **self.task_settings,
             "model": self.model_config(name),
             "training": training,
             "tokenizer_training": self.config.tokenizer_training,
-            **({} if taken is None else {"tokenizer": TakenTokenizer(model=taken)}),
+            "tokenizer": TokenizerSource(model=self.config.tokenizer_of),
         }

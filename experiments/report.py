@@ -126,7 +126,7 @@ def is_done(path: Path, settings: Settings) -> bool:
     kept = json.loads(path.read_text())
     try:
         same = settings == {
-            name: checkpoint.from_json(type(setting), kept.get("settings", {}).get(name))
+            name: checkpoint.from_json(type(setting), kept.get("settings", {}).get(name, {}))
             for name, setting in settings.items()
         }
     except checkpoint.CheckpointError:

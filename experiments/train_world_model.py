@@ -207,7 +207,7 @@ def take_tokenizer(model: str, frame_shape: tuple[int, int, int]) -> Tokenizer:
     if tokenizer.config.frame_shape != frame_shape:
         raise ValueError(
             f"the tokenizer of {model} is for frames {tokenizer.config.frame_shape}; "
-            f"the dataset has {frame_shape}"
+            f"these are {frame_shape}"
         )
     return tokenizer
 
@@ -238,10 +238,10 @@ def train_dynamics(
     average = trainer.average.module
     assert isinstance(average, WorldModel)
     average.compute_dtype = dtype
-    if config.compile:
-        model.compile_network()
     if training.own_dreams.share:
         model.use_cuda_graphs(if_possible=True)
+    if config.compile:
+        model.compile_network()
     seen_before = 0
     if config.init is not None:
         seen_before = checkpoint.load_metadata(config.init).get("frames_seen", 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from tqdm import tqdm
 
 import experiments.benchmark_memory as benchmark_memory
 from envs.corridor import Corridor as CorridorEnv
@@ -26,6 +28,7 @@ from experiments.memory_recall import (
     share,
 )
 from experiments.memory_report import REFERENCE, format_table, recall_bins
+from experiments.memory_runs import Workers, find_pending
 from experiments.memory_training import Benchmark
 from experiments.report import read_runs
 from experiments.wall_colors import ColorReader
@@ -259,33 +262,69 @@ def test_mazes_are_toured_and_dreamed(tmp_path: Path, conditioning: Any) -> None
     assert (output / "recall.png").stat().st_size > 0
 
 
-def test_models_are_trained_side_by_side(tmp_path: Path) -> None:
-    task = MazeTask(
-        env="memory-maze-5x5", training_episodes=2, test_episodes=2, context=12, horizon=6
-    )
+@pytest.mark.parametrize("task", ["corridor", pytest.param("memory-maze", marks=pytest.mark.slow)])
+def test_models_are_trained_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: Any
+) -> None:
     config = tiny(
-        tmp_path,
-        task="memory-maze",
-        maze=task,
-        backbones=("block_ssm", "ssm"),
-        tokenizer_of="memory-maze-9x9",
+        tmp_path / "here",
+        task=task,
+        maze=MazeTask(
+            env="memory-maze-5x5", training_episodes=2, test_episodes=2, context=12, horizon=6
+        ),
+        backbones=("ssm",),
         sweep=(1.0, 2.0),
         measure_costs=False,
     )
+    if task == "memory-maze":
+        config = dataclasses.replace(config, tokenizer_of="memory-maze-9x9")
     output = benchmark_memory.main(config)
-    beside = dataclasses.replace(config, num_processes=2, output=tmp_path / "beside")
-    benchmark_memory.main(beside)
-    for name in ("block_ssm-seed0", "ssm-seed0", "sweep"):
-        mine, its = (json.loads((p / f"{name}.json").read_text()) for p in (beside.output, output))
-        if name == "sweep":
-            mine, its = (x["validation_loss"]["ssm"] for x in (mine, its))
-        for key in ("validation_loss", "rate", "parameters", "1.0", "2.0"):
-            assert mine.get(key) == pytest.approx(its.get(key), rel=1e-4), (name, key)
-    kept = json.loads((output / "ssm-seed0.json").read_text())
-    assert kept["settings"]["tokenizer"] == {"model": "memory-maze-9x9"}
-    # Another tokenizer is another setting.
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("trained in the process that others are to train for")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Benchmark, "train", refuse)
+        beside = dataclasses.replace(config, num_processes=2, **paths(tmp_path / "beside"))
+        benchmark_memory.main(beside)
+    run, beside_it = (
+        json.loads((p / "ssm-seed0.json").read_text()) for p in (output, beside.output)
+    )
+    for key in ("validation_loss", "rate", "parameters"):
+        assert beside_it[key] == pytest.approx(run[key], rel=1e-4), key
+    swept = (json.loads((p / "sweep.json").read_text()) for p in (beside.output, output))
+    mine, its = (s["validation_loss"]["ssm"] for s in swept)
+    assert mine == pytest.approx(its, rel=1e-4) and len(mine) == 2
+    # Another tokenizer is another setting, even where its config is the same.
+    benchmark = Benchmark(config, prepared=True)
+    other = None if config.tokenizer_of else "memory-maze-9x9"
+    benchmark.config = dataclasses.replace(config, tokenizer_of=other)
     with pytest.raises(ValueError, match="result of other settings"):
-        benchmark_memory.main(dataclasses.replace(config, tokenizer_of=None))
+        find_pending(benchmark, {"ssm": run["rate"]})
+
+
+def begin(benchmark: Benchmark, job: tuple[Path, bool]) -> None:
+    """A job that fails at once, or would take hours."""
+    path, fails = job
+    path.touch()
+    if fails:
+        raise ValueError("this one fails")
+    time.sleep(3600)
+
+
+def test_a_failing_run_stops_those_beside_it(tmp_path: Path) -> None:
+    benchmark = Benchmark(tiny(tmp_path, num_processes=2))
+    jobs = [(tmp_path / str(i), i == 0) for i in range(6)]
+    with (
+        pytest.raises(ValueError, match="this one fails"),
+        tqdm(disable=True) as bar,
+        Workers(benchmark, bar) as workers,
+    ):
+        for _ in workers.do(begin, jobs):
+            pass
+    assert not any(path.exists() for path, _ in jobs[3:])  # none is begun after that
+    with pytest.raises(ValueError, match="num_processes must be at least 1, got 0"):
+        tiny(tmp_path, num_processes=0)
 
 
 def test_models_are_evaluated_in_bfloat16(tmp_path: Path) -> None:

@@ -25,21 +25,19 @@ class CudaGraphs:
     """Records functions at their first call with tensors of a shape, and replays them after that.
 
     What is recorded reads the weights where they were: they may change in place, but not move.
-
-    Args:
-        max_recordings: how many are kept; the one that was made first goes first.
     """
 
     WARM_UP = 3
+    MAX_RECORDINGS = 4
+    """How many are kept; the one that was made first goes first."""
 
-    def __init__(self, max_recordings: int = 4) -> None:
-        self.max_recordings = max_recordings
+    def __init__(self) -> None:
         self._recordings: dict[Hashable, _Recording] = {}
         self._pool = None if not torch.cuda.is_available() else torch.cuda.graph_pool_handle()
 
     def __deepcopy__(self, memo: object) -> CudaGraphs:
         """Of a copied model, whose weights lie elsewhere: nothing is recorded yet."""
-        return CudaGraphs(self.max_recordings)
+        return CudaGraphs()
 
     def __call__(
         self,
@@ -57,7 +55,7 @@ class CudaGraphs:
         key = (key, *((tuple(t.shape), t.dtype, t.device) for t in tensors))
         recording = self._recordings.get(key)
         if recording is None:
-            while len(self._recordings) >= self.max_recordings:
+            while len(self._recordings) >= self.MAX_RECORDINGS:
                 del self._recordings[next(iter(self._recordings))]
             recording = self._recordings[key] = self._record(function, tensors)
         for static, given in zip(recording.inputs, tensors, strict=True):
@@ -74,14 +72,15 @@ class CudaGraphs:
         # Weights that autocast has converted before would be gone when they are read in a replay.
         torch.set_autocast_cache_enabled(False)
         try:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
+            here = torch.cuda.current_stream(inputs[0].device)
+            stream = torch.cuda.Stream(inputs[0].device)
+            stream.wait_stream(here)
             with torch.cuda.stream(stream):
                 for _ in range(self.WARM_UP):  # whatever is set up at first calls is set up here
                     function(*inputs)
-            torch.cuda.current_stream().wait_stream(stream)
+            here.wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream):
                 outputs = list(function(*inputs))
         finally:
             torch.set_autocast_cache_enabled(cached)
@@ -102,13 +101,14 @@ def replay(
         state: memory of constant size.
         tensors: what else the step takes.
     """
-    names, size = list(state.memory), len(state.memory) + 2
+    names, size = sorted(state.memory), len(state.memory) + 2
 
     def pack(state: WorldState) -> list[Tensor]:
         return [*(state.memory[name] for name in names), state.steps, state.features]
 
     def unpack(packed: Sequence[Tensor]) -> WorldState:
-        return WorldState(dict(zip(names, packed, strict=False)), packed[-2], packed[-1])
+        *memory, steps, features = packed
+        return WorldState(dict(zip(names, memory, strict=True)), steps, features)
 
     def function(*given: Tensor) -> list[Tensor]:
         after, *others = step(unpack(given[:size]), *given[size:])

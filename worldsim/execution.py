@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -19,7 +20,7 @@ class Execution(Heads):
 
     Attributes:
         compute_dtype: autocast dtype of the networks in `observe` and `imagine`; float32 is off.
-        cuda_graphs: what replays `imagine`, if anything.
+        cuda_graphs: what replays `imagine`, and dreams in training, if anything.
     """
 
     compute_dtype = torch.float32
@@ -28,6 +29,12 @@ class Execution(Heads):
     @property
     def device(self) -> torch.device:
         return self.reward_head.values.device
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        """Move or convert weights; graphs would go on reading where they were."""
+        if self.cuda_graphs is not None:
+            self.cuda_graphs = CudaGraphs()
+        return super()._apply(fn, recurse)
 
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
         if self.compute_dtype == torch.float32:
@@ -47,9 +54,10 @@ class Execution(Heads):
             module.compile(dynamic=False)
 
     def use_cuda_graphs(self, *, if_possible: bool = False) -> None:
-        """Dream every step as one CUDA graph; its first step of a batch size takes a second.
+        """Dream every step as one CUDA graph, which is recorded at the first of each batch size.
 
-        It holds memory for three more states of each batch size. Weights must not move afterwards.
+        A recording holds the memory of more states and of all that is between. Call it before
+        `compile_network`.
 
         Args:
             if_possible: change nothing where it cannot be done, instead of raising.

@@ -321,7 +321,7 @@ class WorldModel(Execution):
         if self.cuda_graphs is None:
             return self._imagine(num_denoising_steps, decode, state, actions, noise)
         step = functools.partial(self._imagine, num_denoising_steps, decode)
-        key = ("imagine", num_denoising_steps, decode)
+        key = ("imagine", num_denoising_steps, decode, self.compute_dtype)
         return Dream(*replay(self.cuda_graphs, step, state, actions, noise, key=key))
 
     def _imagine(
