@@ -144,7 +144,8 @@ def presets() -> dict[str, tuple[str, BenchmarkConfig]]:
         sizes=dataclasses.replace(
             cpu.sizes, block_sizes=((1, 4), 4), causal_window=192, chunk_size=128
         ),
-        tokenizer_of="memory-maze-9x9",  # 4 x 4 tokens a frame
+        tokenizer=TokenizerConfig(),  # 4 x 4 tokens a frame, as the one that is taken
+        tokenizer_of="memory-maze-9x9",
         dynamics=dataclasses.replace(
             cpu.dynamics,
             optimizer=dataclasses.replace(cpu.dynamics.optimizer, steps=1000),
