@@ -24,6 +24,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import envs
@@ -87,6 +88,7 @@ def main(config: SpeedConfig) -> dict[str, Any]:
         "dtype": str(model.compute_dtype),
         "matrix_product_peak_gflops": matrix_peak(model),
         "model_gflop_per_pass": flops_per_pass(model) / 1e9,
+        "decoder_gflop": decoder_flops(model) / 1e9,
         "state_bytes_per_env": model.initial_state(1).nbytes,
         "copy_gigabytes_per_second": copy_bandwidth(model),
         "dream": [],
@@ -104,7 +106,9 @@ def main(config: SpeedConfig) -> dict[str, Any]:
             for obs in ("pixels", "features"):
                 row = time_dream(model, bank, num_envs, steps, obs, config)
                 peak = results["matrix_product_peak_gflops"]
-                flops = row["steps_per_second"] * (steps + 1) * results["model_gflop_per_pass"]
+                work = (steps + 1) * results["model_gflop_per_pass"]
+                work += results["decoder_gflop"] if obs == "pixels" else 0.0
+                flops = row["steps_per_second"] * work
                 # Every pass reads the state, and the one that commits writes a new one.
                 moved = row["steps_per_second"] * (steps + 2) * results["state_bytes_per_env"]
                 share = moved / 1e9 / results["copy_gigabytes_per_second"]
@@ -217,6 +221,15 @@ def flops_per_pass(model: WorldModel) -> float:
             per_frame = "modulation" in name or "signal_condition" in name
             total += 2 * module.weight.numel() * (1 if per_frame else tokens)
     return float(total)
+
+
+def decoder_flops(model: WorldModel) -> float:
+    """Operations of the decoder's convolutions, per frame."""
+    config = model.config.tokenizer
+    latents = torch.zeros(1, int(np.prod(config.grid)), config.latent_channels, device=model.device)
+    with FlopCounterMode(display=False) as counter:
+        model.decode(latents)
+    return float(counter.get_total_flops())
 
 
 def time_real(steps: int, seed: int) -> dict[str, float]:

@@ -21,6 +21,7 @@ from worldsim.checkpoint import CheckpointError, save
 from worldsim.contexts import ContextBank, open_contexts, sample_contexts
 from worldsim.dataset_writer import DatasetWriter
 from worldsim.dream import DreamEnv, DreamVectorEnv
+from worldsim.noise import PER_THREAD, draw_normal
 from worldsim.recording import EpisodeRecorder, save_episode
 from worldsim.world_model import WorldModel
 
@@ -119,6 +120,20 @@ def test_batch_dreams_what_single_envs_dream(
             np.testing.assert_allclose(rewards[i], expected[1], atol=1e-3)
             assert (terminated[i], truncated[i]) == expected[2:]
             ended[i] = bool(terminated[i] or truncated[i])
+
+
+def test_threads_draw_what_one_stream_draws_by_itself() -> None:
+    n, kept = 2 * PER_THREAD + 3, 5  # the last streams are not drawn from
+    generators = [np.random.default_rng(i) for i in range(n)]
+    noise = np.zeros((n, 2, 3), np.float32)
+    for _ in range(2):
+        draw_normal(noise, generators, np.arange(n - kept))
+    for i in range(n - kept):
+        alone = np.random.default_rng(i).standard_normal((2, 2, 3), np.float32)
+        np.testing.assert_array_equal(noise[i], alone[1])
+    assert not noise[n - kept :].any()
+    unused = np.random.default_rng(n - 1).standard_normal()
+    assert generators[-1].standard_normal() == unused
 
 
 def test_horizon_truncates_and_next_step_resets(model: WorldModel, bank: ContextBank) -> None:

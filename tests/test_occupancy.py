@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from tiny import tiny_model
+from torch._dynamo.utils import counters
 
 from agents.explorers import distances_to
 from worldsim.checkpoint import load, save
@@ -314,3 +315,20 @@ def test_settings_that_cannot_be_are_named() -> None:
         OccupancyConfig(cell=0)
     with pytest.raises(ValueError, match=r"occupancy\.reach is 4\.0, but the map of 8 cells"):
         OccupancyConfig(side=8)
+
+
+@pytest.mark.slow
+def test_compiled_dreams_are_what_they_were() -> None:
+    model = mapping()
+    frames, actions = torch.randint(0, 256, (2, 5, 64, 64, 3)).byte(), torch.zeros(2, 5).long()
+    state = model.observe(model.initial_state(2), actions, frames)
+    noise = torch.randn(2, *model.noise_shape)
+    before = model.imagine(state, actions[:, 0], noise=noise)
+    model.compile_network()
+    counters.clear()
+    after = model.imagine(state, actions[:, 0], noise=noise)
+    assert counters["frames"]["ok"] and not counters["unimplemented"]
+    assert after.state.memory.keys() == before.state.memory.keys()
+    for name, t in after.state.memory.items():
+        torch.testing.assert_close(t, before.state.memory[name], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(after.state.features, before.state.features, rtol=1e-3, atol=1e-4)

@@ -25,6 +25,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from worldsim.contexts import ContextSource, open_world
+from worldsim.noise import draw_normal
 from worldsim.snapshot import DreamSnapshot
 from worldsim.state import WorldState
 from worldsim.world_model import WorldModel
@@ -273,8 +274,7 @@ class DreamVectorEnv(VectorEnv):
     def _imagine(self, actions: np.ndarray, drawing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         assert self.state is not None
         noise = np.zeros((self.num_envs, *self.model.noise_shape), np.float32)
-        for i in np.flatnonzero(drawing):
-            self.generators[i].standard_normal(out=noise[i], dtype=np.float32)
+        draw_normal(noise, self.generators, np.flatnonzero(drawing))
         dream = self.model.imagine(
             self.state,
             torch.as_tensor(actions, device=self.device),

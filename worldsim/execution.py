@@ -42,7 +42,7 @@ class Execution(Heads):
         return torch.autocast(self.device.type, self.compute_dtype)
 
     def compile_network(self) -> None:
-        """Compile layers and decoder (torch.compile); what cannot be compiled runs as before.
+        """Compile layers, decoder and places (torch.compile); what cannot be runs as before.
 
         It happens at the first call of each batch size and length, and takes a minute or so.
         """
@@ -50,7 +50,10 @@ class Execution(Heads):
         torch._dynamo.config.recompile_limit = 64  # layers of one kind share a count of versions
         model = cast("WorldModel", self)
         backbone = model.denoiser.backbone
-        for module in (*getattr(backbone, "layers", [backbone]), model.tokenizer.decoder):
+        parts = [*getattr(backbone, "layers", [backbone]), model.tokenizer.decoder]
+        if model.places is not None:
+            parts.append(model.places)
+        for module in parts:
             module.compile(dynamic=False)
 
     def use_cuda_graphs(self, *, if_possible: bool = False) -> None:

@@ -279,7 +279,9 @@ class WorldModel(Execution):
             _, tokens, memory = self.denoiser(z, signal, told, memory, state.steps)
             features = self.read_out(tokens).float()
         if self.places is not None:
-            more, placed = self.places(state.memory, seen, features, told, stands, state.steps)
+            # Only single steps as compiled: many frames, one after the other, compile for minutes.
+            follow = self.places if actions.shape[1] == 1 else self.places.forward
+            more, placed = follow(state.memory, seen, features, told, stands, state.steps)
             features, located = torch.cat([features, more], dim=-1), located | placed
         steps = state.steps + actions.shape[1]
         return WorldState(memory | located, steps, features[:, -1].clone()), features
