@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from agents.features import observe_frames
+from agents.map_value import MapValue
 from agents.planner_distributions import Plans
 from agents.planner_search import FeatureFunction, Plan, PlannerConfig, Search, Step
 from agents.planner_trace import PlanTrace
@@ -106,9 +107,9 @@ class Planner:
         model: the world model that observes and imagines.
         config: how to plan.
         policy: features (b, d) to logits (b, num_actions); None: the behaviour that the model has
-            learned to predict.
-        value: features (b, d) to the return beyond the horizon (b,); None: that of the recorded
-            behaviour as the model predicts it, or 0 without the config's `bootstrap`.
+            learned to predict, as the config says.
+        value: features (b, d) to the return beyond the horizon (b,); None: what the config's
+            `bootstrap` says.
         seed: decides every plan, together with what was observed.
         num_denoising_steps: of each imagined frame; None: the model's own.
         on_plan: called with a trace of every decision; making traces costs some imagination.
@@ -133,14 +134,22 @@ class Planner:
         self.model = model
         self.config = config or PlannerConfig()
         self.dream = DreamModel(model, num_denoising_steps)
-        if value is None and self.config.bootstrap:
+        by_map = value is None and self.config.bootstrap == "map"
+        self.map_value = MapValue(model, self.config.gamma) if by_map else None
+        if value is None and self.config.bootstrap == "return":
             value = model.predict_value
-        self.search = Search(
-            self.dream, self.config, policy=policy or model.predict_policy, value=value
-        )
+        self.search = Search(self.dream, self.config, policy=policy or self._behave, value=value)
         self.seed = seed
         self.on_plan = on_plan
         self.num_shown = num_shown
+
+    def _behave(self, features: Tensor) -> Tensor:
+        """Logits (b, num_actions) of the model's behaviour, by features (b, d)."""
+        model, config = self.model, self.config
+        logits = model.predict_policy(features)
+        if not config.walking:
+            logits = model.policy_head(features[..., : model.config.backbone.d_model]).float()
+        return logits / config.policy_temperature
 
     @torch.no_grad()
     def act(
@@ -181,6 +190,9 @@ class Planner:
                     generator,
                     distribution=state.distribution[index] if warm else None,
                     first=state.rest[index] if warm else None,
+                    value=None
+                    if self.map_value is None
+                    else self.map_value.seen_from(world[index]),
                 )
                 plans = plans.index_copy(0, index, plan.actions)
                 distribution = distribution.put(index, plan.distribution)

@@ -20,6 +20,7 @@ Jordan 2000, arXiv 1301.3878): otherwise the best of many is the luckiest.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
@@ -98,6 +99,11 @@ class PlannerConfig:
     """Share of probability spread over all actions; for Box, least std in half boxes."""
     persistence: float = 0.0
     """How much a sampled step follows the last one, from 0 to 1."""
+    walking: bool = True
+    """Of a model that remembers places, the policy is its behaviour told where to go; False takes
+    plain behaviour cloning."""
+    policy_temperature: float = 1.0
+    """At which the model's policy draws actions."""
     policy_share: float = 0.0
     """Share of the first round that "random", "cem" and "mppi" draw from the policy."""
     warm_start: float | None = 0.5
@@ -105,9 +111,9 @@ class PlannerConfig:
     for the rest. None: plan anew."""
     replan_every: int = 1
     """Steps of a plan that are taken before the next decision."""
-    bootstrap: bool = True
-    """Count what the model expects beyond the horizon: the return that the recorded behaviour would
-    make from there."""
+    bootstrap: Literal["return", "map", "none"] = "return"
+    """What is counted beyond the horizon: the "return" that the recorded behaviour would make from
+    there, how soon the "map" says that the next reward can be reached, or nothing ("none")."""
     max_dream_steps: int | None = None
     """Imagined steps that a decision may cost, per env."""
     max_seconds: float | None = None
@@ -123,8 +129,9 @@ class PlannerConfig:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if not 0 < self.elite_share <= 1:
             raise ValueError(f"elite_share must lie in (0, 1], got {self.elite_share}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        for name in ("temperature", "policy_temperature"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.replan_every > self.horizon:
             raise ValueError(
                 f"replan_every={self.replan_every} is longer than the horizon {self.horizon}"
@@ -204,6 +211,7 @@ class Search:
         *,
         distribution: Plans | None = None,
         first: Tensor | None = None,
+        value: Callable[[Any], Tensor] | None = None,
     ) -> Plan:
         """Decide for the n envs of a state, which stays as it is.
 
@@ -212,8 +220,12 @@ class Search:
             generator: on the state's device; decides scenarios and candidates.
             distribution: to begin from; None: the prior.
             first: (n, horizon[, d]) a plan that is certainly among the candidates.
+            value: instead of the search's own, the return beyond the horizon (b,) of imagined
+                states, b = n * candidates * particles, those of each env side by side.
         """
         config, start = self.config, self.clock()
+        if value is None and self.value is not None:
+            value = functools.partial(_value_of_features, self.value)
         n = len(state.features)
         plans = distribution or self.prior(n, state.features.device)
         noise = tuple(
@@ -234,14 +246,14 @@ class Search:
                 break
             drawn = plans.sample(num, config.persistence, generator)
             fixed = self._fixed_steps(num, index, drawn, first)
-            drawn, value, steps = self._imagine(state, drawn, fixed, noise, generator)
+            drawn, made, steps = self._imagine(state, drawn, fixed, noise, generator, value)
             cost += steps
-            rounds.append(value)
+            rounds.append(made)
             if candidates is None or config.method == "mppi":
-                candidates, returns = drawn, value
+                candidates, returns = drawn, made
             else:
                 candidates = torch.cat([candidates, drawn], dim=1)
-                returns = torch.cat([returns, value], dim=1)
+                returns = torch.cat([returns, made], dim=1)
             # Ties keep their order: the warm start comes first, then the earliest.
             order = returns.argsort(dim=1, descending=True, stable=True)
             keep = config.num_candidates if config.method != "rollout" else order.shape[1]
@@ -294,6 +306,7 @@ class Search:
         fixed: Tensor,
         noise: tuple[Tensor, ...],
         generator: torch.Generator,
+        value: Callable[[Any], Tensor] | None,
     ) -> tuple[Tensor, Tensor, int]:
         """Imagine candidates (n, c, horizon[, d]) in all scenarios.
 
@@ -327,8 +340,8 @@ class Search:
             alive &= ~step.terminated
             if not alive.any():
                 break
-        if self.value is not None and alive.any():
-            total += discount * alive * self.value(rows.features)
+        if value is not None and alive.any():
+            total += discount * alive * value(rows)
         return plans, rearrange(total, "(n c p) -> n c p", n=n, c=c).mean(-1), steps
 
     def _weights(self, returns: Tensor) -> Tensor:
@@ -356,6 +369,10 @@ class Search:
         action = draw_actions(self.model.action_space, improved, generator)
         best = (candidates[:, :, 0] == action[:, None]).int().argmax(dim=1, keepdim=True)
         return _take(candidates, best)[:, 0], means.gather(1, action[:, None])[:, 0]
+
+
+def _value_of_features(value: FeatureFunction, state: PlanningState) -> Tensor:
+    return value(state.features)
 
 
 def _take(values: Tensor, order: Tensor) -> Tensor:

@@ -34,7 +34,8 @@ LABELS = {
     "actor_critic": "actor-critic in the dream",
     "actor_critic_cloned": "the same, from advantage-weighted cloning",
     "actor_critic_short_memory": "actor-critic, memory cut",
-    "planner": "planner",
+    "planner": "planner, whose policy is walking",
+    "planner_cloning": "planner, whose policy is behaviour cloning",
     "model_free": "RecurrentPPO on the real env",
     "data": "scripted, as in the data",
 }

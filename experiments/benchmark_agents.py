@@ -64,6 +64,8 @@ FROM_EPISODES = ("advantage_weighted", "actor_critic_cloned")
 """Agents that learn from recorded episodes."""
 WALKERS = ("walker", "walker_without_map", "walker_short_memory")
 """Agents that need a world model with a memory of places."""
+PLANNERS = {"planner": True, "planner_cloning": False}
+"""Agents that plan, and whether their policy is told where to walk."""
 MEMORY_CUT = {"actor_critic_short_memory": "actor_critic", "walker_short_memory": "walker"}
 """Agents that are others with a shorter memory."""
 
@@ -84,7 +86,9 @@ class BenchmarkAgentsConfig:
     frames_to_reward: int | None = None
     """Train from stretches that a reward followed within so many frames, only."""
     agents: tuple[str, ...] = tuple(
-        name for name in LABELS if name not in (*FROM_EPISODES, *WALKERS, "model_free")
+        name
+        for name in LABELS
+        if name not in (*FROM_EPISODES, *WALKERS, "planner_cloning", "model_free")
     )
     """What to compare; "model_free" learns on the real env and takes the longest,
     "advantage_weighted" and "actor_critic_cloned" learn from a dataset, and those named "walker"
@@ -94,8 +98,8 @@ class BenchmarkAgentsConfig:
     cloning: CloningConfig = dataclasses.field(default_factory=CloningConfig)
     """How they do."""
     temperature: float = 1.0
-    """At which cloned policies (behaviour, walker, advantage_weighted) draw their actions; to be
-    chosen on other mazes than they are judged on."""
+    """At which cloned policies (behaviour, walker, advantage_weighted, those of planners) draw
+    their actions; to be chosen on other mazes than they are judged on."""
     actor_critic: ActorCriticConfig = dataclasses.field(default_factory=ActorCriticConfig)
     """How the actor-critic improves in the dream."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -195,7 +199,7 @@ class AgentsBenchmark:
         started = time.monotonic()
         policy, details = self._make(agent, seed)
         trained = time.monotonic()
-        episodes = config.planner_episodes if agent == "planner" else config.eval_episodes
+        episodes = config.planner_episodes if agent in PLANNERS else config.eval_episodes
         timed = Timed(policy)
         real = self._judge_on_real(agent, seed, timed, episodes)
         result = {
@@ -240,9 +244,11 @@ class AgentsBenchmark:
             temperature = config.temperature
             cloned = ActorCriticPolicy(self._clone(seed), seed=seed, temperature=temperature)
             return FeaturePolicy(model, cloned), {"temperature": temperature}
-        if agent == "planner":
-            planner = Planner(model, config.planner, seed=seed)
-            return planner, {"planner": dataclasses.asdict(config.planner)}
+        if agent in PLANNERS:
+            plan = dataclasses.replace(
+                config.planner, walking=PLANNERS[agent], policy_temperature=config.temperature
+            )
+            return Planner(model, plan, seed=seed), {"planner": dataclasses.asdict(plan)}
         if agent == "model_free":
             work = config.work_directory / f"model_free-seed{seed}"
             model_free = train_model_free(
@@ -320,7 +326,7 @@ class AgentsBenchmark:
                 policy,
                 num_episodes,
                 label=f"{LABELS[agent]}, seed {seed}, on {config.env}",
-                threads=torch.get_num_threads() if agent == "planner" else 1,
+                threads=torch.get_num_threads() if agent in PLANNERS else 1,
             )
         finally:
             batch.close()
@@ -332,7 +338,7 @@ class AgentsBenchmark:
     def _judge_in_dream(self, agent: str, policy: Policy) -> dict[str, Any] | None:
         """Dreamed return; None for those that need the real env or too much time."""
         config = self.config
-        if agent in ("data", "planner", "walker_without_map", *MEMORY_CUT):
+        if agent in ("data", "walker_without_map", *PLANNERS, *MEMORY_CUT):
             return None
         in_features = isinstance(policy, FeaturePolicy)
         results = play_dreams(

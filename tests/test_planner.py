@@ -418,7 +418,7 @@ def test_act_depends_on_nothing_but_its_arguments(model: WorldModel) -> None:
 
 def test_trace_shows_what_was_imagined(model: WorldModel, tmp_path: Path) -> None:
     seen: list[PlanTrace] = []
-    config = dataclasses.replace(SMALL, method="cem", num_iterations=2, bootstrap=False)
+    config = dataclasses.replace(SMALL, method="cem", num_iterations=2, bootstrap="none")
     planner = Planner(model, config, on_plan=seen.append, num_shown=3)
     frames = tiny_contexts(n=2).frames[:, 0]
     actions, _ = planner.act(frames, None, np.ones(2, bool))
@@ -436,14 +436,14 @@ def test_trace_shows_what_was_imagined(model: WorldModel, tmp_path: Path) -> Non
 
 
 def test_beyond_the_horizon_counts_what_the_recorded_behaviour_makes(model: WorldModel) -> None:
-    expected: dict[bool, PlanTrace] = {}
-    for bootstrap in (False, True):
+    expected: dict[str, PlanTrace] = {}
+    for bootstrap in ("none", "return"):
         config = dataclasses.replace(SMALL, method="random", bootstrap=bootstrap)
         planner = Planner(model, config, on_plan=lambda t, b=bootstrap: expected.update({b: t}))
         planner.act(tiny_contexts(n=1).frames[:, 0], None, np.ones(1, bool))
-    assert not np.allclose(expected[True].rounds[0], expected[False].rounds[0])
+    assert not np.allclose(expected["return"].rounds[0], expected["none"].rounds[0])
     # The same plans in the same futures: what differs is the discounted value at their ends.
-    own = Planner(model, dataclasses.replace(SMALL, bootstrap=False), value=model.predict_value)
+    own = Planner(model, dataclasses.replace(SMALL, bootstrap="none"), value=model.predict_value)
     assert own.search.value == model.predict_value
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +83,15 @@ class OccupancyConfig:
                 f"occupancy.reach is {self.reach}, but the map of {self.side} cells a side must "
                 "hold all that a frame tells of: twice as many and one more"
             )
+
+
+class Ways(NamedTuple):
+    """To where a map wants to go."""
+
+    known: Tensor  # (n,) bool: to a reward, not to what is unseen
+    goals: Tensor  # (n, side^2) bool
+    cost: Tensor  # (n, side^2) of coming to a cell, 1 for one that is surely free
+    to_go: Tensor  # (n, side^2) from there to a goal
 
 
 class Occupancy(nn.Module):
@@ -243,6 +253,25 @@ class Occupancy(nn.Module):
         return (cells[..., 0] + 0.1 * self.prior) / (cells[..., 1] + 0.1)
 
     @torch.no_grad()
+    def ways(self, cells: Tensor, time: Tensor, aim: Tensor) -> Ways:
+        """All ways to where a reward is expected, or to what is unseen.
+
+        Args:
+            cells: (n, side^2, NUMBERS). time: (n,).
+            aim: (n,) int64 index of the cell where a reward is expected, -1 where none is.
+        """
+        c, odds = self.config, self.log_odds(cells)
+        doubted_until = cells[..., 5].gather(1, aim.clamp(min=0)[:, None]).squeeze(1)
+        known = (aim >= 0) & (doubted_until <= time)
+        every = torch.arange(c.side**2, device=aim.device)
+        goals = aim.clamp(min=0)[:, None] == every
+        goals = torch.where(known[:, None], goals, self.to_explore(cells, odds))
+        cost = 1 - c.wall_cost * F.logsigmoid(odds)
+        square = (c.side, c.side)
+        to_go = cost_to_go(cost.unflatten(1, square), goals.unflatten(1, square))
+        return Ways(known, goals, cost, to_go.flatten(1))
+
+    @torch.no_grad()
     def way(self, cells: Tensor, poses: Tensor, time: Tensor, place: Tensor, aim: Tensor) -> Tensor:
         """The next place on the way to where a reward is expected, or to what is unseen.
 
@@ -254,23 +283,14 @@ class Occupancy(nn.Module):
         Returns:
             (n, 2) ahead and to the left.
         """
-        c = self.config
-        odds = self.log_odds(cells)
-        doubted_until = cells[..., 5].gather(1, aim.clamp(min=0)[:, None]).squeeze(1)
-        known = (aim >= 0) & (doubted_until <= time)
-        every = torch.arange(c.side**2, device=aim.device)
-        goals = aim.clamp(min=0)[:, None] == every
-        goals = torch.where(known[:, None], goals, self.to_explore(cells, odds))
-        cost = 1 - c.wall_cost * F.logsigmoid(odds)
-        to_go = cost_to_go(
-            cost.unflatten(1, (c.side, c.side)), goals.unflatten(1, (c.side, c.side))
-        )
+        c, ways = self.config, self.ways(cells, time, aim)
+        known, goals, through = ways.known, ways.goals, ways.to_go + ways.cost
         at = self.cell_of(poses[:, :2])
         reached = torch.zeros_like(known)
         for _ in range(c.ahead):
             beside = at[:, None] + self.beside
             index = self.index(beside)
-            best = (to_go.flatten(1) + cost).gather(1, index).argmin(-1)
+            best = through.gather(1, index).argmin(-1)
             reached = reached | goals.gather(1, self.index(at)[:, None]).squeeze(-1)
             there = beside.gather(1, best[:, None, None].expand(-1, 1, 2)).squeeze(1)
             at = torch.where(reached[:, None], at, there)

@@ -1,0 +1,92 @@
+"""What lies beyond a planner's horizon, by the map that the world model draws.
+
+A dream of some steps seldom comes to a reward. What tells plans apart is how far they come on the
+way there. So the map of the moment of decision says, once for all plans, how far every cell is from
+where the next reward is expected, or, while that is not known, from what was not seen yet; and a
+plan is worth the discount of the time that is left from where it ends (the cost-to-go as terminal
+value of a receding horizon, as in model predictive control; Mayne et al. 2000). Dreams go on
+drawing their own maps, but what they make up there does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from worldsim.occupancy import CELLS, FAR, TIME_UNIT
+from worldsim.odometry import ORIGIN, POSE
+from worldsim.places import place_in
+from worldsim.pose import compose, placed_at, seen_from
+from worldsim.state import WorldState
+from worldsim.world_model import WorldModel
+
+STEPS_PER_CELL = 4.0
+"""At a walk straight ahead."""
+STEPS_PER_RADIAN = 4.0
+"""Of turning."""
+UNKNOWN = 0.5
+"""What it is worth to come to see something new, where a reward that is expected is worth 1."""
+
+
+class MapValue:
+    """The discounted reward that the map promises.
+
+    Args:
+        model: draws a map.
+        gamma: discount of a step.
+
+    Raises:
+        ValueError: the model draws none.
+    """
+
+    def __init__(self, model: WorldModel, gamma: float) -> None:
+        if model.places is None or model.places.occupancy is None:
+            raise ValueError(
+                "this world model draws no map: train one (--places --occupancy), or choose "
+                'bootstrap="return" or "none"'
+            )
+        assert model.config.places is not None
+        self.places, self.occupancy = model.config.places, model.places.occupancy
+        self.gamma = gamma
+
+    @torch.no_grad()
+    def seen_from(self, state: WorldState) -> Callable[[WorldState], Tensor]:
+        """The value of what is imagined from a state of n envs, by their maps as they are now.
+
+        Returns:
+            Of states (n * k), those of each env side by side, the value (n * k,) float32.
+        """
+        occupancy, memory = self.occupancy, state.memory
+        place, certainty = place_in(state.features, self.places)
+        aim = occupancy.index(occupancy.cell_of(placed_at(self._stands(state), place)))
+        aim = torch.where(certainty > occupancy.config.least_certainty, aim, -1)
+        ways = occupancy.ways(memory[CELLS], state.steps / TIME_UNIT, aim)
+        worth = torch.where(ways.known, 1.0, UNKNOWN)
+
+        def value(imagined: WorldState) -> Tensor:
+            k = imagined.batch_size // state.batch_size
+            to_go, cost = (x.repeat_interleave(k, dim=0) for x in (ways.to_go, ways.cost))
+            steps = self._steps_left(self._stands(imagined), to_go, cost)
+            return worth.repeat_interleave(k) * self.gamma**steps
+
+        return value
+
+    def _stands(self, state: WorldState) -> Tensor:
+        """Poses (b, 3) relative to the grid of the world, where it has one."""
+        pose = state.memory[POSE]
+        origin = state.memory.get(ORIGIN)
+        return pose if origin is None else compose(origin[:, :3], pose)
+
+    def _steps_left(self, poses: Tensor, to_go: Tensor, cost: Tensor) -> Tensor:
+        """From poses (b, 3) to a goal, by the middle of a cell beside: (b,)."""
+        o, at = self.occupancy, self.occupancy.cell_of(poses[:, :2])
+        near = torch.cat([at[:, None], at[:, None] + o.beside], dim=1)
+        index = o.index(near)
+        seen = seen_from(poses[:, None], (near + 0.5) * o.config.cell)
+        distance = seen.norm(dim=-1) / o.config.cell
+        turn = torch.atan2(seen[..., 1], seen[..., 0]).abs() * (distance > 0.3)
+        cells = to_go.gather(1, index) + distance * cost.gather(1, index)
+        cells[:, 0] = torch.where(to_go.gather(1, index[:, :1]).squeeze(1) > 0, FAR, cells[:, 0])
+        return (STEPS_PER_CELL * cells + STEPS_PER_RADIAN * turn).min(dim=1).values
