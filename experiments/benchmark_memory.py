@@ -9,7 +9,7 @@ is kept; a run that was killed goes on from its last checkpoint when the command
 Further seeds and models add up over calls. At the end costs are measured once, and the table and
 the plots are made from all that OUTPUT holds. `--sweep 0.5 1 2` first chooses the learning rate of
 each family by short runs, which are kept too. `--num-processes 8` trains as many models side by
-side, on a machine with many cores.
+side, on a machine with many cores. `--seeds` with none measures costs and trains nothing.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def measure_all_costs(benchmark: Benchmark) -> None:
         if name in kept:
             continue
         benchmark.bar.set_description(f"costs of {name}")
-        model = benchmark.make_model(name, 0)
+        model = benchmark.untrained_model(name)
         training = [
             measure_training(model, length, config.costs, benchmark.dtype)
             for length in config.costs.training_lengths
@@ -91,12 +91,13 @@ def main(config: BenchmarkConfig) -> Path:
     bar = tqdm(total=0, unit="step", mininterval=2, smoothing=0.02)
     benchmark = Benchmark(config, bar)
     with bar, Workers(benchmark, bar) as workers:
-        rates = choose_rates(config, workers, bar)
-        pending = find_pending(benchmark, rates)
-        write_reference(benchmark)
-        bar.reset(total=len(pending) * config.dynamics.optimizer.steps)
-        for _, line in workers.do(train_and_judge, pending):
-            bar.write(line)
+        if config.seeds:
+            rates = choose_rates(config, workers, bar)
+            pending = find_pending(benchmark, rates)
+            write_reference(benchmark)
+            bar.reset(total=len(pending) * config.dynamics.optimizer.steps)
+            for _, line in workers.do(train_and_judge, pending):
+                bar.write(line)
         if config.measure_costs:
             measure_all_costs(benchmark)
     print(write_report(config.output, config.work))

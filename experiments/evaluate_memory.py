@@ -147,7 +147,7 @@ def main(config: EvaluateMemoryConfig) -> dict[str, Any]:
         "provenance": provenance(),
     }
     write_json(config.output / "results.json", values)
-    table = "\n".join([format_table(runs, {}), "", *describe(differences)])
+    table = "\n".join([format_table(runs), "", *describe(differences)])
     (config.output / "table.md").write_text(table + "\n")
     plot(config.output / "recall.png", [lambda axes: draw_recall(axes, runs)])
     plot(config.output / "psnr.png", [lambda axes: draw_psnr(axes, runs)])

@@ -141,6 +141,9 @@ class Corridor:
         shape = (len(COLORS), NUM_MARKS, self.task.num_cells, 2)
         return np.ravel_multi_index((walks.color, walks.mark, walks.cell, walks.side), shape)
 
+    def prepare(self) -> None:
+        """Nothing is recorded: walks are drawn."""
+
     def training_frames(self) -> Tensor:
         """Frames to train the tokenizer on, (n, h, w, c) uint8."""
         return torch.from_numpy(self._all_frames)

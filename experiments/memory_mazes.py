@@ -118,7 +118,7 @@ def bind_policy(task: MazeTask, kind: Kind, env: gymnasium.Env) -> Any:
 
 
 class MemoryMazes:
-    """Memory Mazes as a task of the benchmark; episodes are recorded where they are missing.
+    """Memory Mazes as a task of the benchmark; episodes that are missing are recorded when needed.
 
     Args:
         task: its settings.
@@ -134,18 +134,30 @@ class MemoryMazes:
         self.task = task
         self._recorded = recorded
         self.datasets = datasets
-        self.train = self._training_episodes()
-        self.tests = {kind: self._test_episodes(kind) for kind in THEN}
-        self.num_actions = self.train.num_actions
-        self.frame_shape = self.train.frame_shape
+        env = make_walk_env(task)
+        self.num_actions = int(env.action_space.n)  # type: ignore[attr-defined]
+        self.frame_shape: tuple[int, int, int] = env.observation_space.shape  # type: ignore
+        env.close()
         self.pose = PoseConfig(field_of_view=80.0) if task.conditioning == "pose" else None
         self._colors: ColorReader | None = None
 
-    def _training_episodes(self) -> EpisodeDataset:
-        """The datasets given, or walks of both kinds."""
+    @functools.cached_property
+    def train(self) -> EpisodeDataset:
+        """The datasets given, or walks of both kinds.
+
+        Raises:
+            ValueError: a dataset of other frames or actions.
+        """
         task = self.task
         if task.training_dataset:
-            return EpisodeDataset(task.training_dataset, task.datasets_root)
+            given = EpisodeDataset(task.training_dataset, task.datasets_root)
+            if (given.frame_shape, given.num_actions) != (self.frame_shape, self.num_actions):
+                raise ValueError(
+                    f"{task.training_dataset} has frames {given.frame_shape} and "
+                    f"{given.num_actions} actions; {task.env} has {self.frame_shape} and "
+                    f"{self.num_actions}"
+                )
+            return given
         count = task.training_episodes
         paths = [
             self._record("training-retrieval", "retrieval", count - count // 2, 0),
@@ -153,9 +165,16 @@ class MemoryMazes:
         ]
         return EpisodeDataset([str(p) for p in paths if p is not None])
 
-    def _test_episodes(self, kind: Kind) -> EpisodeDataset:
-        path = self._record(kind, kind, self.task.test_episodes, self.TEST_SEED)
-        return EpisodeDataset(str(path))
+    @functools.cached_property
+    def tests(self) -> dict[Kind, EpisodeDataset]:
+        """Walks of mazes that nothing is trained on."""
+        count = self.task.test_episodes
+        paths = {kind: self._record(kind, kind, count, self.TEST_SEED) for kind in THEN}
+        return {kind: EpisodeDataset(str(path)) for kind, path in paths.items()}
+
+    def prepare(self) -> None:
+        """Record what is missing of training and test now."""
+        _ = self.train, self.tests
 
     def _record(self, label: str, kind: Kind, count: int, seed: int) -> Path | None:
         """Record what is missing of `count` walks of a kind, from seeds `seed` and up."""

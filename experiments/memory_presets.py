@@ -31,6 +31,7 @@ class BenchmarkConfig:
     backbones: tuple[str, ...] = tuple(BACKBONES)
     """Models to compare, ablations among them."""
     seeds: tuple[int, ...] = (0, 1, 2)
+    """None: nothing is trained, only costs are measured."""
     corridor: CorridorTask = dataclasses.field(default_factory=CorridorTask)
     maze: MazeTask = dataclasses.field(default_factory=MazeTask)
     sizes: BackboneSizes = dataclasses.field(default_factory=BackboneSizes)

@@ -35,7 +35,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_report(output: Path, work: Path) -> str:
-    """Write table.md and the plots; returns the table.
+    """Write table.md, costs.md and the plots; returns the tables.
 
     Args:
         output: where the results are and the report goes.
@@ -48,13 +48,17 @@ def write_report(output: Path, work: Path) -> str:
         read_runs(output, (*ALL, REFERENCE)),
         (read_json(output / "costs.json") or {}).get("models", {}),
     )
-    if not runs:
+    if not runs and not costs:
         raise FileNotFoundError(f"no results in {output}: run experiments/benchmark_memory.py")
-    table = format_table(runs, costs)
-    (output / "table.md").write_text(table + "\n")
-    plot(output / "recall.png", [lambda axes: draw_recall(axes, runs)])
-    plot(output / "psnr.png", [lambda axes: draw_psnr(axes, runs)])
+    tables = []
+    if runs:
+        tables.append(format_table(runs))
+        (output / "table.md").write_text(tables[-1] + "\n")
+        plot(output / "recall.png", [lambda axes: draw_recall(axes, runs)])
+        plot(output / "psnr.png", [lambda axes: draw_psnr(axes, runs)])
     if costs:
+        tables.append(format_costs(costs))
+        (output / "costs.md").write_text(tables[-1] + "\n")
         panels = [
             ("dreaming", "context", "milliseconds", "context (frames)", "ms per dreamed frame"),
             ("dreaming", "context", "state_bytes", "context (frames)", "state (bytes)"),
@@ -66,7 +70,7 @@ def write_report(output: Path, work: Path) -> str:
     rows = contact_rows(runs, work)
     if rows:
         plot(output / "contact_sheet.png", [lambda axes: draw_contact_sheet(axes, rows)])
-    return table
+    return "\n\n".join(tables)
 
 
 def mean_or_none(values: Sequence[float | None]) -> float | None:
@@ -80,11 +84,10 @@ def format_number(value: float | None) -> str:
     return f"{value:.3f}" if abs(value) < 2 else f"{value:.1f}"
 
 
-def format_table(runs: Runs, costs: dict[str, Any]) -> str:
+def format_table(runs: Runs) -> str:
     """Markdown: one row per model, means over seeds and, with several, their range."""
     columns = list(next(iter(runs.values()))[0]["evaluation"]["columns"])
-    extra = ["ms/frame", "state KiB"] if costs else []
-    header = ["model", "M parameters", "seeds", *columns, *extra]
+    header = ["model", "M parameters", "seeds", *columns]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for name, results in runs.items():
         parameters = f"{results[0]['parameters'] / 1e6:.2f}" if name != REFERENCE else "-"
@@ -96,17 +99,32 @@ def format_table(runs: Runs, costs: dict[str, Any]) -> str:
             if len(known) > 1:
                 cell += f" ({format_number(min(known))} to {format_number(max(known))})"
             cells.append(cell)
-        if costs:
-            dreaming = costs.get(name, {}).get("dreaming")
-            cells += (
-                [f"{dreaming[-1]['milliseconds']:.1f}", f"{dreaming[-1]['state_bytes'] / 1024:.0f}"]
-                if dreaming
-                else ["-", "-"]
-            )
         lines.append("| " + " | ".join(cells) + " |")
-    if costs:
-        context = next(iter(costs.values()))["dreaming"][-1]["context"]
-        lines += ["", f"ms/frame and state: batch of one after {context} frames of context."]
+    return "\n".join(lines)
+
+
+def format_costs(costs: dict[str, Any]) -> str:
+    """Markdown: what each model costs at the shortest and the longest, and their ratio."""
+    first = next(iter(costs.values()))
+    ends = {
+        part: [first[part][i][x] for i in (0, -1)]
+        for part, x in (("training", "length"), ("dreaming", "context"))
+    }
+    columns = (  # part, key, factor to the unit, title
+        ("training", "seconds_per_frame", 1000, "training, ms a frame"),
+        ("training", "bytes_per_frame", 1 / 1024, "kept for it, KiB a frame"),
+        ("dreaming", "milliseconds", 1, "dreaming, ms a frame"),
+        ("dreaming", "state_bytes", 1 / 1024, "state, KiB"),
+    )
+    titles = [f"{title}: {ends[part][0]} to {ends[part][1]}" for part, _, _, title in columns]
+    lines = ["| " + " | ".join(["model", *titles]) + " |", "|" + "---|" * (1 + len(titles))]
+    for name, values in costs.items():
+        cells = [ALL[name].label]
+        for part, key, factor, _ in columns:
+            short, long = (factor * values[part][i][key] for i in (0, -1))
+            cells.append(f"{short:.3g} to {long:.3g} (x{long / short:.2f})")
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "Training by frames of a segment, dreaming a batch of one by frames of context."]
     return "\n".join(lines)
 
 

@@ -26,7 +26,7 @@ from experiments.train_world_model import make_accelerator, near, take_tokenizer
 from worldsim.diffusion import sample_signal_levels
 from worldsim.latents import LatentEpisodes
 from worldsim.pose import PoseConfig
-from worldsim.tokenizer import Tokenizer
+from worldsim.tokenizer import Tokenizer, TokenizerConfig
 from worldsim.training import (
     DynamicsTraining,
     LossModule,
@@ -60,6 +60,9 @@ class Task(Protocol):
     pose: PoseConfig | None
     """Where set, its models are told poses instead of actions."""
 
+    def prepare(self) -> None:
+        """Record now what is else recorded when it is first needed."""
+
     def training_frames(self) -> Tensor:
         """Frames to train the tokenizer on, (n, h, w, c) uint8."""
 
@@ -81,7 +84,7 @@ class Task(Protocol):
 
 
 class Benchmark:
-    """The state of one process: the data, the tokenizer, and the bar.
+    """The state of one process: the data and the tokenizer, made when first needed, and the bar.
 
     Args:
         config: what is compared.
@@ -89,7 +92,7 @@ class Benchmark:
         prepared: another process has called `prepare`.
 
     Raises:
-        ValueError: an unknown model, or a tokenizer for frames of another shape.
+        ValueError: an unknown model.
     """
 
     def __init__(
@@ -109,22 +112,30 @@ class Benchmark:
             self.task = Corridor(config.corridor)
         else:
             self.task = MemoryMazes(config.maze, config.work / "datasets", prepared)
-        self.tokenizer = self._find_tokenizer()
-        episodes = self.task.training_latents(self.tokenizer)
-        self.episodes = near(self.accelerator.device, episodes)
         self.bar: Bar = tqdm(unit="step", disable=True) if bar is None else bar
 
     def prepare(self) -> None:
-        """Record and encode now what is else made when it is first needed."""
-        _ = self.validation_episodes
+        """Record, train and encode now what is else made when it is first needed."""
+        self.task.prepare()
+        _ = self.episodes, self.validation_episodes
+
+    @functools.cached_property
+    def episodes(self) -> LatentEpisodes:
+        """What models are trained on."""
+        return near(self.accelerator.device, self.task.training_latents(self.tokenizer))
 
     @functools.cached_property
     def validation_episodes(self) -> LatentEpisodes:
         """What learning rates are chosen by."""
         return self.task.validation_latents(self.tokenizer)
 
-    def _find_tokenizer(self) -> Tokenizer:
-        """The tokenizer that all models share: another model's, the one of the work, a new one."""
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that all models share: another model's, the one of the work, a new one.
+
+        Raises:
+            ValueError: another model's is for frames of another shape.
+        """
         config, device = self.config, self.accelerator.device
         if config.tokenizer_of is not None:
             tokenizer = take_tokenizer(config.tokenizer_of, self.task.frame_shape)
@@ -132,11 +143,17 @@ class Benchmark:
             tokenizer = self._train_tokenizer()
         return tokenizer.to(device).eval().requires_grad_(False)
 
+    @functools.cached_property
+    def tokenizer_config(self) -> TokenizerConfig:
+        """Sizes of the tokenizer, for which it need not be trained."""
+        if self.config.tokenizer_of is not None:
+            return self.tokenizer.config
+        return dataclasses.replace(self.config.tokenizer, frame_shape=self.task.frame_shape)
+
     def _train_tokenizer(self) -> Tokenizer:
         config, training = self.config, self.config.tokenizer_training
         torch.manual_seed(training.optimizer.seed)
-        shape = self.task.frame_shape
-        tokenizer = Tokenizer(dataclasses.replace(config.tokenizer, frame_shape=shape))
+        tokenizer = Tokenizer(self.tokenizer_config)
         device = self.accelerator.device
         file = config.work / "tokenizer.safetensors"
         if not file.is_file():
@@ -170,7 +187,7 @@ class Benchmark:
         self.bar.set_description(f"{title}: {part}")
 
     def model_config(self, name: str) -> WorldModelConfig:
-        tokenizer = self.tokenizer.config
+        tokenizer = self.tokenizer_config
         return WorldModelConfig(
             num_actions=self.task.num_actions,
             tokenizer=tokenizer,
@@ -183,11 +200,15 @@ class Benchmark:
 
     def make_model(self, name: str, seed: int) -> WorldModel:
         """A new model with the shared tokenizer."""
-        torch.manual_seed(seed)
-        model = WorldModel(self.model_config(name))
+        model = self.untrained_model(name, seed)
         model.tokenizer.load_state_dict(self.tokenizer.state_dict())
         model.tokenizer.eval().requires_grad_(False)
-        return model.to(self.accelerator.device)
+        return model
+
+    def untrained_model(self, name: str, seed: int = 0) -> WorldModel:
+        """A new model whose tokenizer is new too: enough to see what it costs."""
+        torch.manual_seed(seed)
+        return WorldModel(self.model_config(name)).to(self.accelerator.device)
 
     def load(self, path: Path) -> WorldModel:
         """A saved model as its users load it."""

@@ -216,9 +216,10 @@ def test_runs_add_up_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     benchmark_memory.main(dataclasses.replace(config, backbones=("block_ssm", "frame_ssm")))
     assert trained == ["frame_ssm", "frame_ssm", "frame_ssm"]  # two rates, then the run
     assert json.loads((output / "block_ssm-seed0.json").read_text()) == first
-    table = format_table(read_runs(output, (*ALL, REFERENCE)), {})
+    table = format_table(read_runs(output, (*ALL, REFERENCE)))
     assert table.count("\n") == 3 and "SSM over frame vectors" in table
-    for name in ("table.md", "recall.png", "psnr.png", "costs.png", "contact_sheet.png"):
+    plots = ("recall.png", "psnr.png", "costs.png", "contact_sheet.png")
+    for name in ("table.md", "costs.md", *plots):
         assert (output / name).stat().st_size > 0
     # A result from before a setting was there was made with its default.
     file = output / "block_ssm-seed0.json"
@@ -231,6 +232,16 @@ def test_runs_add_up_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     sizes = dataclasses.replace(config.sizes, d_model=48)
     with pytest.raises(ValueError, match="result of other settings"):
         benchmark_memory.main(dataclasses.replace(config, sizes=sizes))
+
+
+@pytest.mark.parametrize("task", ["corridor", "memory-maze"])
+def test_costs_are_measured_without_data_or_training(tmp_path: Path, task: Any) -> None:
+    config = tiny(tmp_path, task=task, seeds=(), backbones=("block_ssm", "causal"))
+    output = benchmark_memory.main(config)
+    ours, causal = (output / "costs.md").read_text().splitlines()[2:4]
+    assert ours.endswith("(x1.00) |") and causal.endswith("(x2.00) |")  # of 4 and 8 frames
+    assert sorted(p.name for p in output.iterdir()) == ["costs.json", "costs.md", "costs.png"]
+    assert [p.name for p in config.work.iterdir()] == ["costs"]
 
 
 @pytest.mark.parametrize("conditioning", ["pose", "action"])
