@@ -115,7 +115,8 @@ def measure_dreaming(model: WorldModel, config: CostConfig) -> list[dict[str, fl
     g = torch.Generator(device).manual_seed(0)
     h, w = model.config.tokenizer.grid
     state: WorldState = model.initial_state(b)
-    rows, done = [], 0
+    states: list[tuple[WorldState, Tensor]] = []
+    done = 0
     for context in sorted(config.contexts):
         new = context - done
         latents = torch.randn(
@@ -123,20 +124,23 @@ def measure_dreaming(model: WorldModel, config: CostConfig) -> list[dict[str, fl
         )
         actions = random_actions(model, b, new, g)
         state, _ = model.observe_latents(state, actions, latents)
+        states.append((state, actions[:, -1]))
         done = context
-        seconds = []
-        for i in range(config.repeats + 1):
+    # Round by round, so that what else the machine does slows all contexts alike.
+    seconds: list[list[float]] = [[] for _ in states]
+    for i in range(config.repeats + 1):
+        for (state, action), times in zip(states, seconds, strict=True):
             synchronise(device)
             start = time.perf_counter()
-            model.imagine(state, actions[:, -1], generator=g, decode=False)
+            model.imagine(state, action, generator=g, decode=False)
             synchronise(device)
             if i:
-                seconds.append(time.perf_counter() - start)
-        rows.append(
-            {
-                "context": context,
-                "milliseconds": 1000 * float(np.median(seconds)) / b,
-                "state_bytes": state.nbytes / b,
-            }
-        )
-    return rows
+                times.append(time.perf_counter() - start)
+    return [
+        {
+            "context": context,
+            "milliseconds": 1000 * float(np.median(times)) / b,
+            "state_bytes": state.nbytes / b,
+        }
+        for context, (state, _), times in zip(sorted(config.contexts), states, seconds, strict=True)
+    ]

