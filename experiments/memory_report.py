@@ -138,7 +138,10 @@ def plot(file: Path, panels: Sequence[Callable[[Axes], None]]) -> None:
     for ax, draw in zip(axes.flat, panels, strict=True):
         ax.grid(alpha=0.3)
         draw(ax)
-    if axes[0, 0].get_legend_handles_labels()[0]:
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    if handles and len(panels) > 1:  # which one would hide lines of the first panel
+        figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=4)
+    elif handles:
         axes[0, 0].legend(fontsize=8)
     figure.savefig(file, dpi=120, bbox_inches="tight")  # long labels stand outside
     plt.close(figure)
