@@ -17,15 +17,14 @@ from torch import Tensor
 
 from worldsim.occupancy import CELLS, FAR, TIME_UNIT
 from worldsim.odometry import ORIGIN, POSE
-from worldsim.places import place_in
-from worldsim.pose import compose, placed_at, seen_from
+from worldsim.pose import compose, seen_from
 from worldsim.state import WorldState
 from worldsim.world_model import WorldModel
 
 STEPS_PER_CELL = 4.0
 """At a walk straight ahead."""
 STEPS_PER_RADIAN = 4.0
-"""Of turning."""
+"""Of turning, with some to spare: a step of the Memory Maze turns by 0.3."""
 UNKNOWN = 0.5
 """What it is worth to come to see something new, where a reward that is expected is worth 1."""
 
@@ -47,8 +46,7 @@ class MapValue:
                 "this world model draws no map: train one (--places --occupancy), or choose "
                 'bootstrap="return" or "none"'
             )
-        assert model.config.places is not None
-        self.places, self.occupancy = model.config.places, model.places.occupancy
+        self.model, self.occupancy = model, model.places.occupancy
         self.gamma = gamma
 
     @torch.no_grad()
@@ -59,9 +57,7 @@ class MapValue:
             Of states (n * k), those of each env side by side, the value (n * k,) float32.
         """
         occupancy, memory = self.occupancy, state.memory
-        place, certainty = place_in(state.features, self.places)
-        aim = occupancy.index(occupancy.cell_of(placed_at(self._stands(state), place)))
-        aim = torch.where(certainty > occupancy.config.least_certainty, aim, -1)
+        aim = occupancy.aim(self._stands(state), *self.model.place_told(state.features))
         ways = occupancy.ways(memory[CELLS], state.steps / TIME_UNIT, aim)
         worth = torch.where(ways.known, 1.0, UNKNOWN)
 

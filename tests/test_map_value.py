@@ -96,11 +96,11 @@ def test_every_env_has_its_own_map() -> None:
     assert found[0] > found[2]
 
 
-def test_the_planner_takes_the_way_on_the_map() -> None:
+def test_the_map_changes_what_plans_are_worth() -> None:
     model = mapping()
     config = PlannerConfig(method="policy", horizon=3, num_candidates=4, bootstrap="map")
     frames = tiny_contexts(n=2, length=4).frames
-    values, state = [], None
+    values: list[float] = []
     for bootstrap in ("map", "none"):
         planner = Planner(
             model,

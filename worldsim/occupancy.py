@@ -160,8 +160,7 @@ class Occupancy(nn.Module):
             time = steps[:, None] + torch.arange(1, poses.shape[1] + 1, device=steps.device)
             told = self.sense(latents.float(), read_outs.float(), poses)
             time = time / TIME_UNIT
-            aim = self.index(self.cell_of(placed_at(poses, place)))
-            aim = torch.where(certainty > self.config.least_certainty, aim, -1)
+            aim = self.aim(poses, place, certainty)
             cells = self.draw(memory[CELLS], *told, poses, time, aim)
             way = self.way(*(x.flatten(0, 1) for x in (cells, poses, time, place, aim)))
         return way.unflatten(0, poses.shape[:2]), {CELLS: cells[:, -1].clone()}
@@ -174,6 +173,15 @@ class Occupancy(nn.Module):
         """Where cells (..., 2) are kept: (...)."""
         x, y = torch.remainder(cells, self.config.side).unbind(-1)
         return y * self.config.side + x
+
+    def aim(self, poses: Tensor, place: Tensor, certainty: Tensor) -> Tensor:
+        """Cells (...) int64 where a reward is expected, -1 where that is not certain enough.
+
+        Args:
+            poses: (..., 3). place, certainty: (..., 2) and (...), as poses see them.
+        """
+        cells = self.index(self.cell_of(placed_at(poses, place)))
+        return torch.where(certainty > self.config.least_certainty, cells, -1)
 
     def sense(
         self, latents: Tensor, read_outs: Tensor, poses: Tensor
