@@ -66,7 +66,7 @@ def train_model_free(
                 "CnnLstmPolicy",
                 env,
                 n_steps=128,
-                batch_size=128 * num_workers // 2,
+                batch_size=min(256, 128 * num_workers // 2),
                 n_epochs=4,
                 learning_rate=3e-4,
                 gamma=0.99,
