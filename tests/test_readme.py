@@ -1,4 +1,4 @@
-"""What the README shows works: its Python runs, and its commands are understood."""
+"""What the README and the results' README show works: Python runs, commands and links are good."""
 
 from __future__ import annotations
 
@@ -14,11 +14,17 @@ import pytest
 from experiments import command_line
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+DOCUMENTS = ("README.md", "results/README.md")
+README = "\n".join((ROOT / name).read_text() for name in DOCUMENTS)
 
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def anchor(heading: str) -> str:
+    """Where a heading is linked to, as GitHub names it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def commands() -> list[str]:
@@ -32,6 +38,21 @@ def commands() -> list[str]:
 
 def test_there_is_something_to_check() -> None:
     assert len(blocks("python")) >= 6 and len(commands()) >= 10
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_somewhere(name: str) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", (ROOT / name).read_text())
+    assert len(links) >= 5
+    for link in links:
+        if "://" in link:
+            continue
+        path, _, heading = link.partition("#")
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), link
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), flags=re.MULTILINE)
+            assert heading in [anchor(text) for text in headings], link
 
 
 @pytest.mark.parametrize("index", range(len(blocks("python"))))
