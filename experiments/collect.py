@@ -54,6 +54,8 @@ class CollectConfig:
     """Number of episodes that the dataset shall have."""
     seed: int = 0
     """Episode i is played with seed + i. Keep the seeds of training and validation sets apart."""
+    max_episode_steps: int | None = None
+    """Cut episodes shorter than they are."""
     dataset: str = "memory-maze-9x9/explorer-v0"
     """Minari id of the dataset, `(namespace/)name-v0`. One that exists is continued."""
     datasets_root: Path | None = None
@@ -71,6 +73,8 @@ class CollectConfig:
                 "episodes and num_workers must be at least 1 and seed at least 0, "
                 f"got {self.episodes}, {self.num_workers} and {self.seed}"
             )
+        if self.max_episode_steps is not None and self.max_episode_steps < 1:
+            raise ValueError(f"max_episode_steps must be at least 1, got {self.max_episode_steps}")
         if self.policy == "explorer" and not has_scripted_player(self.env):
             raise ValueError(
                 f"the explorer only knows its way in Memory Mazes and MineRL's Navigate, not in "
@@ -87,6 +91,8 @@ class CollectConfig:
     def settings(self) -> dict[str, Any]:
         """What decides the episodes' content, kept with the dataset."""
         settings: dict[str, Any] = {"env": self.env, "policy": self.policy, "seed": self.seed}
+        if self.max_episode_steps is not None:
+            settings["max_episode_steps"] = self.max_episode_steps
         if self.policy == "explorer" and self.env.startswith("memory-maze-"):
             settings["explorer"] = dataclasses.asdict(self.explorer)
         elif self.policy in BEHAVIOURS:
@@ -127,7 +133,11 @@ class CollectResult:
 
 def make_env(config: CollectConfig) -> gymnasium.Env:
     """Make the environment by name; Memory Mazes with their privileged state in the info."""
-    options = {"privileged": True} if config.env.startswith("memory-maze-") else {}
+    options: dict[str, Any] = {}
+    if config.env.startswith("memory-maze-"):
+        options["privileged"] = True
+    if config.max_episode_steps is not None:
+        options["max_episode_steps"] = config.max_episode_steps
     return envs.make(config.env, **options)
 
 

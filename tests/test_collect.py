@@ -106,6 +106,16 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> CollectResult:
     return main(counter_config(root, num_workers=2), make=make_counter)
 
 
+def test_episodes_can_be_cut_short(tmp_path: Path) -> None:
+    config = counter_config(tmp_path, env="corridor", episodes=2, max_episode_steps=7)
+    result = main(config)
+    assert EpisodeDataset(result.path).lengths.tolist() == [8, 8]
+    with pytest.raises(ValueError, match="settings"):
+        main(counter_config(tmp_path, env="corridor", episodes=2, max_episode_steps=9))
+    with pytest.raises(ValueError, match="max_episode_steps"):
+        CollectConfig(max_episode_steps=0)
+
+
 def test_episode_i_is_played_with_seed_plus_i(collected: CollectResult) -> None:
     dataset = EpisodeDataset(collected.path)
     assert (collected.episodes, collected.frames) == (5, 5 * (NUM_STEPS + 1))
