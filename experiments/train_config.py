@@ -71,7 +71,8 @@ class TrainConfig:
     are too. With `--init MODEL --dynamics.optimizer.steps 0` nothing else is trained."""
     occupancy: bool = False
     """With places, train a map of where one can walk: features then tell the next place on the way
-    to the reward, or to what was not seen yet."""
+    to the reward, or to what was not seen yet. It takes for walls what walks do not come to, so
+    train it on walks that come to every cell (`collect.py --explorer.goals tour`)."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     backbone: BackboneConfig = field(default_factory=BlockSSMConfig)
     latent_patch: int = 1

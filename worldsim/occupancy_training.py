@@ -1,4 +1,9 @@
-"""Training of the map of where one can walk, on what a world model reads out of episodes."""
+"""Training of the map of where one can walk, on what a world model reads out of episodes.
+
+What an episode does not come to counts as a wall, so walks should come to every cell that they can
+(`collect.py --explorer.goals tour`): where free cells are left out, the map takes others like them,
+side passages above all, for walls.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +62,7 @@ def occupancy_loss(
     for i, (offset, size) in enumerate(zip(episodes.offsets, episodes.lengths, strict=True)):
         walked = occupancy.cell_of(read.stands[offset : offset + size, :2])
         come_to[i, occupancy.index(walked).cpu()] = True
-    # Long episodes have come to most of what can be come to.
+    # Long episodes have come to most of what can be come to; only they are learned from.
     usable = np.flatnonzero(episodes.lengths == episodes.lengths.max())
     length = int(episodes.lengths.max())
 
