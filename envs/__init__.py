@@ -67,7 +67,7 @@ def make(name: str, **options: Any) -> gymnasium.Env:
     Args:
         name: one of `ENV_NAMES`, or `memory-maze-NxN` for any odd N from 5.
         **options: options of the environment, and those of `gymnasium.make` such as
-            `max_episode_steps` and `render_mode`.
+            `max_episode_steps` (None: as many as it has) and `render_mode`.
 
     Returns:
         The environment, with its `spec` and its limit on steps.

@@ -133,12 +133,8 @@ class CollectResult:
 
 def make_env(config: CollectConfig) -> gymnasium.Env:
     """Make the environment by name; Memory Mazes with their privileged state in the info."""
-    options: dict[str, Any] = {}
-    if config.env.startswith("memory-maze-"):
-        options["privileged"] = True
-    if config.max_episode_steps is not None:
-        options["max_episode_steps"] = config.max_episode_steps
-    return envs.make(config.env, **options)
+    options = {"privileged": True} if config.env.startswith("memory-maze-") else {}
+    return envs.make(config.env, max_episode_steps=config.max_episode_steps, **options)
 
 
 def make_policy(config: CollectConfig, env: gymnasium.Env) -> Callable[[int], Policy]:

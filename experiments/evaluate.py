@@ -155,16 +155,12 @@ def make_real_envs(
     Returns:
         The envs, one process each, and the steps after which they truncate an episode.
     """
-    options: dict[str, Any] = {}
-    if env.startswith("memory-maze-"):
-        options["privileged"] = True
-    if max_episode_steps is not None:
-        options["max_episode_steps"] = max_episode_steps
+    options = {"privileged": True} if env.startswith("memory-maze-") else {}
 
     def make() -> gymnasium.Env:
         # One rendering thread per process: with one process per core, more only get in the way.
         os.environ.setdefault("LP_NUM_THREADS", "0")
-        return envs.make(env, **options)
+        return envs.make(env, max_episode_steps=max_episode_steps, **options)
 
     batch = make_parallel(make, num_workers)
     spec = batch.get_attr("spec")[0]  # type: ignore[attr-defined]

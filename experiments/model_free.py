@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import functools
 from pathlib import Path
-from typing import Any
 
-import gymnasium
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecMonitor
 
@@ -18,17 +15,6 @@ from experiments.dream_progress import DreamProgress
 # Apart from the seeds of the world model's data (0 and up), of validation (1,000,000 and up) and of
 # evaluation (2,000,000 and up).
 MODEL_FREE_SEED = 3_000_000
-
-
-@dataclass(frozen=True)
-class _MakeEnv:
-    """Makes a real env in another process."""
-
-    env: str
-    options: dict[str, Any]
-
-    def __call__(self) -> Any:
-        return envs.make(self.env, **self.options)
 
 
 def train_model_free(
@@ -52,10 +38,7 @@ def train_model_free(
     """
     work.mkdir(parents=True, exist_ok=True)
     path = work / "policy.zip"
-    options = {"max_episode_steps": max_episode_steps}
-    make: Callable[[], gymnasium.Env] = _MakeEnv(
-        env_name, {k: v for k, v in options.items() if v is not None}
-    )
+    make = functools.partial(envs.make, env_name, max_episode_steps=max_episode_steps)
     env = VecMonitor(SubprocVecEnv([make] * num_workers, start_method="forkserver"))
     try:
         env.seed(MODEL_FREE_SEED + 1000 * seed)
