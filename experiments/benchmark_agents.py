@@ -309,9 +309,9 @@ class AgentsBenchmark:
         if self.config.real_steps is not None:
             return self.config.real_steps
         metadata = checkpoint.load_metadata(self.name)
-        if "training_frames" not in metadata:
+        if "learned_from" not in metadata:
             raise ValueError(f"{self.name} does not say what it learned from: give real_steps")
-        return int(metadata["training_frames"])
+        return sum(source["frames"] for source in metadata["learned_from"].values())
 
     def _judge_on_real(
         self, agent: str, seed: int, policy: Policy, num_episodes: int

@@ -28,6 +28,7 @@ from experiments.command_line import run_script
 from experiments.dreamed_rewards import dreamed_rewards, format_shares
 from experiments.platform_settings import keep_memory
 from experiments.report import provenance, write_json
+from experiments.told_map import map_on_real_frames
 from experiments.told_places import places_on_real_frames
 from experiments.told_rewards import rewards_on_real_frames
 from worldsim.episodes import EpisodeDataset
@@ -75,6 +76,8 @@ class EvaluateConfig:
     is worth."""
     reward_episodes: int = 8
     """Whole held-out episodes on which rewards are told from real frames."""
+    map_dataset: tuple[str, ...] = ()
+    """Held-out tours that come to every cell, to judge the model's map on."""
     batch_size: int = 8
     """Dreams at a time; smaller saves memory."""
     device: str = "cpu"
@@ -98,6 +101,8 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     """
     keep_memory()
     model = worldsim.load(config.world_model, config.device)
+    if config.map_dataset and (model.places is None or model.places.occupancy is None):
+        raise ValueError(f"map_dataset is given, but {config.world_model} has no map")
     dataset = EpisodeDataset(config.dataset, config.datasets_root)
     length = config.context + config.horizon
     stretches = draw_stretches(dataset, config.num_contexts, length, config.seed)
@@ -124,6 +129,9 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         values["odometry_error"] = error.tolist()
     if model.places is not None and has_poses(dataset.infos(0)):
         values["places"] = places_on_real_frames(model, dataset, config.reward_episodes)
+    if config.map_dataset:
+        tours = EpisodeDataset(config.map_dataset, config.datasets_root)
+        values["map"] = map_on_real_frames(model, tours, config.num_contexts)
     for steps in config.num_denoising_steps:
         other = dream_in_batches(model, stretches, config, f"{steps} steps", steps, floors=False)
         values["denoising_steps"][steps] = summarise_first(other)
@@ -278,6 +286,8 @@ def print_tables(values: Mapping[str, Any]) -> None:
         print(f"cells that odometry is off, by real frames: {', '.join(shown)}")
     for key, value in values.get("places", {}).items():
         print(f"places of rewards: {key:34s} {value:.4g}")
+    for key, value in values.get("map", {}).items():
+        print(f"map beside the way: {key:33s} {value:.4g}")
     for lead, kinds in values["dreamed_rewards"].items():
         print(f"rewarded at dreamed step {lead}: {format_shares(kinds)}")
 

@@ -10,6 +10,7 @@ from experiments import collect, train_world_model
 from experiments.train_config import TrainConfig, ValidationConfig
 from worldsim.checkpoint import load_config
 from worldsim.episodes import EpisodeDataset
+from worldsim.occupancy_training import OccupancyTraining
 from worldsim.places_training import PlacesTraining
 from worldsim.training import DynamicsTraining, OptimizerConfig
 
@@ -79,6 +80,10 @@ def improve_world_model(
                     optimizer=OptimizerConfig(
                         steps=min(steps, 300), learning_rate=1e-3, muon_learning_rate=0
                     )
+                ),
+                # These walks leave out cells, which the map would learn to take for walls.
+                occupancy_training=OccupancyTraining(
+                    optimizer=OptimizerConfig(steps=0, muon_learning_rate=0)
                 ),
                 validation=ValidationConfig(every=0),
                 device=device,

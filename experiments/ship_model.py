@@ -102,14 +102,24 @@ def choose_contexts(config: ShipConfig) -> Contexts:
     return Contexts(*drawn[:2])
 
 
+def learned_from(metadata: dict[str, Any]) -> list[str]:
+    """On what it was trained, as far as the checkpoint says."""
+    lines = [
+        f"- Learned from {n['frames']:,} frames of {n['episodes']:,} episodes of {source}."
+        for source, n in metadata.get("learned_from", {}).items()
+    ]
+    return [*lines, f"- {metadata['frames_seen']:,} frames seen by the denoiser."]
+
+
 def made_with(metadata: dict[str, Any]) -> list[str]:
     """Where and how it was trained, as far as the checkpoint says."""
     hardware = metadata.get("hardware", "unknown hardware")
     if isinstance(hardware, dict):
         hardware = f"{hardware['gpu'] or hardware['cpu']}, {hardware['cores']} cores"
     lines = [f"- Hardware: {hardware}, {metadata['device']}."]
+    trained = "Trained" if metadata.get("continued_from") is None else "Trained last"
     if "command" in metadata:
-        lines.append(f"- Trained by `{metadata['command']}` at commit {metadata['commit']}.")
+        lines.append(f"- {trained} by `{metadata['command']}` at commit {metadata['commit']}.")
     return lines
 
 
@@ -147,8 +157,7 @@ def model_card(
             if model.places is not None
             else []
         ),
-        f"- Trained on {metadata['training_frames']:,} frames of {metadata['training_episodes']} "
-        f"episodes, {metadata['frames_seen']:,} frames seen.",
+        *learned_from(metadata),
         *made_with(metadata),
         f"- {c.num_denoising_steps} denoising steps, dreamed frames committed at signal level "
         f"{c.dream_signal}.",

@@ -98,7 +98,7 @@ def main(config: TrainConfig) -> Path:
     if model.places is not None:
         model.places.requires_grad_(False)
     started = time.monotonic()
-    model = train_dynamics(config, model, episodes, held_out, accelerator)
+    model = train_dynamics(config, model, episodes, held_out, accelerator, train.sources)
     if config.places or config.occupancy or model.places is not None:
         if bool((episodes.rewards > 0).any()):
             model = train_where_to_go(config, model, episodes, accelerator)
@@ -218,8 +218,13 @@ def train_dynamics(
     episodes: LatentEpisodes,
     held_out: EpisodeDataset,
     accelerator: Accelerator,
+    sources: dict[str, dict[str, int]],
 ) -> WorldModel:
-    """Train denoiser and heads, with checkpoints; returns the averaged model."""
+    """Train denoiser and heads, with checkpoints; returns the averaged model.
+
+    Args:
+        sources: numbers of episodes and frames by dataset, for the checkpoints' metadata.
+    """
     training = config.dynamics
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
     trainer = Trainer(
@@ -242,9 +247,8 @@ def train_dynamics(
         model.use_cuda_graphs(if_possible=True)
     if config.compile:
         model.compile_network()
-    seen_before = 0
-    if config.init is not None:
-        seen_before = checkpoint.load_metadata(config.init).get("frames_seen", 0)
+    before = {} if config.init is None else checkpoint.load_metadata(config.init)
+    sources = before.get("learned_from", {}) | sources
     length = min(CONTEXT_LENGTH, int(held_out.lengths.max()))
     contexts = checkpoint.Contexts(*draw_stretches(held_out, NUM_CONTEXTS, length, seed=0)[:2])
     writer = open_writer(config, "world_model", trainer)
@@ -259,10 +263,9 @@ def train_dynamics(
     def keep(step: int) -> None:
         metadata = {
             "step": step,
-            "frames_seen": seen_before + step * training.frames_per_step,
+            "frames_seen": before.get("frames_seen", 0) + step * training.frames_per_step,
             "continued_from": config.init,
-            "training_frames": episodes.num_frames,
-            "training_episodes": len(episodes.lengths),
+            "learned_from": sources,
             "minutes_this_run": (time.monotonic() - started) / 60,
             "steps_this_run": step - first,
             "device": str(accelerator.device),

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from tiny import tiny_model
+from tiny import tiny_model, write_dataset
 from torch._dynamo.utils import counters
 
 from agents.explorers import distances_to
+from experiments.told_map import map_on_real_frames, neighbours
 from worldsim.checkpoint import load, save
+from worldsim.episodes import EpisodeDataset
 from worldsim.latents import LatentEpisodes
+from worldsim.layers import Memory
 from worldsim.occupancy import (
     CELLS,
     FAR,
@@ -25,7 +28,7 @@ from worldsim.occupancy import (
     cost_to_go,
 )
 from worldsim.occupancy_training import OccupancyTraining, occupancy_loss
-from worldsim.odometry import OdometryConfig
+from worldsim.odometry import HIDDEN, ORIGIN, POSE, OdometryConfig
 from worldsim.places import NUM_PLACE_FEATURES, PlacesConfig, place_in
 from worldsim.places_training import ReadEpisodes
 from worldsim.pose import PoseConfig
@@ -332,3 +335,41 @@ def test_compiled_dreams_are_what_they_were() -> None:
     for name, t in after.state.memory.items():
         torch.testing.assert_close(t, before.state.memory[name], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(after.state.features, before.state.features, rtol=1e-3, atol=1e-4)
+
+
+def test_cells_beside_others() -> None:
+    cells = torch.zeros(5, 5, dtype=torch.bool)
+    cells[2, 2] = cells[2, 3] = cells[0, 0] = True
+    beside = {tuple(c) for c in neighbours(cells).nonzero().tolist()}
+    of_two = {(1, 2), (3, 2), (2, 1), (1, 3), (3, 3), (2, 4)}
+    assert beside == of_two | {(0, 1), (1, 0), (0, 4), (4, 0)}
+
+
+@pytest.mark.parametrize("odds", [5.0, -5.0])
+def test_what_maps_tell_is_compared_with_where_episodes_come(tmp_path: Path, odds: float) -> None:
+    dataset = EpisodeDataset(write_dataset(tmp_path, size=64, poses=True))
+    model = mapping().eval()
+    assert model.odometry is not None
+    assert model.places is not None
+    occupancy = model.places.occupancy
+    assert occupancy is not None
+    with torch.no_grad():  # every cell in reach is told alike
+        last = occupancy.tell[-1]
+        assert isinstance(last, torch.nn.Linear)
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([odds, 0.0]))
+    straight = torch.zeros(20, 3)  # it walks a cell on with every fourth of its 20 frames
+    straight[:, :2] = 0.5
+    straight[:, 0] += torch.arange(20).div(4, rounding_mode="floor")
+
+    def locate(memory: Memory, actions: torch.Tensor, *_: object) -> tuple[torch.Tensor, ...]:
+        poses = straight[None, : actions.shape[1]]
+        return poses, poses, {key: memory[key] for key in (HIDDEN, POSE, ORIGIN)}
+
+    model.odometry.locate = locate  # type: ignore[assignment, method-assign]
+    values = map_on_real_frames(model, dataset, num_episodes=2)
+    assert values["free_told_right"] == float(odds > 0)
+    assert values["walls_told_right"] == float(odds < 0)
+    # Seven frames are seen, two cells: of the six beside, the one ahead is come to later.
+    assert values["free_cells"] == 2
+    assert values["walls"] == 10

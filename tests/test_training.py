@@ -516,6 +516,13 @@ def test_the_whole_training_from_episodes_to_a_checkpoint(
     assert checkpoint.load_config(tmp_path / "further" / "checkpoint") == model.config
     metadata = checkpoint.load_metadata(tmp_path / "further" / "checkpoint")
     assert metadata["frames_seen"] == (6 + 6) * 16 and metadata["continued_from"] == str(path)
+    # It learned from this dataset before; another one counts on top.
+    once = {str(dataset): {"episodes": 5, "frames": 100}}
+    assert metadata["learned_from"] == once
+    other_data = write_dataset(tmp_path / "other", num_episodes=4)
+    last = main(tiny_training(other_data, tmp_path / "last", init=str(path)))
+    more = {str(other_data): {"episodes": 3, "frames": 60}}
+    assert checkpoint.load_metadata(last)["learned_from"] == once | more
     for name, t in final_weights(path).items():
         if name.startswith("tokenizer"):
             assert torch.equal(t, again[name]), name

@@ -72,6 +72,7 @@ class _Record:
 
     reader: EpisodeReader
     index: int
+    source: str
     name: str
     actions: np.ndarray
     rewards: np.ndarray
@@ -127,7 +128,7 @@ class EpisodeDataset:
                 name = f"episode {index} of {path}"
                 try:
                     self._records.append(
-                        _read_record(reader, index, name, shape, num_actions, offset)
+                        _read_record(reader, index, str(source), name, shape, num_actions, offset)
                     )
                 except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
                     _warn(name, error)
@@ -158,6 +159,15 @@ class EpisodeDataset:
     def lengths(self) -> np.ndarray:
         """(n,) int64: the number of frames of each episode."""
         return self._lengths.copy()
+
+    @property
+    def sources(self) -> dict[str, dict[str, int]]:
+        """The number of `episodes` and `frames` that come from each source."""
+        counts = {record.source: {"episodes": 0, "frames": 0} for record in self._records}
+        for record in self._records:
+            counts[record.source]["episodes"] += 1
+            counts[record.source]["frames"] += len(record.actions)
+        return counts
 
     @property
     def returns(self) -> np.ndarray:
@@ -352,6 +362,7 @@ def _warn(name: str, error: Exception) -> None:
 def _read_record(
     reader: EpisodeReader,
     index: int,
+    source: str,
     name: str,
     frame_shape: tuple[int, int, int],
     num_actions: int,
@@ -381,6 +392,7 @@ def _read_record(
     return _Record(
         reader=reader,
         index=index,
+        source=source,
         name=name,
         actions=np.concatenate([[num_actions], actions]),
         rewards=np.concatenate([[0], rewards]).astype(np.float32),
