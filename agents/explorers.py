@@ -106,6 +106,10 @@ class ExplorerConfig:
             raise ValueError(f"goals must be 'random' or 'tour', got {self.goals!r}")
 
 
+ORACLE = ExplorerConfig(target_probability=1, epsilon=0)
+"""It always knows the way to the target, and goes there."""
+
+
 @dataclasses.dataclass
 class Plan:
     """What the explorer remembers about one environment."""
@@ -128,7 +132,7 @@ class Plan:
 class ScriptedExplorer:
     """Walks shortest paths through the Memory Maze to random cells and to the target.
 
-    With `target_probability=1, epsilon=0` it is a near-oracle. It needs the discrete actions of the
+    With the config `ORACLE` it is one, nearly. It needs the discrete actions of the
     Memory Maze (no-op, forward, left, right, forward+left, forward+right) and in every info:
     `agent_pos` (2,) in cells, the centre of the bottom-left cell being (0.5, 0.5); `agent_dir`
     (2,); `targets_pos` (n, 2); `target_index`; `maze_layout` (h, w), 1 where free, indexed [y, x].

@@ -38,6 +38,7 @@ LABELS = {
     "planner_cloning": "planner, whose policy is behaviour cloning",
     "model_free": "RecurrentPPO on the real env",
     "data": "scripted, as in the data",
+    "oracle": "scripted, sees the plan and goes straight to every reward",
 }
 """Agents of the benchmark, in the order of its table."""
 

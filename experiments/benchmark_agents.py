@@ -27,7 +27,7 @@ import torch
 import worldsim.checkpoint as checkpoint
 from agents.actor_critic import ActorCritic, ActorCriticPolicy
 from agents.cloning import CloningConfig, ReadOuts
-from agents.explorers import RandomPolicy
+from agents.explorers import ORACLE, RandomPolicy
 from agents.features import (
     FeaturePolicy,
     ShortMemoryPolicy,
@@ -88,11 +88,11 @@ class BenchmarkAgentsConfig:
     agents: tuple[str, ...] = tuple(
         name
         for name in LABELS
-        if name not in (*FROM_EPISODES, *WALKERS, "planner_cloning", "model_free")
+        if name not in (*FROM_EPISODES, *WALKERS, "planner_cloning", "model_free", "oracle")
     )
     """What to compare; "model_free" learns on the real env and takes the longest,
-    "advantage_weighted" and "actor_critic_cloned" learn from a dataset, and those named "walker"
-    need a world model with a memory of places."""
+    "advantage_weighted" and "actor_critic_cloned" learn from a dataset, those named "walker"
+    need a world model with a memory of places, and the "oracle" needs a Memory Maze."""
     dataset: str | None = None
     """Recorded episodes for those that learn from some."""
     cloning: CloningConfig = dataclasses.field(default_factory=CloningConfig)
@@ -222,6 +222,10 @@ class AgentsBenchmark:
         config, model = self.config, self.model
         if agent == "random":
             return RandomPolicy(model.config.num_actions, seed=seed), {}
+        if agent == "oracle":
+            if not config.env.startswith("memory-maze-"):
+                raise ValueError(f"no oracle is known for {config.env}: leave out 'oracle'")
+            return scripted_player(config.env, seed, ORACLE), {}
         if agent == "data":
             if not has_scripted_player(config.env):
                 raise ValueError(f"no scripted player is known for {config.env}: leave out 'data'")
@@ -338,7 +342,7 @@ class AgentsBenchmark:
     def _judge_in_dream(self, agent: str, policy: Policy) -> dict[str, Any] | None:
         """Dreamed return; None for those that need the real env or too much time."""
         config = self.config
-        if agent in ("data", "walker_without_map", *PLANNERS, *MEMORY_CUT):
+        if agent in ("data", "oracle", "walker_without_map", *PLANNERS, *MEMORY_CUT):
             return None
         in_features = isinstance(policy, FeaturePolicy)
         results = play_dreams(

@@ -175,3 +175,16 @@ def test_a_short_memory_sees_what_the_model_makes_of_the_last_frames_alone() -> 
 def test_a_memory_of_no_frames_is_refused() -> None:
     with pytest.raises(ValueError, match="num_frames must be at least 1"):
         ShortMemoryPolicy(tiny_model(), Spy(np.zeros((1, 1), int)), num_frames=0)
+
+
+def test_the_oracle_is_far_better_than_chance(tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        make_config(tmp_path), agents=("random", "oracle"), max_episode_steps=150
+    )
+    benchmark_agents.main(config)
+    runs = read_runs(tmp_path / "results", LABELS)
+    random, oracle = (runs[name][0]["real"]["returns"] for name in ("random", "oracle"))
+    assert min(oracle) > 3 + max(random)
+    elsewhere = dataclasses.replace(config, env="minerl-navigate", agents=("oracle",))
+    with pytest.raises(ValueError, match="no oracle is known for minerl-navigate"):
+        benchmark_agents.main(dataclasses.replace(elsewhere, output=tmp_path / "elsewhere"))
