@@ -1,10 +1,14 @@
 """Attention reaches exactly its window, never the future, and streams as it runs in parallel."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from worldsim.attention import AttentionConfig, AttentionState, FrameLocalAttention, rotate
+from worldsim.frame_attention import FrameProjection
+from worldsim.pose import PoseConfig
 
 TOKENS = 3
 
@@ -159,3 +163,24 @@ def test_fused_kernels_agree_with_plain_products() -> None:
         expected = parallel(attention, x)
         y = attention.cuda()(x.cuda(), attention.initial_state(2, TOKENS), no_steps().cuda())[0]
         torch.testing.assert_close(y.cpu(), expected, rtol=1e-2, atol=1e-2)
+
+
+@torch.no_grad()
+def test_what_recalls_begins_as_a_lookup_by_pose() -> None:
+    """As the scans do, so that no backbone has to find out first what poses are for."""
+    torch.manual_seed(0)
+    t, width, pose = 128, 128, PoseConfig()
+    poses = torch.rand(1, t, 1, 3) * torch.tensor([7, 7, 2 * math.pi])
+    seen, then = torch.randn(2, 1, t, 1, width)  # other content at the same places
+    times = torch.arange(2 * t)[None]
+    attention = FrameProjection(width, 32, pose)
+    _, k, _ = attention.project(seen, times[:, :t], poses)
+    q, _, _ = attention.project(then, times[:, t:], poses)
+    weights = torch.einsum("bhtne,bhsne->bhts", q, k * 32**-0.5).softmax(-1)
+    assert t * weights.diagonal(dim1=-2, dim2=-1).mean() > 4  # 1 where nothing is looked up
+    local = FrameLocalAttention(AttentionConfig(d_model=width, head_dim=32), pose)
+    assert local.rotation.map_bias is None
+    windowed = FrameLocalAttention(AttentionConfig(d_model=width, head_dim=32), pose, recalls=True)
+    assert windowed.rotation.map_bias is not None
+    to_q, to_k, _ = windowed.qkv.weight.chunk(3)
+    torch.testing.assert_close(to_q, to_k)

@@ -61,21 +61,54 @@ class HeadRotation(nn.Module):
         num_heads, head_dim: of the attention.
         pose: of a model that is told poses.
         seed: of the poses' frequencies.
+        recalls: attention is what the model remembers by, so it begins as a lookup by pose, as the
+            scans of `ssm.Mamba2Mixer` do.
     """
 
-    def __init__(self, num_heads: int, head_dim: int, pose: PoseConfig | None, seed: int) -> None:
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        pose: PoseConfig | None,
+        seed: int,
+        recalls: bool = False,
+    ) -> None:
         super().__init__()
         self.pose: PoseRotation | None = None
+        self.map_bias: nn.Parameter | None = None
         if pose is not None and pose.rotary:
             self.pose = PoseRotation(pose, head_dim // 2, num_heads, seed)
+            if recalls:
+                # Common to queries and keys whatever the tokens hold: alikeness of poses alone.
+                self.map_bias = nn.Parameter(torch.ones(2, num_heads, 1, 1, head_dim // 2))
 
-    def forward(self, x: Tensor, index: Tensor, poses: Tensor | None = None) -> Tensor:
-        """x (b, h, t, n, e); index (b, t) frame numbers; poses (b, t, n, 3) of the tokens."""
+    def forward(
+        self, x: Tensor, index: Tensor, poses: Tensor | None = None, keys: bool = False
+    ) -> Tensor:
+        """Rotate queries, or keys.
+
+        Args:
+            x: (b, h, t, n, e). index: (b, t) frame numbers. poses: (b, t, n, 3) of the tokens.
+            keys: these are keys.
+        """
         if self.pose is None or poses is None:
             return rotate(x, index)
         timed, placed = x.chunk(2, dim=-1)
+        if self.map_bias is not None:
+            placed = placed + self.map_bias[int(keys)].to(placed.dtype)
         angle = rearrange(self.pose.angles(poses), "b t n h f -> b h t n f")
         return torch.cat([rotate(timed, index), rotate_pairs(placed, angle)], dim=-1)
+
+    @torch.no_grad()
+    def begin_as_lookup(self, qkv: nn.Linear) -> None:
+        """Where it recalls by pose, queries and keys begin as the same map of the same token.
+
+        Args:
+            qkv: their projection, and the values'.
+        """
+        if self.map_bias is not None:
+            to_q, to_k, _ = qkv.weight.chunk(3)
+            to_k.copy_(to_q)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -91,15 +124,27 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 class FrameLocalAttention(nn.Module):
-    """Multi-head attention over the tokens of the last `window` frames."""
+    """Multi-head attention over the tokens of the last `window` frames.
+
+    Args:
+        config: sizes.
+        pose: of a model that is told poses.
+        seed: of the rotations.
+        recalls: see `HeadRotation`.
+    """
 
     def __init__(
-        self, config: AttentionConfig, pose: PoseConfig | None = None, seed: int = 0
+        self,
+        config: AttentionConfig,
+        pose: PoseConfig | None = None,
+        seed: int = 0,
+        recalls: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
-        self.rotation = HeadRotation(config.num_heads, config.head_dim, pose, seed)
+        self.rotation = HeadRotation(config.num_heads, config.head_dim, pose, seed, recalls)
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
+        self.rotation.begin_as_lookup(self.qkv)
         self.query_norm = nn.RMSNorm(config.head_dim, eps=1e-5)
         self.key_norm = nn.RMSNorm(config.head_dim, eps=1e-5)
         self.out_proj = nn.Linear(config.d_model, config.d_model, bias=False)
@@ -136,7 +181,7 @@ class FrameLocalAttention(nn.Module):
         )
         index = steps[:, None] + torch.arange(t, device=x.device)
         q = self.rotation(self.query_norm(q.float()).to(v.dtype), index, poses)
-        k = self.rotation(self.key_norm(k.float()).to(v.dtype), index, poses)
+        k = self.rotation(self.key_norm(k.float()).to(v.dtype), index, poses, keys=True)
         k = torch.cat([state.keys.to(k.dtype), k], dim=2)
         v = torch.cat([state.values.to(v.dtype), v], dim=2)
         if update:

@@ -74,6 +74,7 @@ class CausalLayer(nn.Module):
                 AttentionConfig(d_model=d, head_dim=config.head_dim, window=config.window),
                 pose,
                 seed,
+                recalls=True,
             )
             nn.init.zeros_(self.attention.out_proj.weight)
         else:

@@ -127,7 +127,8 @@ def forget_before(memory: dict[str, Tensor], steps: Tensor, frame_dim: int) -> d
 class FrameProjection(nn.Module):
     """Queries, keys and values of tokens with rotary frame numbers, and the way back.
 
-    The projections and normalisations are those of `attention.FrameLocalAttention`.
+    The projections and normalisations are those of `attention.FrameLocalAttention`. It is what its
+    models remember by, so where poses are told it begins as a lookup by pose.
     """
 
     def __init__(
@@ -138,8 +139,9 @@ class FrameProjection(nn.Module):
             raise ValueError(f"head_dim {head_dim} does not divide d_model {d_model}")
         self.num_heads = d_model // head_dim
         self.head_dim = head_dim
-        self.rotation = HeadRotation(self.num_heads, head_dim, pose, seed)
+        self.rotation = HeadRotation(self.num_heads, head_dim, pose, seed, recalls=True)
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.rotation.begin_as_lookup(self.qkv)
         self.query_norm = nn.RMSNorm(head_dim, eps=1e-5)
         self.key_norm = nn.RMSNorm(head_dim, eps=1e-5)
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
@@ -160,7 +162,7 @@ class FrameProjection(nn.Module):
         """
         q, k, v = rearrange(self.qkv(x), "b t n (s h e) -> s b h t n e", s=3, e=self.head_dim)
         q = self.rotation(self.query_norm(q.float()).to(v.dtype), index, poses)
-        k = self.rotation(self.key_norm(k.float()).to(v.dtype), index, poses)
+        k = self.rotation(self.key_norm(k.float()).to(v.dtype), index, poses, keys=True)
         return q, k, v
 
     def merge(self, y: Tensor) -> Tensor:
