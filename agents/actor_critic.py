@@ -23,17 +23,27 @@ from worldsim.world_model import WorldModel
 
 
 def world_model_note(world_model: str | Path) -> dict[str, str]:
-    """What is noted beside a policy on features: its world model, and which weights it had."""
+    """What is noted beside a policy on features: its world model, and which weights it had.
+
+    A directory is noted as an absolute path, so that the policy can be loaded from anywhere.
+    """
+    name = str(Path(world_model).resolve() if Path(world_model).is_dir() else world_model)
     try:
-        return {"world_model": str(world_model), "world_model_sha256": fingerprint(world_model)}
+        return {"world_model": name, "world_model_sha256": fingerprint(world_model)}
     except CheckpointError:  # a model that was never saved
-        return {"world_model": str(world_model)}
+        return {"world_model": name}
 
 
 def check_world_model(note: Mapping[str, str], path: Path) -> None:
     """Raise a ValueError where a policy's world model is not the one that it learned from."""
     name, kept = note["world_model"], note.get("world_model_sha256")
-    if kept is not None and kept != world_model_note(name).get("world_model_sha256"):
+    if kept is None:
+        return
+    try:
+        found = fingerprint(name)
+    except CheckpointError as error:
+        raise ValueError(f"{path} acts on the features of {name}, which is not there") from error
+    if kept != found:
         raise ValueError(
             f"{path} acts on the features of another {name} than there is now: train it again, or "
             "bring back that model"
@@ -70,18 +80,33 @@ class ActorCritic(nn.Module):
         self.critic = Critic(num_features, value_bins, value_limit)
 
     @classmethod
-    def from_behaviour(cls, model: WorldModel, *, told_places: bool = True) -> ActorCritic:
+    def from_behaviour(
+        cls,
+        model: WorldModel,
+        *,
+        told_places: bool = True,
+        temperature: float = 1.0,
+        seed: int = 0,
+    ) -> ActorCritic:
         """Start from the recorded behaviour, and its returns, as the model predicts them.
 
         Args:
             model: predicts.
             told_places: of a model that remembers places, take the behaviour that goes where the
                 next reward is expected; False takes plain behaviour cloning.
+            temperature: of the draws of that behaviour; below 1 likely actions become likelier.
+            seed: of the weights that do not come from the model.
+
+        Raises:
+            ValueError: the temperature is not above 0.
         """
         c = model.config
-        agent = cls(c.num_features, c.num_actions, c.reward_bins, c.reward_limit).to(model.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            agent = cls(c.num_features, c.num_actions, c.reward_bins, c.reward_limit)
+        agent = agent.to(model.device)
         head = model.behaviour_head if told_places else model.policy_head
-        widen(head, agent.policy_head)
+        widen(head, agent.policy_head, temperature)
         widen(model.value_head, agent.critic.behaviour)
         return agent
 
@@ -94,7 +119,8 @@ class ActorCritic(nn.Module):
         return self.critic(features)
 
     def save(self, path: str | Path, *, world_model: str) -> None:
-        """Write `path` (.safetensors), and a JSON file of the same name beside it.
+        """Write `path` (.safetensors), and a JSON file of the same name beside it; both are always
+        whole.
 
         Args:
             path: file of the weights.
@@ -102,7 +128,9 @@ class ActorCritic(nn.Module):
         """
         path = _weights_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: t.detach().cpu().contiguous() for k, t in self.state_dict().items()}, path)
+        temporary = path.with_suffix(".tmp")
+        weights = {k: t.detach().cpu().contiguous() for k, t in self.state_dict().items()}
+        save_file(weights, temporary)
         note = {
             "kind": "actor-critic",
             **world_model_note(world_model),
@@ -112,7 +140,10 @@ class ActorCritic(nn.Module):
             "value_bins": self.value_bins,
             "value_limit": self.value_limit,
         }
-        path.with_suffix(".json").write_text(json.dumps(note, indent=2) + "\n")
+        temporary_note = path.with_suffix(".json.tmp")
+        temporary_note.write_text(json.dumps(note, indent=2) + "\n")
+        temporary.replace(path)
+        temporary_note.replace(path.with_suffix(".json"))
 
     @classmethod
     def load(cls, path: str | Path) -> tuple[ActorCritic, str]:
@@ -140,17 +171,27 @@ class ActorCritic(nn.Module):
 
 
 @torch.no_grad()
-def widen(head: nn.Sequential, wider: nn.Sequential) -> None:
+def widen(head: nn.Sequential, wider: nn.Sequential, temperature: float = 1.0) -> None:
     """Give a head on more features the weights of one on the first of them: it says the same.
 
-    What the further features mean is to be learned; the last layer begins without them.
+    What the further features mean is to be learned; the last layer begins without them. What it
+    says, logits, is divided by the temperature.
+
+    Raises:
+        ValueError: the temperature is not above 0.
     """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
     for source, target in zip(head, wider, strict=True):
         if isinstance(source, nn.Linear) and isinstance(target, nn.Linear):
             rows = source.out_features if target.out_features > source.out_features else None
             target.weight[:rows, source.in_features :] = 0
             target.weight[:rows, : source.in_features] = source.weight
             target.bias[:rows] = source.bias
+    last = wider[-1]
+    assert isinstance(last, nn.Linear)
+    last.weight.div_(temperature)
+    last.bias.div_(temperature)
 
 
 def _weights_path(path: str | Path) -> Path:

@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 NOOP, FORWARD, LEFT, RIGHT, FORWARD_LEFT, FORWARD_RIGHT = range(6)
-NUM_MAZE_ACTIONS = 6
+MAZE_ACTIONS = ("no-op", "forward", "left", "right", "forward+left", "forward+right")
+NUM_MAZE_ACTIONS = len(MAZE_ACTIONS)
 PRIVILEGED_KEYS = ("agent_pos", "agent_dir", "targets_pos", "target_index", "maze_layout")
 
 Cell = tuple[int, int]  # (x, y)

@@ -252,22 +252,27 @@ def feature_policy_kwargs(model: WorldModel) -> dict[str, Any]:
     return {"net_arch": {"pi": [width], "vf": [width]}, "activation_fn": nn.SiLU}
 
 
-def start_from_behaviour(agent: OnPolicyAlgorithm, model: WorldModel) -> None:
+def start_from_behaviour(
+    agent: OnPolicyAlgorithm, model: WorldModel, *, temperature: float = 1.0
+) -> None:
     """Copy the model's head, which predicts the recorded behaviour, into an agent's policy.
 
     Args:
         agent: PPO or A2C with `MlpPolicy` on features and `feature_policy_kwargs`.
         model: the world model that it acts in.
+        temperature: of the draws of that behaviour; below 1 likely actions become likelier.
 
     Raises:
-        ValueError: the agent's networks have another shape.
+        ValueError: the agent's networks have another shape; a temperature not above 0.
     """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
     head, policy = model.behaviour_head, agent.policy
     try:
         hidden, activation = policy.mlp_extractor.policy_net  # type: ignore[union-attr, misc]
         if not isinstance(activation, nn.SiLU):
             raise ValueError(f"its activation is {type(activation).__name__}, not SiLU")
-        widen(head, nn.Sequential(hidden, activation, policy.action_net))
+        widen(head, nn.Sequential(hidden, activation, policy.action_net), temperature)
     except (AttributeError, ValueError, RuntimeError) as error:
         raise ValueError(
             "the agent's policy does not have the shape of the model's policy head: make it with "
@@ -275,12 +280,20 @@ def start_from_behaviour(agent: OnPolicyAlgorithm, model: WorldModel) -> None:
         ) from error
 
 
-def load_policy(path: str | Path, *, deterministic: bool = False, device: str = "cpu") -> Policy:
+def load_policy(
+    path: str | Path, *, deterministic: bool = False, seed: int = 0, device: str = "cpu"
+) -> Policy:
     """Load whatever policy an experiment saved, ready to act on frames.
 
     A policy on features has a JSON file of the same name beside it, which says what world model
     they come from: {"world_model": name or directory}. An SB3 policy is a zip, an actor-critic a
     safetensors file.
+
+    Args:
+        path: of the policy.
+        deterministic: take the most likely action instead of drawing one.
+        seed: of an actor-critic's draws; those of SB3's policies come from torch's own generator.
+        device: where it runs.
 
     Raises:
         FileNotFoundError: no such policy, or a policy on features without that file.
@@ -291,7 +304,7 @@ def load_policy(path: str | Path, *, deterministic: bool = False, device: str = 
     if path.suffix == ".safetensors":
         agent, world_model = ActorCritic.load(path)
         model = load(world_model, device=device)
-        inner = ActorCriticPolicy(agent.to(device), deterministic=deterministic)
+        inner = ActorCriticPolicy(agent.to(device), deterministic=deterministic, seed=seed)
         return FeaturePolicy(model, inner)
     policy = SB3Policy.load(path, deterministic=deterministic, device=device)
     space = policy.model.observation_space

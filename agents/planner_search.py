@@ -245,7 +245,7 @@ class Search:
             if num < 1 or (index and late):
                 break
             drawn = plans.sample(num, config.persistence, generator)
-            fixed = self._fixed_steps(num, index, drawn, first)
+            fixed = self._fixed_steps(state, num, index, drawn, first)
             drawn, made, steps = self._imagine(state, drawn, fixed, noise, generator, value)
             cost += steps
             rounds.append(made)
@@ -277,17 +277,21 @@ class Search:
             chosen, expected = self._improve(state, candidates, returns, generator)
         return Plan(chosen, expected, plans, candidates, returns, tuple(rounds), noise, cost)
 
-    def _fixed_steps(self, num: int, index: int, drawn: Tensor, first: Tensor | None) -> Tensor:
+    def _fixed_steps(
+        self, state: PlanningState, num: int, index: int, drawn: Tensor, first: Tensor | None
+    ) -> Tensor:
         """How many steps of each candidate stand before the policy takes over: (num,).
 
-        Writes the plans that are not drawn, which are the warm start and every first action, into
-        `drawn` (n, num, horizon[, d]).
+        Writes the plans that are not drawn, which are the warm start and every first action, the
+        likeliest first, into `drawn` (n, num, horizon[, d]).
         """
         config = self.config
         fixed = torch.full((num,), config.horizon)
         if config.method == "rollout":
-            actions = torch.arange(num) + index * config.num_candidates
-            drawn[:, :, 0] = (actions % int(self.model.action_space.n)).to(drawn.device)  # type: ignore[attr-defined]
+            assert self.policy is not None
+            likeliest = self.policy(state.features).argsort(dim=1, descending=True, stable=True)
+            rank = torch.arange(num) + index * config.num_candidates
+            drawn[:, :, 0] = likeliest[:, rank.to(drawn.device) % likeliest.shape[1]]
             fixed[:] = 1
             return fixed
         if config.method == "policy":

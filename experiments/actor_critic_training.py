@@ -59,7 +59,8 @@ def train_actor_critic(
     if path.is_file():
         agent = ActorCritic.load(path)[0]
     else:
-        agent = ActorCritic.from_behaviour(model)
+        temperature = options.behaviour_temperature
+        agent = ActorCritic.from_behaviour(model, temperature=temperature, seed=options.seed)
         if options.clone is not None:
             data = read_out_dataset(model, options.clone, options.cloning.num_episodes)
             clone_and_report(agent, data, options.cloning, options.seed)

@@ -2,7 +2,8 @@
 
     python experiments/agents_report.py --output results/agents/memory-maze-9x9
 
-Returns are means over all episodes of all seeds, each with its 95 % bootstrap interval.
+Returns are means over mazes, of each the mean over seeds, with a 95 % bootstrap interval over
+mazes: all seeds play the same ones, so that their episodes are not independent.
 """
 
 from __future__ import annotations
@@ -57,20 +58,32 @@ def write_report(output: Path) -> str:
     if any(r.get("curve") for results in runs.values() for r in results):
         plot_curves(output / "curves.png", runs)
     judged = judge_pairs(runs)
-    if all(len({pair[side] for pair in judged}) > 2 for side in (1, 2)):  # else no rank to compare
+    # Seeds of one policy differ by chance, so that at least three are to be told apart.
+    if all(len({pair[i] for pair in judged}) > 2 for i in range(3)):
         correlation = float(spearmanr([p[1] for p in judged], [p[2] for p in judged]).statistic)
         plot_judge(output / "judge.png", judged, correlation)
         lines.append(
-            f"Rank correlation of dreamed and real returns over {len(judged)} policies: "
-            f"{correlation:.2f}."
+            f"Rank correlation of dreamed and real returns over {len(judged)} seeds of "
+            f"{len({pair[0] for pair in judged})} policies: {correlation:.2f}."
         )
     table = "\n\n".join(lines)
     (output / "table.md").write_text(table + "\n")
     return table
 
 
-def all_returns(results: list[dict[str, Any]]) -> list[float]:
-    return [value for result in results for value in result["real"]["returns"]]
+def returns_by_maze(results: list[dict[str, Any]]) -> list[float]:
+    """Mean real return over seeds, for each maze that was played."""
+    played: dict[int, list[float]] = {}
+    for result in results:
+        real = result["real"]
+        for maze, value in zip(real["seeds"], real["returns"], strict=True):
+            played.setdefault(maze, []).append(value)
+    return [float(np.mean(values)) for values in played.values()]
+
+
+def _count(number: int | None) -> str:
+    """With thousands apart; results of long ago do not have it."""
+    return "-" if number is None else f"{number:,}"
 
 
 def _milliseconds(seconds: list[float | None]) -> str:
@@ -84,16 +97,17 @@ def format_table(runs: Runs) -> str:
     header = [
         "agent",
         "seeds",
-        "episodes",
+        "mazes",
         "real return",
         "95 %",
         "real steps",
+        "recorded steps",
         "minutes",
         "ms/decision",
     ]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for agent, results in runs.items():
-        returns = all_returns(results)
+        returns = returns_by_maze(results)
         low, high = bootstrap_interval(returns)
         cells = [
             LABELS[agent],
@@ -102,14 +116,16 @@ def format_table(runs: Runs) -> str:
             f"{np.mean(returns):.2f}",
             f"{low:.2f} to {high:.2f}",
             f"{results[0]['real_steps']:,}",
+            _count(results[0].get("recorded_steps")),
             f"{np.mean([r['training_minutes'] for r in results]):.1f}",
             _milliseconds([r.get("seconds_per_decision") for r in results]),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        "Minutes: training of one seed. ms/decision: for each of as many real envs as ran side by "
-        "side.",
+        "Real steps: taken to train the policy; recorded steps: those that its world model learned "
+        "from. Minutes: training of one seed. ms/decision: for each of as many real envs as ran "
+        "side by side.",
     ]
     return "\n".join(lines)
 
@@ -118,7 +134,7 @@ def plot_returns(file: Path, runs: Runs) -> None:
     """Mean real returns with intervals; every seed's mean is a dot."""
     figure, axes = plt.subplots(figsize=(8, 0.5 * len(runs) + 1.2), layout="constrained")
     for row, results in enumerate(runs.values()):
-        returns = all_returns(results)
+        returns = returns_by_maze(results)
         mean, (low, high) = float(np.mean(returns)), bootstrap_interval(returns)
         axes.barh(row, mean, color="tab:blue", alpha=0.5)
         axes.errorbar(mean, row, xerr=[[mean - low], [high - mean]], color="black", capsize=3)

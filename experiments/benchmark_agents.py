@@ -26,7 +26,7 @@ import torch
 
 import worldsim.checkpoint as checkpoint
 from agents.actor_critic import ActorCritic, ActorCriticPolicy
-from agents.cloning import CloningConfig, ReadOuts
+from agents.cloning import ReadOuts
 from agents.explorers import ORACLE, RandomPolicy
 from agents.features import (
     FeaturePolicy,
@@ -34,120 +34,32 @@ from agents.features import (
     behaviour_policy,
     load_policy,
 )
-from agents.imagination import ActorCriticConfig
-from agents.planner import Planner, PlannerConfig
+from agents.planner import Planner
 from agents.rollout import Policy
 from agents.scripted import has_scripted_player, scripted_player
 from experiments.actor_critic_training import clone_and_report, read_out_dataset
+from experiments.agents_config import (
+    DREAM_TRAINED,
+    MEMORY_CUT,
+    NOT_IN_DREAMS,
+    PLANNERS,
+    REAL_ENV_ONLY,
+    BenchmarkAgentsConfig,
+    deciding_settings,
+)
 from experiments.agents_report import LABELS, write_report
 from experiments.command_line import CONTINUES, run_script
 from experiments.dream_judging import play_dreams, play_real_episodes
-from experiments.dream_train import DreamTrainConfig
+from experiments.dream_train import FREE_TO_CHANGE, DreamTrainConfig
 from experiments.dream_train import main as dream_train
 from experiments.evaluate import make_real_envs
-from experiments.model_free import train_model_free
+from experiments.model_free import train_model_free, training_seconds
 from experiments.platform_settings import keep_memory
 from experiments.report import provenance, summarise, write_json
+from experiments.run_directory import RunDirectory, as_json
 from experiments.videos import save_video
 from worldsim.contexts import ContextBank, open_contexts
 from worldsim.world_model import WorldModel
-
-DREAM_TRAINED: dict[str, dict[str, Any]] = {
-    "ppo_pixels": {"algorithm": "ppo", "obs": "pixels"},
-    "recurrent_ppo_pixels": {"algorithm": "recurrent_ppo", "obs": "pixels"},
-    "ppo_features": {"algorithm": "ppo", "obs": "features"},
-    "actor_critic": {"algorithm": "actor_critic", "obs": "features"},
-    "actor_critic_cloned": {"algorithm": "actor_critic", "obs": "features"},
-}
-"""Agents trained by dream_train, with its options."""
-FROM_EPISODES = ("advantage_weighted", "actor_critic_cloned")
-"""Agents that learn from recorded episodes."""
-WALKERS = ("walker", "walker_without_map", "walker_short_memory")
-"""Agents that need a world model with a memory of places."""
-PLANNERS = {"planner": True, "planner_cloning": False}
-"""Agents that plan, and whether their policy is told where to walk."""
-MEMORY_CUT = {"actor_critic_short_memory": "actor_critic", "walker_short_memory": "walker"}
-"""Agents that are others with a shorter memory."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BenchmarkAgentsConfig:
-    """Compare agents on one real env."""
-
-    env: str = "memory-maze-9x9"
-    world_model: str | None = None
-    """Shipped name or checkpoint directory; by default the shipped model of the env's name."""
-    contexts: str | None = None
-    """Dataset whose stretches the dreams start from; by default those shipped with the model."""
-    num_contexts: int = 64
-    """Stretches drawn from a dataset to start from."""
-    num_starts: int = 64
-    """States that dreams start from: of few contexts, several each."""
-    frames_to_reward: int | None = None
-    """Train from stretches that a reward followed within so many frames, only."""
-    agents: tuple[str, ...] = tuple(
-        name
-        for name in LABELS
-        if name not in (*FROM_EPISODES, *WALKERS, "planner_cloning", "model_free", "oracle")
-    )
-    """What to compare; "model_free" learns on the real env and takes the longest,
-    "advantage_weighted" and "actor_critic_cloned" learn from a dataset, those named "walker"
-    need a world model with a memory of places, and the "oracle" needs a Memory Maze."""
-    dataset: str | None = None
-    """Recorded episodes for those that learn from some."""
-    cloning: CloningConfig = dataclasses.field(default_factory=CloningConfig)
-    """How they do."""
-    temperature: float = 1.0
-    """At which cloned policies (behaviour, walker, advantage_weighted, those of planners) draw
-    their actions; to be chosen on other mazes than they are judged on."""
-    actor_critic: ActorCriticConfig = dataclasses.field(default_factory=ActorCriticConfig)
-    """How the actor-critic improves in the dream."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    minutes: float = 5.0
-    """Dream training per agent and seed, where total_timesteps is not given."""
-    total_timesteps: int | None = None
-    """Dream steps per agent and seed."""
-    real_steps: int | None = None
-    """Real steps of the model-free agent; by default the frames that the world model learned from,
-    one after the other."""
-    eval_episodes: int = 20
-    """Real episodes per agent and seed."""
-    dream_episodes: int = 64
-    """Dreamed episodes per agent and seed."""
-    horizon: int = 64
-    """Steps of a dreamed episode where agents are judged."""
-    num_envs: int = 32
-    """Dreams side by side."""
-    num_workers: int = 5
-    """Real envs side by side."""
-    max_episode_steps: int | None = None
-    """Cut real episodes shorter than they are."""
-    short_memory: int = 10
-    """Frames that an agent with its memory cut remembers."""
-    planner: PlannerConfig = dataclasses.field(
-        default_factory=lambda: PlannerConfig(method="rollout", horizon=12, num_candidates=16)
-    )
-    planner_episodes: int = 5
-    """Real episodes of the planner per seed; each of its decisions costs many dreamed steps."""
-    output: Path | None = None
-    """Results; by default results/agents/<env>."""
-    work: Path | None = None
-    """Policies and logs; by default runs/agents/<env>."""
-
-    def __post_init__(self) -> None:
-        for name in self.agents:
-            if name not in LABELS:
-                raise ValueError(f"unknown agent {name!r}: choose from {', '.join(LABELS)}")
-            if name in FROM_EPISODES and self.dataset is None:
-                raise ValueError(f"{name} learns from recorded episodes: give --dataset")
-
-    @property
-    def output_directory(self) -> Path:
-        return self.output or Path("results/agents") / self.env
-
-    @property
-    def work_directory(self) -> Path:
-        return self.work or Path("runs/agents") / self.env
 
 
 class Timed:
@@ -190,11 +102,7 @@ class AgentsBenchmark:
         config = self.config
         file = config.output_directory / f"{agent}-seed{seed}.json"
         if file.is_file():
-            if json.loads(file.read_text()).get("world_model_sha256") != self.weights:
-                raise ValueError(
-                    f"{file} was made with another {self.name} than there is now: choose another "
-                    "--output and --work, or move it away"
-                )
+            self._check_kept(agent, file)
             return
         started = time.monotonic()
         policy, details = self._make(agent, seed)
@@ -209,13 +117,30 @@ class AgentsBenchmark:
             "real": real,
             "dream": self._judge_in_dream(agent, policy),
             "real_steps": 0,
-            "training_minutes": (trained - started) / 60,
+            "recorded_steps": 0 if agent in REAL_ENV_ONLY else self.recorded_steps,
+            "training_minutes": (trained - started) / 60,  # of agents that are trained in one go
             "seconds_per_decision": timed.seconds / timed.decisions,
             **details,
-            "config": json.loads(json.dumps(dataclasses.asdict(config), default=str)),
+            "config": as_json(config),
             **provenance(),
         }
         write_json(file, result)
+
+    def _check_kept(self, agent: str, file: Path) -> None:
+        """Refuse a result of another world model or of settings that decide this agent's result."""
+        kept = json.loads(file.read_text())
+        advice = "choose another --output and --work, or move it away"
+        if kept.get("world_model_sha256") != self.weights:
+            raise ValueError(
+                f"{file} was made with another {self.name} than there is now: {advice}"
+            )
+        now = as_json(self.config)
+        then = kept["config"]
+        for name in deciding_settings(agent):
+            if name in then and then[name] != now[name]:
+                raise ValueError(
+                    f"{file} was made with {name} {then[name]}, not {now[name]}: {advice}"
+                )
 
     def _make(self, agent: str, seed: int) -> tuple[Policy, dict[str, Any]]:
         """The agent, ready to act on frames, and what is to be noted about it."""
@@ -263,7 +188,11 @@ class AgentsBenchmark:
                 num_workers=config.num_workers,
                 max_episode_steps=config.max_episode_steps,
             )
-            return model_free, {"real_steps": self._real_steps(), "curve": read_curve(work)}
+            return model_free, {
+                "real_steps": self._real_steps(),
+                "training_minutes": training_seconds(work) / 60,
+                "curve": read_curve(work),
+            }
         return self._train_in_dream(agent, seed)
 
     def _behaving(
@@ -278,7 +207,7 @@ class AgentsBenchmark:
         """Learn from recorded episodes, or take what was learned before."""
         path = self.config.work_directory / f"advantage_weighted-seed{seed}" / "policy.safetensors"
         if not path.is_file():
-            agent = ActorCritic.from_behaviour(self.model, told_places=False)
+            agent = ActorCritic.from_behaviour(self.model, told_places=False, seed=seed)
             clone_and_report(agent, self.read_outs, self.config.cloning, seed)
             agent.save(path, world_model=self.name)
         return ActorCritic.load(path)[0]
@@ -294,6 +223,7 @@ class AgentsBenchmark:
             num_starts=config.num_starts,
             frames_to_reward=config.frames_to_reward,
             actor_critic=config.actor_critic,
+            behaviour_temperature=config.temperature,
             seed=seed,
             minutes=config.minutes,
             total_timesteps=config.total_timesteps,
@@ -305,17 +235,26 @@ class AgentsBenchmark:
         if agent == "actor_critic_cloned" and not run.policy_path.is_file():
             self._clone(seed).save(run.policy_path, world_model=self.name)
         dream_train(run)
-        details = {"training": run.algorithm, "curve": read_curve(run.run_directory)}
-        return load_policy(run.policy_path), details
+        last_round = RunDirectory(run.run_directory, run, FREE_TO_CHANGE).get("last_round", {})
+        details = {
+            "training": run.algorithm,
+            "training_minutes": last_round["seconds"] / 60,
+            "curve": read_curve(run.run_directory),
+        }
+        return load_policy(run.policy_path, seed=seed), details
+
+    @property
+    def recorded_steps(self) -> int | None:
+        """Frames that the world model learned from, where it says so."""
+        sources = checkpoint.load_metadata(self.name).get("learned_from", {})
+        return sum(source["frames"] for source in sources.values()) or None
 
     def _real_steps(self) -> int:
         """Of the model-free agent: by default one per frame that the world model learned from."""
-        if self.config.real_steps is not None:
-            return self.config.real_steps
-        metadata = checkpoint.load_metadata(self.name)
-        if "learned_from" not in metadata:
+        steps = self.config.real_steps or self.recorded_steps
+        if steps is None:
             raise ValueError(f"{self.name} does not say what it learned from: give real_steps")
-        return sum(source["frames"] for source in metadata["learned_from"].values())
+        return steps
 
     def _judge_on_real(
         self, agent: str, seed: int, policy: Policy, num_episodes: int
@@ -342,7 +281,7 @@ class AgentsBenchmark:
     def _judge_in_dream(self, agent: str, policy: Policy) -> dict[str, Any] | None:
         """Dreamed return; None for those that need the real env or too much time."""
         config = self.config
-        if agent in ("data", "oracle", "walker_without_map", *PLANNERS, *MEMORY_CUT):
+        if agent in NOT_IN_DREAMS:
             return None
         in_features = isinstance(policy, FeaturePolicy)
         results = play_dreams(

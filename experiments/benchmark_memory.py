@@ -58,10 +58,23 @@ def write_reference(benchmark: Benchmark) -> None:
 
 
 def measure_all_costs(benchmark: Benchmark) -> None:
-    """Measure the costs of models that have none yet."""
+    """Measure the costs of models that have none yet.
+
+    Raises:
+        ValueError: there are costs of other settings.
+    """
     config = benchmark.config
     file = config.output / "costs.json"
-    kept = (read_json(file) or {}).get("models", {})
+    found = read_json(file) or {}
+    settings = {
+        name: checkpoint.to_json(value)
+        for name, value in (("config", config.costs), ("sizes", config.sizes))
+    }
+    if any(found.get(name, value) != value for name, value in settings.items()):
+        raise ValueError(
+            f"{file} has the costs of other settings: choose another --output, or move it away"
+        )
+    kept = found.get("models", {})
     for name in config.backbones:
         if name in kept:
             continue
@@ -74,9 +87,7 @@ def measure_all_costs(benchmark: Benchmark) -> None:
         checkpoint.save(model, config.work / "costs")
         model = benchmark.load(config.work / "costs")
         kept[name] = {"training": training, "dreaming": measure_dreaming(model, config.costs)}
-        write_json(
-            file, {"config": checkpoint.to_json(config.costs), "models": kept, **provenance()}
-        )
+        write_json(file, {**settings, "models": kept, **provenance()})
 
 
 def main(config: BenchmarkConfig) -> Path:

@@ -94,6 +94,9 @@ class DreamTrainConfig:
     obs: Literal["pixels", "features"] = "features"
     """What the policy sees: frames, or the world model's memory read-out. On features, PPO starts
     from the recorded behaviour that the world model has learned to predict."""
+    behaviour_temperature: float = 0.6
+    """At which a policy on features draws the actions of the recorded behaviour that it starts
+    from; below 1 likely actions become likelier, and less of the recorded noise is left."""
     total_timesteps: int | None = None
     """Dream steps per round; by default as many as --minutes allow."""
     minutes: float = 5.0
@@ -150,6 +153,16 @@ class DreamTrainConfig:
             raise ValueError(f"total_timesteps must be at least 1, got {self.total_timesteps}")
         if self.minutes <= 0:
             raise ValueError(f"minutes must be positive, got {self.minutes}")
+        if self.behaviour_temperature <= 0:
+            raise ValueError(
+                f"behaviour_temperature must be above 0, got {self.behaviour_temperature}"
+            )
+        num_steps = self.actor_critic.num_steps
+        if self.algorithm == "actor_critic" and self.training_horizon % num_steps:
+            raise ValueError(
+                f"horizon {self.training_horizon} is not a multiple of the {num_steps} steps of "
+                "actor_critic.num_steps"
+            )
         if self.algorithm == "actor_critic" and self.obs != "features":
             raise ValueError("the actor_critic acts on features: give --obs features")
         if self.clone is not None and self.algorithm != "actor_critic":
@@ -223,7 +236,7 @@ def make_agent(config: DreamTrainConfig, env: VecEnv, model: WorldModel) -> OnPo
         device=config.torch_device,
     )
     if from_behaviour:
-        start_from_behaviour(agent, model)
+        start_from_behaviour(agent, model, temperature=config.behaviour_temperature)
     return agent
 
 
@@ -245,10 +258,11 @@ def train_in_dream(
         num_denoising_steps=config.num_denoising_steps,
     )
     env = VecMonitor(BatchedVecEnv(dreams))
-    env.seed(config.seed + 1000 * round_index + run.get("round_timesteps", 0))
     agent = make_agent(config, env, model)
     if path.is_file():
         agent = type(agent).load(path, env=env, device=config.torch_device)
+    # Afterwards, for SB3 seeds envs with the agent's own seed, every time the same.
+    env.seed(config.seed + 1000 * round_index + run.get("round_timesteps", 0))
     agent.set_logger(configure(str(run.path / "tensorboard"), ["tensorboard"]))
     first_step = agent.num_timesteps - run.get("round_timesteps", 0)
 
@@ -256,8 +270,8 @@ def train_in_dream(
         temporary = path.with_suffix(".tmp.zip")
         agent.save(temporary)
         temporary.replace(path)
-        name = str(Path(world_model).resolve()) if Path(world_model).is_dir() else world_model
-        write_json(path.with_suffix(".json"), {**world_model_note(name), "obs": config.obs})
+        note = {**world_model_note(world_model), "obs": config.obs}
+        write_json(path.with_suffix(".json"), note)
         run.keep(round_seconds=seconds, round_timesteps=agent.num_timesteps - first_step)
 
     limit = None if config.total_timesteps is None else first_step + config.total_timesteps
@@ -278,6 +292,27 @@ def train_in_dream(
         save(progress.seconds)
 
 
+def take_up_again(run: RunDirectory) -> None:
+    """Go on with the last round where it is to be longer than it was; its judgement is dropped."""
+    config, last = run.config, run.get("last_round", None)
+    if last is None or run.get("finished_rounds", 0) != config.rounds:
+        return
+    if config.total_timesteps is not None:
+        longer = config.total_timesteps > last["timesteps"]
+    else:
+        longer = 60 * config.minutes > last["seconds"]
+    if longer:
+        names = (f"round {config.rounds}", f"round {config.rounds} in dream")
+        run.keep(
+            finished_rounds=config.rounds - 1,
+            finished_timesteps=run.get("finished_timesteps", 0) - last["timesteps"],
+            round_seconds=last["seconds"],
+            round_timesteps=last["timesteps"],
+            last_round=None,
+            evaluations={k: v for k, v in run.evaluations.items() if k not in names},
+        )
+
+
 def check_weights(run: RunDirectory, name: str, world_model: str) -> None:
     """Refuse to go on with a round in the dream of another world model."""
     weights, kept = fingerprint(world_model), run.get("world_models", {})
@@ -296,6 +331,7 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
     run = RunDirectory(config.run_directory, config, FREE_TO_CHANGE)
     policy_path, device = config.policy_path, config.torch_device
     world_model, contexts = config.world_model or config.env, config.contexts
+    take_up_again(run)
     for round_index in range(1, config.rounds + 1):
         if round_index > 1:
             world_model, contexts = improve_world_model(
@@ -307,6 +343,7 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
                 steps=config.world_model_steps,
                 first_seed=FIRST_COLLECTION_SEED + 1000 * round_index,
                 num_workers=config.num_workers,
+                max_episode_steps=config.max_episode_steps,
                 dataset=config.dataset,
                 device=device,
             )
@@ -340,7 +377,7 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
         train_in_dream(run, model, bank, round_index, world_model)
         name, label = f"round {round_index}", f"trained in the dream, round {round_index}"
         if config.judge:
-            policy = load_policy(policy_path, device=device)
+            policy = load_policy(policy_path, seed=config.seed, device=device)
             # The dream shows the features itself, with all that the context has put into them.
             inner = policy.policy if isinstance(policy, FeaturePolicy) else policy
             evaluate_in_dream(run, model, bank, f"{name} in dream", inner, label, obs=config.obs)
@@ -348,6 +385,10 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
         run.keep(
             finished_rounds=round_index,
             finished_timesteps=run.get("finished_timesteps", 0) + run.get("round_timesteps", 0),
+            last_round={
+                "seconds": run.get("round_seconds", 0.0),
+                "timesteps": run.get("round_timesteps", 0),
+            },
             round_seconds=0.0,
             round_timesteps=0,
         )

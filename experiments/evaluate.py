@@ -5,6 +5,7 @@ python experiments/evaluate.py --policy explorer --num-episodes 20 --video explo
 python experiments/evaluate.py --policy walker --temperature 0.6 --num-workers 10 --video walker.mp4
 python experiments/evaluate.py --policy policy.zip --world-model memory-maze-9x9 --horizon 64
 python experiments/evaluate.py --policy planner --planner.method rollout --planner.horizon 8
+python experiments/evaluate.py --policy planner --num-episodes 1 --traces runs/decisions
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from tqdm import tqdm
 
 import envs
-from agents.explorers import RandomPolicy
+from agents.explorers import MAZE_ACTIONS, RandomPolicy
 from agents.features import FeaturePolicy, behaviour_policy, load_policy
 from agents.planner import Planner, PlannerConfig
+from agents.planner_trace import PlanTrace, save_trace
 from agents.rollout import EpisodeResult, Policy, make_parallel, rollout
 from agents.scripted import scripted_player
 from experiments.command_line import run_script
@@ -79,6 +81,11 @@ class EvaluateConfig:
     """JSON file for the return of every episode, with config, versions and hardware."""
     video: Path | None = None
     """.mp4 or .gif of the first episode."""
+    traces: Path | None = None
+    """Directory for pictures of what "planner" imagined and chose in the first env, which costs it
+    some time."""
+    trace_every: int = 50
+    """Steps between two of them; with `planner.replan_every`, the next decision is shown."""
     device: str = "cpu"
 
 
@@ -111,7 +118,7 @@ def open_policy(
     if name == "explorer":
         return scripted_player(env, seed)
     check_policy(name)
-    return load_policy(name, deterministic=deterministic, device=device)
+    return load_policy(name, deterministic=deterministic, seed=seed, device=device)
 
 
 def policy_of_model(config: EvaluateConfig, dreaming: WorldModel | None = None) -> Policy:
@@ -132,7 +139,8 @@ def policy_of_model(config: EvaluateConfig, dreaming: WorldModel | None = None) 
     else:
         model = dreaming
     if config.policy == "planner":
-        return Planner(model, config.planner, seed=config.first_seed)
+        on_plan = None if config.traces is None else TraceKeeper(config)
+        return Planner(model, config.planner, seed=config.first_seed, on_plan=on_plan)
     if dreaming is not None and model is not dreaming:
         raise ValueError(
             f"in a dream, {config.policy} is the behaviour of the dreaming model: leave out "
@@ -145,6 +153,21 @@ def policy_of_model(config: EvaluateConfig, dreaming: WorldModel | None = None) 
         seed=config.first_seed,
         temperature=config.temperature,
     )
+
+
+class TraceKeeper:
+    """Draws decisions of the first env as pictures, STEP.png."""
+
+    def __init__(self, config: EvaluateConfig) -> None:
+        assert config.traces is not None
+        self.directory, self.every, self.due = config.traces, config.trace_every, 0
+        dreamed_or_real = config.world_model or config.env
+        self.names = MAZE_ACTIONS if "memory-maze-" in dreamed_or_real else ()
+
+    def __call__(self, trace: PlanTrace) -> None:
+        if trace.env == 0 and trace.step >= self.due:
+            save_trace(self.directory / f"{trace.step:05d}.png", trace, self.names)
+            self.due = trace.step + self.every
 
 
 def make_real_envs(
@@ -217,6 +240,10 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     if config.video is not None:
         check_video(config.video, "--video")
     check_policy(config.policy)
+    if config.traces is not None and config.policy != "planner":
+        raise ValueError(f"traces are of the policy 'planner', not of {config.policy!r}")
+    if config.trace_every < 1:
+        raise ValueError(f"trace_every must be at least 1, got {config.trace_every}")
     seeds = [config.first_seed + i for i in range(config.num_episodes)]
     options: dict[str, Any] = {"seed": config.first_seed, "deterministic": config.deterministic}
     batch: VectorEnv
@@ -276,6 +303,8 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         assert results[0].frames is not None
         save_video(config.video, results[0].frames)
         print(f"video: {config.video}")
+    if config.traces is not None:
+        print(f"pictures of decisions: {config.traces}")
     return report
 
 

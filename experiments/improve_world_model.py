@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 from experiments import collect, train_world_model
+from experiments.report import write_json
 from experiments.train_config import TrainConfig, ValidationConfig
 from worldsim.checkpoint import load_config
 from worldsim.episodes import EpisodeDataset
@@ -27,6 +27,7 @@ def improve_world_model(
     steps: int,
     first_seed: int,
     num_workers: int = 2,
+    max_episode_steps: int | None = None,
     dataset: str | None = None,
     device: str = "auto",
 ) -> tuple[str, str]:
@@ -41,6 +42,7 @@ def improve_world_model(
         steps: training steps.
         first_seed: seed of the first episode.
         num_workers: envs that run side by side.
+        max_episode_steps: cuts collected episodes shorter than they are.
         dataset: another dataset to go on learning from besides.
         device: where the world model is trained.
 
@@ -56,11 +58,13 @@ def improve_world_model(
             dataset="collected-v0",
             datasets_root=output / "datasets",
             num_workers=num_workers,
+            max_episode_steps=max_episode_steps,
         )
     )
     output = output / "world_model"
     checkpoint = output / "checkpoint"
-    if not _is_finished(checkpoint, steps):
+    finished = output / "finished.json"
+    if not finished.is_file():
         datasets = (str(collected.path), *([dataset] if dataset is not None else []))
         # Segments as long as the real episodes allow: memory is not to be unlearned.
         length = min(SEGMENT_LENGTH, int(EpisodeDataset(datasets).lengths.max()))
@@ -89,6 +93,7 @@ def improve_world_model(
                 device=device,
             )
         )
+        write_json(finished, {"steps": steps})
     return str(checkpoint), str(collected.path)
 
 
@@ -103,8 +108,3 @@ def _keep_policy(policy: Path, directory: Path) -> Path:
         shutil.copy(policy, directory / f"{policy.name}.partial")
         (directory / f"{policy.name}.partial").replace(kept)
     return kept
-
-
-def _is_finished(checkpoint: Path, steps: int) -> bool:
-    path = checkpoint / "metadata.json"
-    return path.is_file() and json.loads(path.read_text())["step"] >= steps

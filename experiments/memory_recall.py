@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-BINS = (1, 2, 3, 5, 9, 17, 26, 33, 49, 65, 97, 129, 193, 257, 385, 513, 1025)
-"""First distance of each bin of a recall table; 25 and 64 are last ones of a bin."""
+BINS = (1, 2, 3, 5, 9, 17, 26, 33, 49, 65, 97, 129, 193, 257, 385, 513, 1025, 2049, 4097)
+"""First distance of each bin of a recall table; 25 and 64 are last ones of a bin, and the last bin
+has no end."""
 
 
 def recall_table(distance: np.ndarray, hits: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def recall_table(distance: np.ndarray, hits: dict[str, np.ndarray]) -> dict[str,
         return {"count": int(chosen.sum())} | {k: float(v[chosen].mean()) for k, v in hits.items()}
 
     rows = []
-    for first, after in itertools.pairwise(BINS):
+    for first, after in itertools.pairwise((*BINS, 10**9)):
         chosen = (distance >= first) & (distance < after)
         if chosen.any():
             mean = float(distance[chosen].mean())

@@ -21,6 +21,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from agents.statistics import bootstrap_interval
 from experiments.memory_backbones import ALL
 from experiments.report import Runs, read_runs
 
@@ -52,8 +53,8 @@ def write_report(output: Path, work: Path) -> str:
         raise FileNotFoundError(f"no results in {output}: run experiments/benchmark_memory.py")
     tables = []
     if runs:
-        tables.append(format_table(runs))
-        (output / "table.md").write_text(tables[-1] + "\n")
+        tables += [format_table(runs), *format_differences(runs)]
+        (output / "table.md").write_text("\n\n".join(tables) + "\n")
         plot(output / "recall.png", [lambda axes: draw_recall(axes, runs)])
         plot(output / "psnr.png", [lambda axes: draw_psnr(axes, runs)])
     if costs:
@@ -86,21 +87,88 @@ def format_number(value: float | None) -> str:
 
 def format_table(runs: Runs) -> str:
     """Markdown: one row per model, means over seeds and, with several, their range."""
-    columns = list(next(iter(runs.values()))[0]["evaluation"]["columns"])
+    columns = list(columns_of(next(iter(runs.values()))[0]))
     header = ["model", "M parameters", "seeds", *columns]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for name, results in runs.items():
         parameters = f"{results[0]['parameters'] / 1e6:.2f}" if name != REFERENCE else "-"
         cells = [results[0]["label"], parameters, str(len(results))]
         for column in columns:
-            values = [r["evaluation"]["columns"].get(column) for r in results]
+            values = [columns_of(r).get(column) for r in results]
             known = [v for v in values if v is not None]
             cell = format_number(mean_or_none(values))
             if len(known) > 1:
                 cell += f" ({format_number(min(known))} to {format_number(max(known))})"
             cells.append(cell)
         lines.append("| " + " | ".join(cells) + " |")
+    if any("LPIPS" in column for column in columns):
+        lines += ["", "LPIPS: where torchvision and its AlexNet weights are on the machine."]
     return "\n".join(lines)
+
+
+def columns_of(result: dict[str, Any]) -> dict[str, float | None]:
+    """Columns of the table; on mazes, also of what was never seen before."""
+    evaluation = result["evaluation"]
+    never = {
+        f"{kind} {title}, never seen": part["recall"]["never"].get(metric)
+        for kind, part in evaluation.get("parts", {}).items()
+        for metric, title in (("psnr", "PSNR"), ("colors", "wall colours"))
+    }
+    return evaluation["columns"] | never
+
+
+COMPARED = [
+    (kind, metric, frames, f"{kind}, {title}, {frames}")
+    for kind in ("retrieval", "reasoning")
+    for metric, frames, title in (
+        ("psnr", "seen over 64 frames ago", "dB"),
+        ("colors", "all", "wall colours"),
+    )
+]
+"""Task, metric and frames in which models are compared maze by maze, and their title."""
+
+
+def format_differences(runs: Runs, ours: str = "block_ssm") -> list[str]:
+    """Markdown: how much better ours is than each other model, where results are kept by maze.
+
+    Means over mazes of paired differences, each the mean over the seeds that both have, with their
+    95 % bootstrap interval.
+    """
+    own = {result["seed"]: result for result in runs.get(ours, [])}
+    titles = " | ".join(title for *_, title in COMPARED)
+    lines = [f"| ours against | {titles} |", "|" + "---|" * (1 + len(COMPARED))]
+    for name, results in runs.items():
+        pairs = [(own[r["seed"]], r) for r in results if r["seed"] in own]
+        if name == ours or not pairs or not all(kept_by_maze(r) for pair in pairs for r in pair):
+            continue
+        cells = [results[0]["label"]]
+        for kind, metric, frames, _ in COMPARED:
+            first, other = (
+                np.array([by_maze(pair[i], kind, metric, frames) for pair in pairs]) for i in (0, 1)
+            )
+            gain = np.ma.masked_invalid(first - other).mean(axis=0).compressed()
+            if not len(gain):
+                cells.append("-")
+                continue
+            low, high = bootstrap_interval(gain)
+            cells.append(f"{gain.mean():+.2f} [{low:+.2f}, {high:+.2f}]")
+        lines.append("| " + " | ".join(cells) + " |")
+    if len(lines) == 2:
+        return []
+    lines += ["", "Paired by maze, means over seeds, 95 % bootstrap intervals over mazes."]
+    return ["\n".join(lines)]
+
+
+def kept_by_maze(result: dict[str, Any]) -> bool:
+    """Whether a result tells mazes apart; those of the corridor, and of long ago, do not."""
+    parts = result["evaluation"].get("parts", {})
+    return bool(parts) and all("by_maze" in part for part in parts.values())
+
+
+def by_maze(result: dict[str, Any], kind: str, metric: str, frames: str) -> list[float]:
+    """Means by maze, nan where it has no such frames."""
+    values = result["evaluation"]["parts"][kind]["by_maze"][metric][frames]
+    return [float("nan") if value is None else value for value in values]
 
 
 def format_costs(costs: dict[str, Any]) -> str:

@@ -155,7 +155,7 @@ def trial_directory(config: BenchmarkConfig, trial: Trial) -> Path:
 
 
 def try_rate(benchmark: Benchmark, trial: Trial) -> float:
-    """Validation loss after short training at a rate; infinite where it diverges."""
+    """Validation loss (of recall) after short training at a rate; infinite where it diverges."""
     config = benchmark.config
     name, rate = trial
     benchmark.bar.set_description(f"sweep {name} x{rate:g}")
@@ -163,16 +163,29 @@ def try_rate(benchmark: Benchmark, trial: Trial) -> float:
     directory = trial_directory(config, trial)
     try:
         model, _ = benchmark.train(name, training, directory)
-        loss = benchmark.validation_loss(model)
+        loss = benchmark.validation_loss(model, recall=True)
     except FloatingPointError:  # diverged: that rate is too high
         loss = float("inf")
     return loss
 
 
 def choose_rates(config: BenchmarkConfig, workers: Workers, bar: tqdm) -> dict[str, float]:
-    """The learning-rate factor of each model, by the sweep that was made or is asked for."""
+    """The learning-rate factor of each model, by the sweep that was made or is asked for.
+
+    Raises:
+        ValueError: it was made with other settings.
+    """
     file = config.output / "sweep.json"
-    losses: dict[str, dict[str, float]] = (read_json(file) or {}).get("validation_loss", {})
+    kept = read_json(file) or {}
+    parts = ("sizes", "dynamics", "diffusion")
+    settings: dict[str, Any] = {name: checkpoint.to_json(getattr(config, name)) for name in parts}
+    settings["sweep_steps"] = config.sweep_steps
+    if kept and kept.get("settings") != settings:
+        raise ValueError(
+            f"{file} is the result of other settings: choose another --output and --work, or move "
+            "it away"
+        )
+    losses: dict[str, dict[str, float]] = kept.get("validation_loss", {})
     wanted = [
         Trial(name, rate)
         for name in config.backbones
@@ -182,13 +195,15 @@ def choose_rates(config: BenchmarkConfig, workers: Workers, bar: tqdm) -> dict[s
     bar.reset(total=len(wanted) * config.sweep_steps)
     for (name, rate), loss in workers.do(try_rate, wanted):
         losses.setdefault(name, {})[str(rate)] = loss
-        steps = config.sweep_steps
-        write_json(file, {"steps": steps, "validation_loss": losses, **provenance()})
+        write_json(file, {"settings": settings, "validation_loss": losses, **provenance()})
         shutil.rmtree(trial_directory(config, Trial(name, rate)), ignore_errors=True)
-    return {
-        name: float(min(losses[name], key=losses[name].__getitem__)) if name in losses else 1.0
-        for name in config.backbones
-    }
+    asked = [str(rate) for rate in config.sweep]
+
+    def best(name: str) -> float:
+        tried = {k: v for k, v in losses.get(name, {}).items() if not asked or k in asked}
+        return float(min(tried, key=tried.__getitem__)) if tried else 1.0
+
+    return {name: best(name) for name in config.backbones}
 
 
 def find_pending(benchmark: Benchmark, rates: dict[str, float]) -> list[Pending]:
@@ -208,14 +223,20 @@ def find_pending(benchmark: Benchmark, rates: dict[str, float]) -> list[Pending]
 
 
 def train_and_judge(benchmark: Benchmark, pending: Pending) -> str:
-    """Train a model, judge it, write its result; a line that tells it."""
+    """Train a model, judge it, write its result; a line that tells it.
+
+    One that diverges has no result, and does not keep the others from theirs.
+    """
     config = benchmark.config
     name, seed, rate = pending
     title = f"{name} seed {seed}"
     benchmark.bar.set_description(title)
     directory = config.work / f"{name}-seed{seed}"
     training = benchmark.training(name, seed, rate, None)
-    model, speed = benchmark.train(name, training, directory)
+    try:
+        model, speed = benchmark.train(name, training, directory)
+    except FloatingPointError as error:
+        return f"{title}: no result, {error} (--sweep with lower rates chooses one that works)"
     started = time.monotonic()
     loss = benchmark.validation_loss(model)
     checkpoint.save(model, directory / "checkpoint", metadata={"seed": seed, "name": name})

@@ -20,7 +20,8 @@ from experiments.memory_backbones import ALL, diffusion_for, matched_config, tra
 from experiments.memory_corridor import Corridor, Progress
 from experiments.memory_mazes import MemoryMazes
 from experiments.memory_presets import BenchmarkConfig, TokenizerSource
-from experiments.report import Settings
+from experiments.memory_report import read_json
+from experiments.report import Settings, write_json
 from experiments.train_config import TrainConfig
 from experiments.train_world_model import make_accelerator, near, take_tokenizer
 from worldsim.diffusion import sample_signal_levels
@@ -81,6 +82,24 @@ class Task(Protocol):
         self, device: torch.device, progress: Progress
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
         """The same of copying seen frames, where that says something."""
+
+
+def check_settings(file: Path, settings: Settings) -> None:
+    """Keep the settings of what is kept beside a file, and refuse to go on with others.
+
+    Raises:
+        ValueError: they have changed.
+    """
+    now = {name: checkpoint.to_json(value) for name, value in settings.items()}
+    kept = read_json(file)
+    if kept is None:
+        write_json(file, now)
+    elif kept != now:
+        changed = ", ".join(name for name in now if kept.get(name) != now[name])
+        raise ValueError(
+            f"{file.parent} holds work of other settings ({changed}): choose another --work, or "
+            "remove it"
+        )
 
 
 class Benchmark:
@@ -156,6 +175,10 @@ class Benchmark:
         tokenizer = Tokenizer(self.tokenizer_config)
         device = self.accelerator.device
         file = config.work / "tokenizer.safetensors"
+        check_settings(
+            config.work / "tokenizer.json",
+            {**self.task_settings, "tokenizer": self.tokenizer_config, "training": training},
+        )
         if not file.is_file():
             frames = self.task.training_frames()
             trainer = Trainer(
@@ -217,7 +240,12 @@ class Benchmark:
     def train(
         self, name: str, training: DynamicsTraining, directory: Path
     ) -> tuple[WorldModel, float]:
-        """Train from the last checkpoint on; the averaged model and this call's frames/s."""
+        """Train from the last checkpoint on; the averaged model and this call's frames/s.
+
+        Raises:
+            ValueError: the directory holds training with other settings.
+        """
+        check_settings(directory / "settings.json", self.settings(name, training))
         model = self.make_model(name, training.optimizer.seed)
         trainer = Trainer(
             model,
@@ -241,15 +269,28 @@ class Benchmark:
 
     @torch.no_grad()
     def validation_loss(
-        self, model: WorldModel, num_batches: int = 4, batch_size: int = 8
+        self,
+        model: WorldModel,
+        num_batches: int = 4,
+        batch_size: int = 8,
+        recall: bool = False,
     ) -> float:
-        """Diffusion loss on held-out episodes: the same segments and noise for every model."""
-        episodes = self.validation_episodes
-        length = min(self.config.dynamics.curriculum[-1][0], int(episodes.lengths.max()))
+        """Diffusion loss on held-out episodes: the same segments and noise for every model.
+
+        Args:
+            model: told poses or actions, as the task says.
+            num_batches, batch_size: segments.
+            recall: on segments as those of the first stage of training: where it puts single frames
+                in any order, only memory tells anything of them, and the loss is of recall.
+        """
+        episodes, common = self.validation_episodes, self.training_of_all
+        length, _ = common.curriculum[0 if recall else -1]
+        length = min(length, int(episodes.lengths.max()))
+        stretch = common.longest_stretches[0] if recall and common.longest_stretches else 0
         losses = []
         for i in range(num_batches):
             rng, generator = step_rng(2**31, i)
-            batch = episodes.sample(batch_size, length, rng)
+            batch = episodes.sample(batch_size, length, rng, longest_stretch=stretch)
             levels = sample_signal_levels(batch_size, length, self.config.diffusion, generator)
             noise = torch.randn(batch.latents.shape, generator=generator)
             tensors = (x.to(model.device) for x in (*batch, noise, *levels))
@@ -257,8 +298,15 @@ class Benchmark:
                 losses.append(float(model(*tensors)["diffusion"]))
         return float(np.mean(losses))
 
+    @property
+    def training_of_all(self) -> DynamicsTraining:
+        """What is common to all; models told actions cannot learn from frames in any order."""
+        if self.task.pose is not None:
+            return self.config.dynamics
+        return dataclasses.replace(self.config.dynamics, longest_stretches=())
+
     def training(self, name: str, seed: int, rate: float, steps: int | None) -> DynamicsTraining:
-        common = self.config.dynamics
+        common = self.training_of_all
         if steps is not None:
             optimizer = dataclasses.replace(common.optimizer, steps=steps)
             common = dataclasses.replace(common, optimizer=optimizer)

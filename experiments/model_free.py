@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 
 from sb3_contrib import RecurrentPPO
@@ -11,10 +12,17 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecMonitor
 import envs
 from agents.sb3 import SB3Policy
 from experiments.dream_progress import DreamProgress
+from experiments.report import write_json
 
 # Apart from the seeds of the world model's data (0 and up), of validation (1,000,000 and up) and of
 # evaluation (2,000,000 and up).
 MODEL_FREE_SEED = 3_000_000
+
+
+def training_seconds(work: Path) -> float:
+    """How long training in that directory took so far, over all calls."""
+    file = work / "seconds.json"
+    return float(json.loads(file.read_text())) if file.is_file() else 0.0
 
 
 def train_model_free(
@@ -41,7 +49,6 @@ def train_model_free(
     make = functools.partial(envs.make, env_name, max_episode_steps=max_episode_steps)
     env = VecMonitor(SubprocVecEnv([make] * num_workers, start_method="forkserver"))
     try:
-        env.seed(MODEL_FREE_SEED + 1000 * seed)
         if path.is_file():
             agent = RecurrentPPO.load(path, env=env, tensorboard_log=str(work))
         else:
@@ -59,10 +66,14 @@ def train_model_free(
                 device="cpu",
             )
 
+        # Afterwards, for SB3 seeds envs with the agent's own seed, every time the same.
+        env.seed(MODEL_FREE_SEED + 1_000_000 * seed + agent.num_timesteps)
+
         def save(seconds: float) -> None:
             temporary = path.with_suffix(".tmp.zip")
             agent.save(temporary)
             temporary.replace(path)
+            write_json(work / "seconds.json", seconds)
 
         rest = real_steps - agent.num_timesteps
         if rest > 0:
@@ -71,6 +82,7 @@ def train_model_free(
                 description=f"model-free, seed {seed}",
                 total_timesteps=real_steps,
                 time_limit=None,
+                seconds_before=training_seconds(work),
             )
             try:
                 agent.learn(
@@ -81,7 +93,7 @@ def train_model_free(
                 )
             finally:
                 progress.close()
-                save(0.0)
+                save(progress.seconds)
     finally:
         env.close()
     return SB3Policy(agent)

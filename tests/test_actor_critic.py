@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -13,6 +14,7 @@ from planning_problems import Corridor, Situation
 from safetensors.torch import load_file, save_file
 from tiny import NUM_ACTIONS, tiny_contexts, tiny_model
 
+from agents import actor_critic
 from agents.actor_critic import ActorCritic, ActorCriticPolicy
 from agents.features import FeaturePolicy, load_policy
 from agents.imagination import (
@@ -290,3 +292,50 @@ def test_it_dreams_with_a_world_model_and_acts_on_frames(tmp_path: Path) -> None
     assert ((actions >= 0) & (actions < NUM_ACTIONS)).all()
     policy = load_policy(tmp_path / "policy.safetensors")
     np.testing.assert_array_equal(policy.act(frames, None, start)[0], actions)
+
+
+def test_a_policy_begins_as_sharp_as_it_is_told_to() -> None:
+    model = tiny_model()
+    features = torch.randn(7, model.config.num_features)
+    agent = ActorCritic.from_behaviour(model, temperature=0.5)
+    torch.testing.assert_close(agent.logits(features), 2 * model.predict_policy(features))
+    with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
+        ActorCritic.from_behaviour(model, temperature=0)
+
+
+def test_the_start_depends_on_its_seed_alone() -> None:
+    model = tiny_model()
+    first, again, other = (
+        ActorCritic.from_behaviour(model, seed=s).critic.difference[0].weight for s in (1, 1, 2)
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    ActorCritic.from_behaviour(model, seed=1)
+    assert torch.equal(torch.rand(1), expected)  # others' random numbers are left alone
+
+
+def test_a_saved_policy_is_found_from_anywhere_and_is_always_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model()
+    save(model, tmp_path / "here/model")
+    monkeypatch.chdir(tmp_path / "here")
+    agent, path = ActorCritic.from_behaviour(model), tmp_path / "policy.safetensors"
+    agent.save(path, world_model="model")
+    monkeypatch.chdir(tmp_path)
+    assert Path(ActorCritic.load(path)[1]) == tmp_path / "here/model"
+
+    def fill_the_disk(tensors: dict[str, torch.Tensor], file: Path) -> None:
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(actor_critic, "save_file", fill_the_disk)
+        with pytest.raises(OSError, match="No space left"):
+            agent.save(path, world_model="here/model")
+    ActorCritic.load(path)
+    shutil.rmtree(tmp_path / "here/model")
+    with pytest.raises(ValueError, match=r"features of .*here/model, which is not there"):
+        ActorCritic.load(path)

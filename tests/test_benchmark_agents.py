@@ -16,8 +16,8 @@ from agents.cloning import CloningConfig
 from agents.features import ShortMemoryPolicy, load_policy
 from agents.planner import PlannerConfig
 from experiments import benchmark_agents
-from experiments.agents_report import LABELS, judge_pairs, write_report
-from experiments.benchmark_agents import BenchmarkAgentsConfig
+from experiments.agents_config import BenchmarkAgentsConfig, deciding_settings
+from experiments.agents_report import LABELS, judge_pairs, returns_by_maze, write_report
 from experiments.report import read_runs
 from worldsim.checkpoint import save
 from worldsim.occupancy import OccupancyConfig
@@ -39,7 +39,7 @@ def make_config(tmp_path: Path) -> BenchmarkAgentsConfig:
         eval_episodes=2,
         dream_episodes=3,
         planner_episodes=1,
-        planner=PlannerConfig(method="rollout", horizon=2, num_candidates=2),
+        planner=PlannerConfig(method="rollout", horizon=2, num_candidates=6),
         num_workers=2,
         max_episode_steps=6,
         output=tmp_path / "results",
@@ -67,6 +67,13 @@ def test_every_agent_is_judged_once_and_a_second_call_adds_only_what_is_missing(
     assert (tmp_path / "results/random-seed1.json").is_file()
     assert {stem: files[stem].read_bytes() for stem in before} == before
     assert read_runs(tmp_path / "results", LABELS)["random"][1]["seed"] == 1
+
+    # Results of other settings are not taken for those of these; what does not matter may differ.
+    with pytest.raises(ValueError, match=r"actor_critic-seed0.json was made with temperature 1.0"):
+        benchmark_agents.main(dataclasses.replace(config, agents=("actor_critic",), temperature=2))
+    with pytest.raises(ValueError, match=r"random-seed0.json was made with eval_episodes 2, not 3"):
+        benchmark_agents.main(dataclasses.replace(config, agents=("random",), eval_episodes=3))
+    benchmark_agents.main(dataclasses.replace(config, agents=("random",), temperature=2))
 
     # Results and policies of one world model are not taken for those of another.
     save(tiny_model(seed=1), tmp_path / "model", contexts=tiny_contexts())
@@ -122,9 +129,10 @@ def test_agents_that_learn_from_episodes_need_some(tmp_path: Path) -> None:
 
 def test_the_judge_compares_reward_per_step_of_policies_that_acted_in_both(tmp_path: Path) -> None:
     def summary(reward: float, length: int) -> dict[str, object]:
-        return {"returns": [reward], "lengths": [length], "mean_return": reward}
+        return {"returns": [reward], "lengths": [length], "mean_return": reward, "seeds": [7]}
 
-    for seed, (dreamed, real) in enumerate([(1.0, 20.0), (2.0, 30.0), (3.0, 40.0)]):
+    agents = ("ppo_pixels", "ppo_features", "actor_critic")
+    for agent, (dreamed, real) in zip(agents, [(1.0, 20.0), (2.0, 30.0), (3.0, 40.0)], strict=True):
         result = {
             "dream": summary(dreamed, 10),
             "real": summary(real, 100),
@@ -132,13 +140,13 @@ def test_the_judge_compares_reward_per_step_of_policies_that_acted_in_both(tmp_p
             "training_minutes": 0.0,
             "seconds_per_decision": 0.0,
         }
-        (tmp_path / f"ppo_pixels-seed{seed}.json").write_text(json.dumps(result))
+        (tmp_path / f"{agent}-seed0.json").write_text(json.dumps(result))
     (tmp_path / "data-seed0.json").write_text(json.dumps(result | {"dream": None}))
     pairs = judge_pairs(read_runs(tmp_path, LABELS))
-    assert pairs == [("ppo_pixels", 100.0, 200.0), ("ppo_pixels", 200.0, 300.0)] + [
-        ("ppo_pixels", 300.0, 400.0)
+    assert pairs == [("ppo_pixels", 100.0, 200.0), ("ppo_features", 200.0, 300.0)] + [
+        ("actor_critic", 300.0, 400.0)
     ]
-    assert "over 3 policies: 1.00" in write_report(tmp_path)
+    assert "over 3 seeds of 3 policies: 1.00" in write_report(tmp_path)
     assert (tmp_path / "judge.png").stat().st_size > 0
 
 
@@ -188,3 +196,23 @@ def test_the_oracle_is_far_better_than_chance(tmp_path: Path) -> None:
     elsewhere = dataclasses.replace(config, env="minerl-navigate", agents=("oracle",))
     with pytest.raises(ValueError, match="no oracle is known for minerl-navigate"):
         benchmark_agents.main(dataclasses.replace(elsewhere, output=tmp_path / "elsewhere"))
+
+
+def test_mazes_are_averaged_over_seeds_before_an_interval_is_drawn() -> None:
+    """Seeds that play the same mazes are no more mazes."""
+    mazes = list(range(20))
+    returns = np.random.default_rng(0).normal(10, 5, 20)
+    runs = [{"real": {"seeds": mazes, "returns": (returns + d).tolist()}} for d in (-1.0, 0.0, 1.0)]
+    np.testing.assert_allclose(returns_by_maze(runs), returns)
+    uneven = [*runs[:1], {"real": {"seeds": [19, 20], "returns": [returns[19] + 3, 5.0]}}]
+    by_maze = returns_by_maze(uneven)
+    assert len(by_maze) == 21 and by_maze[20] == 5.0
+    assert by_maze[19] == pytest.approx(returns[19] + 1)
+
+
+def test_what_decides_a_result_are_settings_of_the_benchmark() -> None:
+    fields = {field.name for field in dataclasses.fields(BenchmarkAgentsConfig)}
+    for agent in LABELS:
+        assert set(deciding_settings(agent)) <= fields
+    assert "real_steps" in deciding_settings("model_free")
+    assert {"minutes", "short_memory"} <= set(deciding_settings("actor_critic_short_memory"))

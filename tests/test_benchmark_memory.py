@@ -27,8 +27,8 @@ from experiments.memory_recall import (
     reward_recall,
     share,
 )
-from experiments.memory_report import REFERENCE, format_table, recall_bins
-from experiments.memory_runs import Workers, find_pending
+from experiments.memory_report import REFERENCE, format_differences, format_table, recall_bins
+from experiments.memory_runs import Workers, choose_rates, find_pending
 from experiments.memory_training import Benchmark
 from experiments.report import read_runs
 from experiments.wall_colors import ColorReader
@@ -428,3 +428,92 @@ def test_every_model_runs_to_the_end(tmp_path: Path) -> None:
     for name in ALL:
         state = [row["state_bytes"] for row in costs[name]["dreaming"]]
         assert (state[1] > state[0]) == (name in ("causal", "far"))
+
+
+def test_work_and_costs_of_other_settings_are_refused(tmp_path: Path) -> None:
+    config = tiny(tmp_path, backbones=("ssm",))
+    benchmark = Benchmark(config)
+    training = benchmark.training("ssm", 0, 1.0, None)
+    benchmark.train("ssm", training, config.work / "ssm-seed0")
+    faster = benchmark.training("ssm", 0, 2.0, None)
+    with pytest.raises(ValueError, match=r"ssm-seed0 holds work of other settings \(training\)"):
+        benchmark.train("ssm", faster, config.work / "ssm-seed0")
+    tokenizer = dataclasses.replace(config.tokenizer, latent_channels=4)
+    with pytest.raises(ValueError, match=r"work holds work of other settings \(tokenizer\)"):
+        _ = Benchmark(dataclasses.replace(config, tokenizer=tokenizer)).tokenizer
+    costs_only = dataclasses.replace(config, seeds=())
+    benchmark_memory.main(costs_only)
+    costs = dataclasses.replace(config.costs, repeats=2)
+    with pytest.raises(ValueError, match=r"costs\.json has the costs of other settings"):
+        benchmark_memory.main(dataclasses.replace(costs_only, costs=costs))
+
+
+def test_a_sweep_chooses_among_what_is_asked_for_alone(tmp_path: Path) -> None:
+    config = tiny(tmp_path, backbones=("ssm",), sweep=(1.0, 2.0))
+    config.output.mkdir(parents=True)
+    with tqdm(disable=True) as bar, Workers(Benchmark(config), bar) as workers:
+        choose_rates(config, workers, bar)
+        file = config.output / "sweep.json"
+        kept = json.loads(file.read_text())
+        kept["validation_loss"]["ssm"] = {"1.0": 0.3, "2.0": 0.2, "4.0": 0.1}
+        file.write_text(json.dumps(kept))
+        assert choose_rates(config, workers, bar) == {"ssm": 2.0}
+        assert choose_rates(dataclasses.replace(config, sweep=()), workers, bar) == {"ssm": 4.0}
+        shorter = dataclasses.replace(config, sweep_steps=1)
+        with pytest.raises(ValueError, match="result of other settings"):
+            choose_rates(shorter, workers, bar)
+
+
+def test_a_model_that_diverges_does_not_keep_others_from_their_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Benchmark.train
+
+    def train(self: Benchmark, name: str, *rest: object) -> object:
+        if name == "ssm":
+            raise FloatingPointError("the loss is nan at step 1")
+        return original(self, name, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Benchmark, "train", train)
+    config = tiny(tmp_path, backbones=("ssm", "frame_ssm"), measure_costs=False)
+    output = benchmark_memory.main(config)
+    assert [file.name for file in output.glob("*-seed0.json")] == ["frame_ssm-seed0.json"]
+
+
+def test_models_told_actions_are_not_trained_on_frames_in_any_order(tmp_path: Path) -> None:
+    cpu = presets()["cpu"][1]
+    maze = dataclasses.replace(cpu.maze, conditioning="action")
+    told_actions = Benchmark(dataclasses.replace(cpu, maze=maze, **paths(tmp_path)))
+    assert told_actions.training("ssm", 0, 1.0, None).longest_stretches == ()
+    told_poses = Benchmark(dataclasses.replace(cpu, **paths(tmp_path)))
+    assert told_poses.training("ssm", 0, 1.0, None).longest_stretches == (1, 128, 256)
+
+
+def test_models_are_compared_maze_by_maze_over_the_seeds_that_both_have() -> None:
+    def run(seed: int, far: list[float | None], colors: list[float]) -> dict[str, Any]:
+        maze = {
+            "psnr": {"all": colors, "seen over 64 frames ago": far},
+            "colors": {"all": colors, "seen over 64 frames ago": far},
+        }
+        part = {"by_maze": maze, "recall": {"never": {"count": 1, "psnr": 9.0}}}
+        parts = {"retrieval": part, "reasoning": part}
+        evaluation = {"columns": {"retrieval LPIPS": None}, "parts": parts}
+        return {"label": f"seed {seed}", "seed": seed, "parameters": 1, "evaluation": evaluation}
+
+    runs = {
+        "block_ssm": [run(0, [20.0, 22.0, None], [0.5] * 3), run(1, [24.0, 26.0, None], [0.7] * 3)],
+        "ssm": [run(0, [19.0, 21.0, 20.0], [0.25] * 3)],
+        "far": [run(0, [18.0, 20.0, None], [0.5] * 3), run(1, [20.0, 22.0, None], [0.5] * 3)],
+        "dfot": [run(2, [0.0] * 3, [0.0] * 3)],  # no seed in common
+    }
+    (table,) = format_differences(runs)
+    ssm, far = table.splitlines()[2:4]
+    assert ssm.split("|")[2:4] == [" +1.00 [+1.00, +1.00] ", " +0.25 [+0.25, +0.25] "]
+    assert far.split("|")[2:4] == [" +3.00 [+3.00, +3.00] ", " +0.10 [+0.10, +0.10] "]
+    assert len(table.splitlines()) == 6
+    whole = format_table(runs)
+    assert "retrieval PSNR, never seen" in whole and "| 9.0" in whole
+    assert "LPIPS: where torchvision" in whole
+    for result in runs["block_ssm"]:
+        del result["evaluation"]["parts"]["retrieval"]["by_maze"]
+    assert format_differences(runs) == []

@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from stable_baselines3 import PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import tiny_contexts, tiny_model, write_dataset
 
@@ -18,9 +19,18 @@ from agents.actor_critic import ActorCritic
 from agents.cloning import CloningConfig
 from agents.imagination import ActorCriticConfig, ImaginationTrainer
 from agents.planner import PlannerConfig
-from experiments import benchmark_dream, benchmark_speed, dream_judging, dream_train, evaluate
+from agents.sb3 import BatchedVecEnv
+from experiments import (
+    benchmark_dream,
+    benchmark_speed,
+    dream_judging,
+    dream_train,
+    evaluate,
+    improve_world_model,
+)
 from experiments.dream_progress import DreamProgress
 from experiments.dream_train import DreamTrainConfig, PPOConfig
+from experiments.train_config import TrainConfig
 from worldsim.checkpoint import load, save
 from worldsim.episodes import EpisodeDataset
 
@@ -263,9 +273,15 @@ def judge_in_dream_and_maze(checkpoint: Path, **options: Any) -> evaluate.Evalua
     return dreamed
 
 
-def test_a_planner_is_judged_by_name(checkpoint: Path) -> None:
+def test_a_planner_is_judged_by_name(checkpoint: Path, tmp_path: Path) -> None:
     planner = PlannerConfig(method="rollout", horizon=2, num_candidates=6)
-    judge_in_dream_and_maze(checkpoint, policy="planner", planner=planner)
+    dreamed = judge_in_dream_and_maze(
+        checkpoint, policy="planner", planner=planner, traces=tmp_path, trace_every=2
+    )
+    # Of three steps each, in the dream and in the maze: the first decision, and the third.
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["00000.png", "00002.png"]
+    with pytest.raises(ValueError, match="traces are of the policy 'planner', not of 'random'"):
+        evaluate.main(dataclasses.replace(dreamed, policy="random"))
 
 
 def test_a_models_behaviour_is_judged_by_name(checkpoint: Path) -> None:
@@ -311,3 +327,87 @@ def test_benchmark_of_speed_measures_every_part(checkpoint: Path, tmp_path: Path
     ]
     assert min(results["real"].values()) > 0 and results["training"]["frames_per_second"] > 0
     assert (tmp_path / "dream_speed.png").is_file() and (tmp_path / "results.json").is_file()
+
+
+@pytest.mark.parametrize(("algorithm", "obs"), [("actor_critic", "features"), ("ppo", "features")])
+def test_same_seed_same_policy(checkpoint: Path, tmp_path: Path, algorithm: Any, obs: Any) -> None:
+    def weights(name: str, seed: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(len(name))  # what ran before in the process does not matter
+        config = make_config(checkpoint, tmp_path / name, algorithm=algorithm, obs=obs)
+        dream_train.main(dataclasses.replace(config, seed=seed, judge=False))
+        if algorithm == "actor_critic":
+            return load_file(tmp_path / name / "policy.safetensors")
+        return PPO.load(tmp_path / name / "policy.zip").policy.state_dict()
+
+    first, again, other = weights("first", 3), weights("once-more", 3), weights("other", 4)
+    assert all(torch.equal(t, again[key]) for key, t in first.items())
+    assert any(not torch.equal(t, other[key]) for key, t in first.items())
+
+
+def test_dreams_begin_from_seeds_of_their_own_and_others_after_a_break(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SB3 seeds envs with the agent's seed, whenever one is made or loaded."""
+    seeds: list[int | None] = []
+    reset = BatchedVecEnv.reset
+
+    def spy(self: BatchedVecEnv) -> Any:
+        seeds.append(self._seeds[0])
+        return reset(self)
+
+    monkeypatch.setattr(BatchedVecEnv, "reset", spy)
+    config = make_config(checkpoint, tmp_path / "run", judge=False)
+    dream_train.main(config)
+    dream_train.main(dataclasses.replace(config, total_timesteps=128))
+    assert seeds == [1000, 1064]
+
+
+def test_a_finished_run_can_be_made_longer(checkpoint: Path, tmp_path: Path) -> None:
+    for algorithm, obs in (("ppo", "pixels"), ("actor_critic", "features")):
+        config = make_config(checkpoint, tmp_path / algorithm, algorithm=algorithm, obs=obs)
+        short = dream_train.main(config)
+        policy = config.policy_path.read_bytes()
+        longer = dream_train.main(dataclasses.replace(config, total_timesteps=96))
+        assert config.policy_path.read_bytes() != policy
+        progress = json.loads((tmp_path / algorithm / "progress.json").read_text())
+        assert progress["finished_rounds"] == 1 and progress["finished_timesteps"] == 96
+        assert longer["evaluations"].keys() == short["evaluations"].keys()
+        assert longer["evaluations"]["random"] == short["evaluations"]["random"]
+        policy = config.policy_path.read_bytes()
+        dream_train.main(config)  # it is long enough
+        assert config.policy_path.read_bytes() == policy
+
+
+def test_updates_that_do_not_fit_the_horizon_are_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="horizon 16 is not a multiple of the 32 steps"):
+        DreamTrainConfig(actor_critic=ActorCriticConfig(num_steps=32))
+    with pytest.raises(ValueError, match="behaviour_temperature must be above 0, got 0"):
+        DreamTrainConfig(behaviour_temperature=0)
+
+
+def test_a_world_model_counts_as_improved_when_all_of_it_is(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Collected:
+        path = write_dataset(tmp_path / "data", size=64)
+
+    calls: list[Path] = []
+
+    def train(config: TrainConfig) -> None:
+        calls.append(config.output)
+        (config.output / "checkpoint").mkdir(parents=True, exist_ok=True)
+        (config.output / "checkpoint/metadata.json").write_text('{"step": 2}')
+        if len(calls) == 1:  # killed before its places are trained
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(improve_world_model.collect, "main", lambda config: Collected)
+    monkeypatch.setattr(improve_world_model.train_world_model, "main", train)
+    policy = tmp_path / "policy.zip"
+    policy.touch()
+    options = {"env": "memory-maze-5x5", "policy": policy, "world_model": str(checkpoint)}
+    options |= {"output": tmp_path / "round-2", "episodes": 1, "steps": 2, "first_seed": 0}
+    with pytest.raises(KeyboardInterrupt):
+        improve_world_model.improve_world_model(**options)  # type: ignore[arg-type]
+    for _ in range(2):
+        improve_world_model.improve_world_model(**options)  # type: ignore[arg-type]
+    assert len(calls) == 2

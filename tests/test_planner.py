@@ -341,6 +341,14 @@ def test_methods_that_do_not_fit_are_refused() -> None:
         Search(PointMass(), PlannerConfig(method="rollout"), policy=uniform(1))
 
 
+def test_rollout_tries_the_likeliest_actions_where_it_cannot_try_all() -> None:
+    problem, likes_right = Corridor(), torch.tensor([0.0, 1.0, 2.0])
+    config = PlannerConfig(method="rollout", horizon=1, num_candidates=2)
+    search = Search(problem, config, policy=lambda x: likes_right.expand(len(x), -1))
+    plan = search.plan(at(1.0, n=3), torch.Generator().manual_seed(0))
+    assert [sorted(row) for row in plan.candidates[:, :, 0].tolist()] == [[1, 2]] * 3
+
+
 # With a world model.
 
 

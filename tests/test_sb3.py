@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
 from typing import Any
 
+import gymnasium
+import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
@@ -14,9 +18,11 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.envs import IdentityEnv
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from agents.sb3 import BatchedVecEnv
+from agents.sb3_evaluation import RealEnvEvaluation
 from worldsim.contexts import ContextBank
 from worldsim.dream import DreamEnv, DreamVectorEnv
 from worldsim.world_model import WorldModel
@@ -164,3 +170,53 @@ def test_methods_of_single_envs_are_refused(model: WorldModel, bank: ContextBank
         env.set_attr("horizon", 5, indices=[0])
     env.set_attr("horizon", 5)
     assert env.env.horizon == 5  # type: ignore[attr-defined]
+
+
+class Counting(gymnasium.Env):
+    """Rewards every step by the seed of the episode; frames show how many were made."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+    action_space = gymnasium.spaces.Discrete(6)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.seed, self.steps = seed or 0, 0
+        return self._frame(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.steps += 1
+        return self._frame(), float(self.seed), False, self.steps == 5, {}
+
+    def _frame(self) -> np.ndarray:
+        return np.full((64, 64, 3), 20 * self.steps, np.uint8)
+
+
+@pytest.mark.parametrize("obs", ["pixels", "features"])
+def test_real_episodes_are_played_while_the_dream_trains(
+    model: WorldModel, bank: ContextBank, tmp_path: Path, obs: str
+) -> None:
+    env = VecMonitor(make(model, bank, 2, obs=obs))
+    policy = "CnnPolicy" if obs == "pixels" else "MlpPolicy"
+    agent = PPO(policy, env, n_steps=8, batch_size=8, n_epochs=1, device="cpu", seed=0)
+    agent.set_logger(configure(str(tmp_path / "log"), ["csv"]))
+    callback = RealEnvEvaluation(
+        Counting,
+        every=20,
+        world_model=model if obs == "features" else None,
+        seeds=(3, 5, 7),
+        num_workers=0,
+        videos=tmp_path / "videos",
+        best_model_save_path=tmp_path / "best.zip",
+    )
+    agent.learn(48, callback=callback)
+    assert [r.episodic_return for r in callback.last_results] == [15.0, 25.0, 35.0]
+    rows = list(csv.DictReader((tmp_path / "log/progress.csv").open()))
+    judged = [row for row in rows if row["eval/mean_reward"]]
+    assert {float(row["eval/mean_reward"]) for row in judged} == {25.0}
+    assert {float(row["eval/mean_ep_length"]) for row in judged} == {5.0}
+    videos = sorted(int(file.stem) for file in (tmp_path / "videos").iterdir())
+    assert videos == [20, 40, 48]
+    assert iio.imread(tmp_path / "videos/20.mp4").shape == (6, 128, 128, 3)
+    assert PPO.load(tmp_path / "best.zip").num_timesteps == 20  # no later one was better
+    with pytest.raises(ValueError, match="every must be at least 1, got 0"):
+        RealEnvEvaluation(Counting, every=0)

@@ -1,0 +1,114 @@
+"""Judging an SB3 agent on the real env while it trains in the dream.
+
+import functools, envs
+from agents.sb3_evaluation import RealEnvEvaluation
+
+make_env = functools.partial(envs.make, "memory-maze-9x9")
+callback = RealEnvEvaluation(make_env, every=50_000, videos="runs/videos")
+PPO("CnnPolicy", dreams).learn(500_000, callback=callback)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import gymnasium
+import imageio.v3 as iio
+import numpy as np
+from gymnasium.vector import VectorEnv
+from stable_baselines3.common.callbacks import BaseCallback
+
+from agents.features import FeaturePolicy
+from agents.rollout import EpisodeResult, Policy, make_parallel, rollout
+from agents.sb3 import SB3Policy
+from worldsim.world_model import WorldModel
+
+
+class RealEnvEvaluation(BaseCallback):
+    """Plays real episodes now and then, as SB3's `EvalCallback` does on an env of its own kind.
+
+    Logs `eval/mean_reward` and `eval/mean_ep_length`, keeps a video of the first episode of every
+    evaluation, and the best agent.
+
+    Args:
+        make_env: makes a real env, such as `functools.partial(envs.make, "memory-maze-9x9")`.
+        every: training steps between two evaluations; one is made at the end of training, too.
+        world_model: whose features the agent acts on; None for an agent on frames.
+        seeds: of the real episodes, one each; the same ones every time.
+        num_workers: real envs side by side, one process each; 0 plays one in this process.
+        deterministic: take the most likely actions instead of drawing them.
+        videos: directory of the videos, STEPS.mp4; None records none.
+        best_model_save_path: file of the agent with the best mean return (.zip); None saves none.
+
+    Raises:
+        ValueError: `every` is below 1.
+    """
+
+    def __init__(
+        self,
+        make_env: Callable[[], gymnasium.Env],
+        *,
+        every: int,
+        world_model: WorldModel | None = None,
+        seeds: Sequence[int] = range(2_000_000, 2_000_005),
+        num_workers: int = 2,
+        deterministic: bool = False,
+        videos: str | Path | None = None,
+        best_model_save_path: str | Path | None = None,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(verbose)
+        if every < 1:
+            raise ValueError(f"every must be at least 1, got {every}")
+        self.make_env, self.every, self.world_model = make_env, every, world_model
+        self.seeds, self.num_workers, self.deterministic = list(seeds), num_workers, deterministic
+        self.videos = None if videos is None else Path(videos)
+        self.best_path = None if best_model_save_path is None else Path(best_model_save_path)
+        self.best_return = -np.inf
+        self.last_results: list[EpisodeResult] = []
+        self._envs: VectorEnv | None = None
+        self._last = 0
+
+    def _on_training_start(self) -> None:
+        self._last = self.num_timesteps
+        if self._envs is None:
+            self._envs = make_parallel(self.make_env, min(self.num_workers, len(self.seeds)))
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps - self._last >= self.every:
+            self._evaluate()
+        return True
+
+    def _on_training_end(self) -> None:
+        if self.num_timesteps > self._last:
+            self._evaluate()
+            self.logger.dump(self.num_timesteps)
+        if self._envs is not None:
+            self._envs.close()
+            self._envs = None
+
+    def _evaluate(self) -> None:
+        assert self._envs is not None
+        self._last = self.num_timesteps
+        policy: Policy = SB3Policy(self.model, deterministic=self.deterministic)
+        if self.world_model is not None:
+            policy = FeaturePolicy(self.world_model, policy)
+        recorded = 0 if self.videos is None else 1
+        results = rollout(policy, self._envs, self.seeds, num_recorded=recorded)
+        mean = float(np.mean([r.episodic_return for r in results]))
+        self.logger.record("eval/mean_reward", mean)
+        self.logger.record("eval/mean_ep_length", float(np.mean([r.length for r in results])))
+        self.last_results = results
+        if self.verbose:
+            print(f"{self.num_timesteps} steps: {mean:.2f} over {len(results)} real episodes")
+        frames = results[0].frames
+        if self.videos is not None and frames is not None:
+            self.videos.mkdir(parents=True, exist_ok=True)
+            file = self.videos / f"{self.num_timesteps}.mp4"
+            larger = frames.repeat(2, axis=1).repeat(2, axis=2)
+            iio.imwrite(file, larger, plugin="FFMPEG", fps=10, macro_block_size=2)
+        if self.best_path is not None and mean > self.best_return:
+            self.best_path.parent.mkdir(parents=True, exist_ok=True)
+            self.model.save(self.best_path)
+        self.best_return = max(self.best_return, mean)

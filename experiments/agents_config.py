@@ -1,0 +1,139 @@
+"""Agents of the agents benchmark by what they need, and its settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from agents.cloning import CloningConfig
+from agents.imagination import ActorCriticConfig
+from agents.planner import PlannerConfig
+from experiments.agents_report import LABELS
+
+DREAM_TRAINED: dict[str, dict[str, Any]] = {
+    "ppo_pixels": {"algorithm": "ppo", "obs": "pixels"},
+    "recurrent_ppo_pixels": {"algorithm": "recurrent_ppo", "obs": "pixels"},
+    "ppo_features": {"algorithm": "ppo", "obs": "features"},
+    "actor_critic": {"algorithm": "actor_critic", "obs": "features"},
+    "actor_critic_cloned": {"algorithm": "actor_critic", "obs": "features"},
+}
+"""Agents trained by dream_train, with its options."""
+FROM_EPISODES = ("advantage_weighted", "actor_critic_cloned")
+"""Agents that learn from recorded episodes."""
+WALKERS = ("walker", "walker_without_map", "walker_short_memory")
+"""Agents that need a world model with a memory of places."""
+PLANNERS = {"planner": True, "planner_cloning": False}
+"""Agents that plan, and whether their policy is told where to walk."""
+MEMORY_CUT = {"actor_critic_short_memory": "actor_critic", "walker_short_memory": "walker"}
+"""Agents that are others with a shorter memory."""
+
+REAL_ENV_ONLY = ("random", "data", "oracle", "model_free")
+"""Agents that use no world model."""
+NOT_IN_DREAMS = ("data", "oracle", "walker_without_map", *PLANNERS, *MEMORY_CUT)
+"""Agents that need the real env, another world model, or too much time, to be judged in dreams."""
+
+
+def deciding_settings(agent: str) -> list[str]:
+    """Names of the benchmark's settings that decide the result of an agent."""
+    trained = MEMORY_CUT.get(agent, agent)
+    names = ["env", "max_episode_steps"]
+    names.append("planner_episodes" if agent in PLANNERS else "eval_episodes")
+    if agent not in NOT_IN_DREAMS:
+        names += ["dream_episodes", "horizon"]
+    if trained not in REAL_ENV_ONLY:
+        names.append("temperature")
+    if trained in DREAM_TRAINED:
+        names += ["contexts", "num_contexts", "num_starts", "frames_to_reward", "num_envs"]
+        names += ["minutes", "total_timesteps"]
+    if trained.startswith("actor_critic"):
+        names.append("actor_critic")
+    if trained in FROM_EPISODES:
+        names += ["dataset", "cloning"]
+    if agent in MEMORY_CUT:
+        names.append("short_memory")
+    if agent in PLANNERS:
+        names.append("planner")
+    if agent == "model_free":
+        names.append("real_steps")
+    return names
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchmarkAgentsConfig:
+    """Compare agents on one real env."""
+
+    env: str = "memory-maze-9x9"
+    world_model: str | None = None
+    """Shipped name or checkpoint directory; by default the shipped model of the env's name."""
+    contexts: str | None = None
+    """Dataset whose stretches the dreams start from; by default those shipped with the model."""
+    num_contexts: int = 64
+    """Stretches drawn from a dataset to start from."""
+    num_starts: int = 64
+    """States that dreams start from: of few contexts, several each."""
+    frames_to_reward: int | None = None
+    """Train from stretches that a reward followed within so many frames, only."""
+    agents: tuple[str, ...] = tuple(
+        name
+        for name in LABELS
+        if name not in (*FROM_EPISODES, *WALKERS, "planner_cloning", "model_free", "oracle")
+    )
+    """What to compare; "model_free" learns on the real env and takes the longest,
+    "advantage_weighted" and "actor_critic_cloned" learn from a dataset, those named "walker"
+    need a world model with a memory of places, and the "oracle" needs a Memory Maze."""
+    dataset: str | None = None
+    """Recorded episodes for those that learn from some."""
+    cloning: CloningConfig = dataclasses.field(default_factory=CloningConfig)
+    """How they do."""
+    temperature: float = 1.0
+    """At which cloned policies (behaviour, walker, advantage_weighted, those of planners) draw
+    their actions; to be chosen on other mazes than they are judged on."""
+    actor_critic: ActorCriticConfig = dataclasses.field(default_factory=ActorCriticConfig)
+    """How the actor-critic improves in the dream."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    minutes: float = 5.0
+    """Dream training per agent and seed, where total_timesteps is not given."""
+    total_timesteps: int | None = None
+    """Dream steps per agent and seed."""
+    real_steps: int | None = None
+    """Real steps of the model-free agent; by default the frames that the world model learned from,
+    one after the other."""
+    eval_episodes: int = 20
+    """Real episodes per agent and seed."""
+    dream_episodes: int = 64
+    """Dreamed episodes per agent and seed."""
+    horizon: int = 64
+    """Steps of a dreamed episode where agents are judged."""
+    num_envs: int = 32
+    """Dreams side by side."""
+    num_workers: int = 5
+    """Real envs side by side."""
+    max_episode_steps: int | None = None
+    """Cut real episodes shorter than they are."""
+    short_memory: int = 10
+    """Frames that an agent with its memory cut remembers."""
+    planner: PlannerConfig = dataclasses.field(
+        default_factory=lambda: PlannerConfig(method="rollout", horizon=12, num_candidates=16)
+    )
+    planner_episodes: int = 20
+    """Real episodes of the planner per seed; each of its decisions costs many dreamed steps."""
+    output: Path | None = None
+    """Results; by default results/agents/<env>."""
+    work: Path | None = None
+    """Policies and logs; by default runs/agents/<env>."""
+
+    def __post_init__(self) -> None:
+        for name in self.agents:
+            if name not in LABELS:
+                raise ValueError(f"unknown agent {name!r}: choose from {', '.join(LABELS)}")
+            if name in FROM_EPISODES and self.dataset is None:
+                raise ValueError(f"{name} learns from recorded episodes: give --dataset")
+
+    @property
+    def output_directory(self) -> Path:
+        return self.output or Path("results/agents") / self.env
+
+    @property
+    def work_directory(self) -> Path:
+        return self.work or Path("runs/agents") / self.env
