@@ -119,6 +119,10 @@ ABLATIONS: dict[str, Entry] = {
         "ours, noise on every frame", lambda sizes, side: _block_ssm(sizes), context=False
     ),
     "window_2": Entry("ours, window 2", lambda sizes, side: _block_ssm(sizes, None, 2)),
+    "window_1": Entry(
+        "ours, attention within the frame alone", lambda sizes, side: _block_ssm(sizes, None, 1)
+    ),
+    "no_attention": Entry("ours, no attention", lambda sizes, side: _block_ssm(sizes, None, 0)),
 }
 ALL = BACKBONES | ABLATIONS
 
