@@ -101,7 +101,7 @@ class ActorCritic(nn.Module):
             ValueError: the temperature is not above 0.
         """
         c = model.config
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(seed)
             agent = cls(c.num_features, c.num_actions, c.reward_bins, c.reward_limit)
         agent = agent.to(model.device)
@@ -142,8 +142,8 @@ class ActorCritic(nn.Module):
         }
         temporary_note = path.with_suffix(".json.tmp")
         temporary_note.write_text(json.dumps(note, indent=2) + "\n")
-        temporary.replace(path)
         temporary_note.replace(path.with_suffix(".json"))
+        temporary.replace(path)  # last: where the weights are, so is what they are of
 
     @classmethod
     def load(cls, path: str | Path) -> tuple[ActorCritic, str]:

@@ -35,7 +35,8 @@ class RealEnvEvaluation(BaseCallback):
         make_env: makes a real env, such as `functools.partial(envs.make, "memory-maze-9x9")`.
         every: training steps between two evaluations; one is made at the end of training, too.
         world_model: whose features the agent acts on; None for an agent on frames.
-        seeds: of the real episodes, one each; the same ones every time.
+        seeds: of the real episodes, one each; the same ones every time. Those by which the best
+            agent is chosen should not be those that it is judged by in the end.
         num_workers: real envs side by side, one process each; 0 plays one in this process.
         deterministic: take the most likely actions instead of drawing them.
         videos: directory of the videos, STEPS.mp4; None records none.
@@ -51,14 +52,13 @@ class RealEnvEvaluation(BaseCallback):
         *,
         every: int,
         world_model: WorldModel | None = None,
-        seeds: Sequence[int] = range(2_000_000, 2_000_005),
+        seeds: Sequence[int] = range(1_600_000, 1_600_005),
         num_workers: int = 2,
         deterministic: bool = False,
         videos: str | Path | None = None,
         best_model_save_path: str | Path | None = None,
-        verbose: int = 0,
     ) -> None:
-        super().__init__(verbose)
+        super().__init__()
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
         self.make_env, self.every, self.world_model = make_env, every, world_model
@@ -100,8 +100,6 @@ class RealEnvEvaluation(BaseCallback):
         self.logger.record("eval/mean_reward", mean)
         self.logger.record("eval/mean_ep_length", float(np.mean([r.length for r in results])))
         self.last_results = results
-        if self.verbose:
-            print(f"{self.num_timesteps} steps: {mean:.2f} over {len(results)} real episodes")
         frames = results[0].frames
         if self.videos is not None and frames is not None:
             self.videos.mkdir(parents=True, exist_ok=True)

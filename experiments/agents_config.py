@@ -28,6 +28,12 @@ PLANNERS = {"planner": True, "planner_cloning": False}
 MEMORY_CUT = {"actor_critic_short_memory": "actor_critic", "walker_short_memory": "walker"}
 """Agents that are others with a shorter memory."""
 
+FROM_BEHAVIOUR = (
+    *("behaviour", "advantage_weighted", "ppo_features", "actor_critic"),
+    *WALKERS,
+    *PLANNERS,
+)
+"""Agents that act as, or start from, cloned behaviour at a temperature."""
 REAL_ENV_ONLY = ("random", "data", "oracle", "model_free")
 """Agents that use no world model."""
 NOT_IN_DREAMS = ("data", "oracle", "walker_without_map", *PLANNERS, *MEMORY_CUT)
@@ -40,12 +46,11 @@ def deciding_settings(agent: str) -> list[str]:
     names = ["env", "max_episode_steps"]
     names.append("planner_episodes" if agent in PLANNERS else "eval_episodes")
     if agent not in NOT_IN_DREAMS:
-        names += ["dream_episodes", "horizon"]
-    if trained not in REAL_ENV_ONLY:
+        names += ["dream_episodes", "horizon", "contexts", "num_envs"]
+    if trained in FROM_BEHAVIOUR:
         names.append("temperature")
     if trained in DREAM_TRAINED:
-        names += ["contexts", "num_contexts", "num_starts", "frames_to_reward", "num_envs"]
-        names += ["minutes", "total_timesteps"]
+        names += ["num_contexts", "num_starts", "frames_to_reward", "minutes", "total_timesteps"]
     if trained.startswith("actor_critic"):
         names.append("actor_critic")
     if trained in FROM_EPISODES:
@@ -55,7 +60,7 @@ def deciding_settings(agent: str) -> list[str]:
     if agent in PLANNERS:
         names.append("planner")
     if agent == "model_free":
-        names.append("real_steps")
+        names += ["real_steps", "num_workers"]
     return names
 
 
@@ -88,7 +93,8 @@ class BenchmarkAgentsConfig:
     """How they do."""
     temperature: float = 1.0
     """At which cloned policies (behaviour, walker, advantage_weighted, those of planners) draw
-    their actions; to be chosen on other mazes than they are judged on."""
+    their actions, and from which actor_critic and ppo_features start; to be chosen on other mazes
+    than they are judged on."""
     actor_critic: ActorCriticConfig = dataclasses.field(default_factory=ActorCriticConfig)
     """How the actor-critic improves in the dream."""
     seeds: tuple[int, ...] = (0, 1, 2)

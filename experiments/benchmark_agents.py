@@ -50,13 +50,13 @@ from experiments.agents_config import (
 from experiments.agents_report import LABELS, write_report
 from experiments.command_line import CONTINUES, run_script
 from experiments.dream_judging import play_dreams, play_real_episodes
-from experiments.dream_train import FREE_TO_CHANGE, DreamTrainConfig
+from experiments.dream_train import DreamTrainConfig
 from experiments.dream_train import main as dream_train
 from experiments.evaluate import make_real_envs
 from experiments.model_free import train_model_free, training_seconds
 from experiments.platform_settings import keep_memory
 from experiments.report import provenance, summarise, write_json
-from experiments.run_directory import RunDirectory, as_json
+from experiments.run_directory import as_json
 from experiments.videos import save_video
 from worldsim.contexts import ContextBank, open_contexts
 from worldsim.world_model import WorldModel
@@ -129,7 +129,7 @@ class AgentsBenchmark:
     def _check_kept(self, agent: str, file: Path) -> None:
         """Refuse a result of another world model or of settings that decide this agent's result."""
         kept = json.loads(file.read_text())
-        advice = "choose another --output and --work, or move it away"
+        advice = "choose another --output and --work"
         if kept.get("world_model_sha256") != self.weights:
             raise ValueError(
                 f"{file} was made with another {self.name} than there is now: {advice}"
@@ -137,7 +137,7 @@ class AgentsBenchmark:
         now = as_json(self.config)
         then = kept["config"]
         for name in deciding_settings(agent):
-            if name in then and then[name] != now[name]:
+            if name in then and not _alike(then[name], now[name]):
                 raise ValueError(
                     f"{file} was made with {name} {then[name]}, not {now[name]}: {advice}"
                 )
@@ -235,7 +235,7 @@ class AgentsBenchmark:
         if agent == "actor_critic_cloned" and not run.policy_path.is_file():
             self._clone(seed).save(run.policy_path, world_model=self.name)
         dream_train(run)
-        last_round = RunDirectory(run.run_directory, run, FREE_TO_CHANGE).get("last_round", {})
+        last_round = json.loads((run.run_directory / "progress.json").read_text())["last_round"]
         details = {
             "training": run.algorithm,
             "training_minutes": last_round["seconds"] / 60,
@@ -295,6 +295,13 @@ class AgentsBenchmark:
             label=LABELS[agent],
         )
         return summarise(results)
+
+
+def _alike(then: Any, now: Any) -> bool:
+    """Whether settings are the same, but for what was not there to be set then."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        return all(_alike(value, now[name]) for name, value in then.items() if name in now)
+    return then == now
 
 
 def read_curve(directory: Path, tag: str = "dream/episodic_return") -> list[list[float]]:

@@ -28,7 +28,7 @@ from experiments.memory_report import REFERENCE, REFERENCE_LABEL, read_json, wri
 from experiments.memory_runs import Workers, choose_rates, find_pending, train_and_judge
 from experiments.memory_training import Benchmark
 from experiments.platform_settings import keep_memory
-from experiments.report import is_done, provenance, write_json
+from experiments.report import is_done, provenance, same_settings, write_json
 
 
 def write_reference(benchmark: Benchmark) -> None:
@@ -66,11 +66,9 @@ def measure_all_costs(benchmark: Benchmark) -> None:
     config = benchmark.config
     file = config.output / "costs.json"
     found = read_json(file) or {}
-    settings = {
-        name: checkpoint.to_json(value)
-        for name, value in (("config", config.costs), ("sizes", config.sizes))
-    }
-    if any(found.get(name, value) != value for name, value in settings.items()):
+    settings = {"config": config.costs, "sizes": config.sizes, "tokenizer": config.tokenizer}
+    known = {name: value for name, value in settings.items() if name in found}
+    if not same_settings(known, found):
         raise ValueError(
             f"{file} has the costs of other settings: choose another --output, or move it away"
         )
@@ -87,7 +85,8 @@ def measure_all_costs(benchmark: Benchmark) -> None:
         checkpoint.save(model, config.work / "costs")
         model = benchmark.load(config.work / "costs")
         kept[name] = {"training": training, "dreaming": measure_dreaming(model, config.costs)}
-        write_json(file, {**settings, "models": kept, **provenance()})
+        noted = {key: checkpoint.to_json(value) for key, value in settings.items()}
+        write_json(file, {**noted, "models": kept, **provenance()})
 
 
 def main(config: BenchmarkConfig) -> Path:

@@ -39,6 +39,7 @@ class DreamProgress(BaseCallback):
         self.seconds_before = seconds_before
         self.save_seconds = save_seconds
         self._bar: tqdm | None = None
+        self._start = time.monotonic()
 
     @property
     def seconds(self) -> float:

@@ -262,7 +262,8 @@ def train_in_dream(
     if path.is_file():
         agent = type(agent).load(path, env=env, device=config.torch_device)
     # Afterwards, for SB3 seeds envs with the agent's own seed, every time the same.
-    env.seed(config.seed + 1000 * round_index + run.get("round_timesteps", 0))
+    first_seed = 10_000_000 * config.seed + 1_000_000 * round_index
+    env.seed(first_seed + run.get("round_timesteps", 0))
     agent.set_logger(configure(str(run.path / "tensorboard"), ["tensorboard"]))
     first_step = agent.num_timesteps - run.get("round_timesteps", 0)
 

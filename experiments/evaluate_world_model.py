@@ -64,7 +64,7 @@ class EvaluateConfig:
     datasets_root: Path | None = None
     """Folder of all datasets; by default Minari's own."""
     num_contexts: int = 24
-    """Held-out stretches, from different episodes as far as there are."""
+    """Held-out stretches, from different episodes as far as there are; and tours, at most."""
     context: int = 256
     """Real frames observed first."""
     horizon: int = 64

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 from experiments import collect, train_world_model
-from experiments.report import write_json
 from experiments.train_config import TrainConfig, ValidationConfig
 from worldsim.checkpoint import load_config
 from worldsim.episodes import EpisodeDataset
@@ -63,7 +62,7 @@ def improve_world_model(
     )
     output = output / "world_model"
     checkpoint = output / "checkpoint"
-    finished = output / "finished.json"
+    finished = output / "finished"
     if not finished.is_file():
         datasets = (str(collected.path), *([dataset] if dataset is not None else []))
         # Segments as long as the real episodes allow: memory is not to be unlearned.
@@ -93,7 +92,7 @@ def improve_world_model(
                 device=device,
             )
         )
-        write_json(finished, {"steps": steps})
+        finished.touch()
     return str(checkpoint), str(collected.path)
 
 

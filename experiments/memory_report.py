@@ -88,11 +88,11 @@ def format_number(value: float | None) -> str:
 def format_table(runs: Runs) -> str:
     """Markdown: one row per model, means over seeds and, with several, their range."""
     columns = list(columns_of(next(iter(runs.values()))[0]))
-    header = ["model", "M parameters", "seeds", *columns]
+    header = ["model", "M parameters", "layers x width", "seeds", *columns]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for name, results in runs.items():
         parameters = f"{results[0]['parameters'] / 1e6:.2f}" if name != REFERENCE else "-"
-        cells = [results[0]["label"], parameters, str(len(results))]
+        cells = [results[0]["label"], parameters, shape_of(results[0]), str(len(results))]
         for column in columns:
             values = [columns_of(r).get(column) for r in results]
             known = [v for v in values if v is not None]
@@ -104,6 +104,12 @@ def format_table(runs: Runs) -> str:
     if any("LPIPS" in column for column in columns):
         lines += ["", "LPIPS: where torchvision and its AlexNet weights are on the machine."]
     return "\n".join(lines)
+
+
+def shape_of(result: dict[str, Any]) -> str:
+    """How deep and wide a model is, which matching parameters decides."""
+    backbone = result.get("settings", {}).get("model", {}).get("backbone", {})
+    return f"{backbone['num_layers']} x {backbone['d_model']}" if backbone else "-"
 
 
 def columns_of(result: dict[str, Any]) -> dict[str, float | None]:

@@ -5,6 +5,7 @@ A finished run is a JSON file in OUTPUT; an unfinished one goes on from its last
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import multiprocessing
 import os
@@ -23,11 +24,11 @@ from tqdm import tqdm
 
 import worldsim.checkpoint as checkpoint
 from experiments.memory_backbones import ALL
-from experiments.memory_presets import BenchmarkConfig
+from experiments.memory_presets import BenchmarkConfig, TokenizerSource
 from experiments.memory_report import read_json
 from experiments.memory_training import Benchmark
 from experiments.platform_settings import keep_memory
-from experiments.report import is_done, provenance, write_json
+from experiments.report import is_done, provenance, same_settings, write_json
 from worldsim.backbone import count_parameters
 
 Job = TypeVar("Job")
@@ -177,10 +178,16 @@ def choose_rates(config: BenchmarkConfig, workers: Workers, bar: tqdm) -> dict[s
     """
     file = config.output / "sweep.json"
     kept = read_json(file) or {}
-    parts = ("sizes", "dynamics", "diffusion")
-    settings: dict[str, Any] = {name: checkpoint.to_json(getattr(config, name)) for name in parts}
-    settings["sweep_steps"] = config.sweep_steps
-    if kept and kept.get("settings") != settings:
+    optimizer = dataclasses.replace(config.dynamics.optimizer, steps=config.sweep_steps)
+    settings = {
+        "task": config.corridor if config.task == "corridor" else config.maze,
+        "sizes": config.sizes,
+        "dynamics": dataclasses.replace(config.dynamics, optimizer=optimizer),
+        "diffusion": config.diffusion,
+        "tokenizer": config.tokenizer,
+        "tokenizer_source": TokenizerSource(model=config.tokenizer_of),
+    }
+    if kept and not same_settings(settings, kept.get("settings", {})):
         raise ValueError(
             f"{file} is the result of other settings: choose another --output and --work, or move "
             "it away"
@@ -195,7 +202,8 @@ def choose_rates(config: BenchmarkConfig, workers: Workers, bar: tqdm) -> dict[s
     bar.reset(total=len(wanted) * config.sweep_steps)
     for (name, rate), loss in workers.do(try_rate, wanted):
         losses.setdefault(name, {})[str(rate)] = loss
-        write_json(file, {"settings": settings, "validation_loss": losses, **provenance()})
+        noted = {key: checkpoint.to_json(value) for key, value in settings.items()}
+        write_json(file, {"settings": noted, "validation_loss": losses, **provenance()})
         shutil.rmtree(trial_directory(config, Trial(name, rate)), ignore_errors=True)
     asked = [str(rate) for rate in config.sweep]
 

@@ -21,7 +21,7 @@ from experiments.memory_corridor import Corridor, Progress
 from experiments.memory_mazes import MemoryMazes
 from experiments.memory_presets import BenchmarkConfig, TokenizerSource
 from experiments.memory_report import read_json
-from experiments.report import Settings, write_json
+from experiments.report import Settings, same_settings, write_json
 from experiments.train_config import TrainConfig
 from experiments.train_world_model import make_accelerator, near, take_tokenizer
 from worldsim.diffusion import sample_signal_levels
@@ -94,7 +94,7 @@ def check_settings(file: Path, settings: Settings) -> None:
     kept = read_json(file)
     if kept is None:
         write_json(file, now)
-    elif kept != now:
+    elif not same_settings(settings, kept):
         changed = ", ".join(name for name in now if kept.get(name) != now[name])
         raise ValueError(
             f"{file.parent} holds work of other settings ({changed}): choose another --work, or "

@@ -115,6 +115,22 @@ def format_table(rows: Sequence[tuple[str, str, dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+def same_settings(settings: Settings, kept: dict[str, Any]) -> bool:
+    """Whether settings are those of kept JSON; what that does not know yet was at its default.
+
+    Args:
+        settings: config dataclasses by name.
+        kept: from `checkpoint.to_json`, by name.
+    """
+    try:
+        return settings == {
+            name: checkpoint.from_json(type(setting), kept.get(name, {}))
+            for name, setting in settings.items()
+        }
+    except checkpoint.CheckpointError:
+        return False
+
+
 def is_done(path: Path, settings: Settings) -> bool:
     """Whether a result is there; settings that it does not know yet were at their defaults.
 
@@ -124,14 +140,7 @@ def is_done(path: Path, settings: Settings) -> bool:
     if not path.is_file():
         return False
     kept = json.loads(path.read_text())
-    try:
-        same = settings == {
-            name: checkpoint.from_json(type(setting), kept.get("settings", {}).get(name, {}))
-            for name, setting in settings.items()
-        }
-    except checkpoint.CheckpointError:
-        same = False
-    if not same:
+    if not same_settings(settings, kept.get("settings", {})):
         raise ValueError(
             f"{path} is the result of other settings: choose another --output and --work, or move "
             "it away"

@@ -248,7 +248,11 @@ def train_dynamics(
     if config.compile:
         model.compile_network()
     before = {} if config.init is None else checkpoint.load_metadata(config.init)
-    sources = before.get("learned_from", {}) | sources
+    earlier = before.get("learned_from", {})
+    if not earlier and "training_frames" in before:  # as earlier versions noted it
+        numbers = {"episodes": before["training_episodes"], "frames": before["training_frames"]}
+        earlier = {f"that of {config.init}": numbers}
+    sources = earlier | sources
     length = min(CONTEXT_LENGTH, int(held_out.lengths.max()))
     contexts = checkpoint.Contexts(*draw_stretches(held_out, NUM_CONTEXTS, length, seed=0)[:2])
     writer = open_writer(config, "world_model", trainer)

@@ -257,10 +257,14 @@ def test_an_actor_critic_learns_from_episodes_first_and_once(
         make_config(checkpoint, tmp_path / "run", clone=dataset)
 
 
-def judge_in_dream_and_maze(checkpoint: Path, **options: Any) -> evaluate.EvaluateConfig:
+def judge_in_dream_and_maze(
+    checkpoint: Path, traces: Path | None = None, **options: Any
+) -> evaluate.EvaluateConfig:
     """Two episodes of three steps in a model's dream, and in a real maze; returns the former."""
     config = evaluate.EvaluateConfig(num_episodes=2, **options)
     dreamed = dataclasses.replace(config, world_model=str(checkpoint), horizon=3)
+    if traces is not None:
+        dreamed = dataclasses.replace(dreamed, traces=traces / "dream")
     assert evaluate.main(dreamed)["results"]["lengths"] == [3, 3]
     real = dataclasses.replace(
         config,
@@ -268,6 +272,7 @@ def judge_in_dream_and_maze(checkpoint: Path, **options: Any) -> evaluate.Evalua
         policy_model=str(checkpoint),
         num_workers=0,
         max_episode_steps=3,
+        traces=None if traces is None else traces / "maze",
     )
     assert evaluate.main(real)["results"]["lengths"] == [3, 3]
     return dreamed
@@ -278,8 +283,9 @@ def test_a_planner_is_judged_by_name(checkpoint: Path, tmp_path: Path) -> None:
     dreamed = judge_in_dream_and_maze(
         checkpoint, policy="planner", planner=planner, traces=tmp_path, trace_every=2
     )
-    # Of three steps each, in the dream and in the maze: the first decision, and the third.
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["00000.png", "00002.png"]
+    for where in ("dream", "maze"):  # of three steps each, the first decision and the third
+        drawn = sorted(file.name for file in (tmp_path / where).iterdir())
+        assert drawn == ["00000.png", "00002.png"]
     with pytest.raises(ValueError, match="traces are of the policy 'planner', not of 'random'"):
         evaluate.main(dataclasses.replace(dreamed, policy="random"))
 
@@ -359,7 +365,7 @@ def test_dreams_begin_from_seeds_of_their_own_and_others_after_a_break(
     config = make_config(checkpoint, tmp_path / "run", judge=False)
     dream_train.main(config)
     dream_train.main(dataclasses.replace(config, total_timesteps=128))
-    assert seeds == [1000, 1064]
+    assert seeds == [1_000_000, 1_000_064]
 
 
 def test_a_finished_run_can_be_made_longer(checkpoint: Path, tmp_path: Path) -> None:
