@@ -166,7 +166,7 @@ def test_fused_kernels_agree_with_plain_products() -> None:
 
 
 @torch.no_grad()
-def test_what_recalls_begins_as_a_lookup_by_pose() -> None:
+def test_what_recalls_begins_as_a_lookup() -> None:
     """As the scans do, so that no backbone has to find out first what poses are for."""
     torch.manual_seed(0)
     t, width, pose = 128, 128, PoseConfig()
@@ -182,5 +182,6 @@ def test_what_recalls_begins_as_a_lookup_by_pose() -> None:
     assert local.rotation.map_bias is None
     windowed = FrameLocalAttention(AttentionConfig(d_model=width, head_dim=32), pose, recalls=True)
     assert windowed.rotation.map_bias is not None
-    to_q, to_k, _ = windowed.qkv.weight.chunk(3)
-    torch.testing.assert_close(to_q, to_k)
+    for recalling in (windowed, FrameProjection(width, 32)):  # told poses, and told none
+        to_q, to_k, _ = recalling.qkv.weight.chunk(3)
+        torch.testing.assert_close(to_q, to_k)

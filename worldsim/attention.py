@@ -61,8 +61,8 @@ class HeadRotation(nn.Module):
         num_heads, head_dim: of the attention.
         pose: of a model that is told poses.
         seed: of the poses' frequencies.
-        recalls: attention is what the model remembers by, so it begins as a lookup by pose, as the
-            scans of `ssm.Mamba2Mixer` do.
+        recalls: attention is what the model remembers by, so it begins as a lookup by likeness, of
+            poses above all where they are told, as the scans of `ssm.Mamba2Mixer` do.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class HeadRotation(nn.Module):
         recalls: bool = False,
     ) -> None:
         super().__init__()
+        self.recalls = recalls
         self.pose: PoseRotation | None = None
         self.map_bias: nn.Parameter | None = None
         if pose is not None and pose.rotary:
@@ -101,12 +102,12 @@ class HeadRotation(nn.Module):
 
     @torch.no_grad()
     def begin_as_lookup(self, qkv: nn.Linear) -> None:
-        """Where it recalls by pose, queries and keys begin as the same map of the same token.
+        """Where attention recalls, queries and keys begin as the same map of the same token.
 
         Args:
             qkv: their projection, and the values'.
         """
-        if self.map_bias is not None:
+        if self.recalls:
             to_q, to_k, _ = qkv.weight.chunk(3)
             to_k.copy_(to_q)
 

@@ -128,7 +128,7 @@ class FrameProjection(nn.Module):
     """Queries, keys and values of tokens with rotary frame numbers, and the way back.
 
     The projections and normalisations are those of `attention.FrameLocalAttention`. It is what its
-    models remember by, so where poses are told it begins as a lookup by pose.
+    models remember by, so it begins as a lookup (`attention.HeadRotation`).
     """
 
     def __init__(
