@@ -283,9 +283,10 @@ def test_a_planner_is_judged_by_name(checkpoint: Path, tmp_path: Path) -> None:
     dreamed = judge_in_dream_and_maze(
         checkpoint, policy="planner", planner=planner, traces=tmp_path, trace_every=2
     )
-    for where in ("dream", "maze"):  # of three steps each, the first decision and the third
+    # Two episodes of three steps: side by side in the dream, one after the other in the maze.
+    for where, steps in (("dream", (0, 2)), ("maze", (0, 2, 4))):
         drawn = sorted(file.name for file in (tmp_path / where).iterdir())
-        assert drawn == ["00000.png", "00002.png"]
+        assert drawn == [f"{step:05d}.png" for step in steps]
     with pytest.raises(ValueError, match="traces are of the policy 'planner', not of 'random'"):
         evaluate.main(dataclasses.replace(dreamed, policy="random"))
 
