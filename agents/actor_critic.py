@@ -50,6 +50,12 @@ def check_world_model(note: Mapping[str, str], path: Path) -> None:
         )
 
 
+def check_temperature(temperature: float) -> None:
+    """Raise a ValueError where a temperature to draw actions at is not above 0."""
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+
+
 class Critic(nn.Module):
     """Expected return: what the recorded behaviour makes, which stays, and a learned difference."""
 
@@ -180,8 +186,7 @@ def widen(head: nn.Sequential, wider: nn.Sequential, temperature: float = 1.0) -
     Raises:
         ValueError: the temperature is not above 0.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
+    check_temperature(temperature)
     for source, target in zip(head, wider, strict=True):
         if isinstance(source, nn.Linear) and isinstance(target, nn.Linear):
             rows = source.out_features if target.out_features > source.out_features else None
@@ -223,8 +228,7 @@ class ActorCriticPolicy:
         seed: int = 0,
         temperature: float = 1.0,
     ) -> None:
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
+        check_temperature(temperature)
         self.agent = agent.eval()
         self.deterministic, self.temperature = deterministic, temperature
         self.seed = seed

@@ -20,7 +20,13 @@ import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from torch import nn
 
-from agents.actor_critic import ActorCritic, ActorCriticPolicy, check_world_model, widen
+from agents.actor_critic import (
+    ActorCritic,
+    ActorCriticPolicy,
+    check_temperature,
+    check_world_model,
+    widen,
+)
 from agents.rollout import Policy
 from agents.sb3 import SB3Policy
 from worldsim.checkpoint import load
@@ -265,8 +271,7 @@ def start_from_behaviour(
     Raises:
         ValueError: the agent's networks have another shape; a temperature not above 0.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
+    check_temperature(temperature)
     head, policy = model.behaviour_head, agent.policy
     try:
         hidden, activation = policy.mlp_extractor.policy_net  # type: ignore[union-attr, misc]

@@ -251,7 +251,8 @@ class AgentsBenchmark:
 
     def _real_steps(self) -> int:
         """Of the model-free agent: by default one per frame that the world model learned from."""
-        steps = self.config.real_steps or self.recorded_steps
+        given = self.config.real_steps
+        steps = self.recorded_steps if given is None else given
         if steps is None:
             raise ValueError(f"{self.name} does not say what it learned from: give real_steps")
         return steps

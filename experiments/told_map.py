@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from worldsim.episodes import EpisodeDataset
-from worldsim.occupancy import CELLS
+from worldsim.occupancy import CELLS, beside_any
 from worldsim.open_loop import encode_episode
 from worldsim.world_model import WorldModel
-
-
-def neighbours(cells: Tensor) -> Tensor:
-    """Cells (side, side) bool that lie beside one of the given, across the map's edges too."""
-    beside = [cells.roll(step, dims=dim) for step in (1, -1) for dim in (0, 1)]
-    return torch.stack(beside).any(0) & ~cells
 
 
 @torch.no_grad()
@@ -55,7 +48,7 @@ def map_on_real_frames(
         walked.view(-1)[index[:seen]] = True
         comes.view(-1)[index] = True
         free = occupancy.log_odds(state.memory[CELLS])[0].view(square) > 0
-        beside = neighbours(walked)
+        beside = beside_any(walked) & ~walked
         told_of_free.append(free[beside & comes].cpu().numpy())
         told_of_walls.append(free[beside & ~comes].cpu().numpy())
     free_right, wall_right = np.concatenate(told_of_free), ~np.concatenate(told_of_walls)

@@ -13,7 +13,7 @@ from tiny import tiny_model, write_dataset
 from torch._dynamo.utils import counters
 
 from agents.explorers import distances_to
-from experiments.told_map import map_on_real_frames, neighbours
+from experiments.told_map import map_on_real_frames
 from worldsim.checkpoint import load, save
 from worldsim.episodes import EpisodeDataset
 from worldsim.latents import LatentEpisodes
@@ -25,6 +25,7 @@ from worldsim.occupancy import (
     TIME_UNIT,
     Occupancy,
     OccupancyConfig,
+    beside_any,
     cost_to_go,
 )
 from worldsim.occupancy_training import OccupancyTraining, occupancy_loss
@@ -340,7 +341,7 @@ def test_compiled_dreams_are_what_they_were() -> None:
 def test_cells_beside_others() -> None:
     cells = torch.zeros(5, 5, dtype=torch.bool)
     cells[2, 2] = cells[2, 3] = cells[0, 0] = True
-    beside = {tuple(c) for c in neighbours(cells).nonzero().tolist()}
+    beside = {tuple(c) for c in (beside_any(cells) & ~cells).nonzero().tolist()}
     of_two = {(1, 2), (3, 2), (2, 1), (1, 3), (3, 3), (2, 4)}
     assert beside == of_two | {(0, 1), (1, 0), (0, 4), (4, 0)}
 

@@ -319,8 +319,7 @@ class Occupancy(nn.Module):
         free, unseen = (odds > 0) & (weight > 0), (seen == 0) & (weight > 0)
         fresh = unseen & (odds > c.least_odds) & (long <= c.patience)
         square = free.unflatten(1, (c.side, c.side))
-        beside = [square.roll(way, dims=dim) for way in (1, -1) for dim in (1, 2)]
-        walls = unseen & torch.stack(beside).any(0).flatten(1) & (long <= 5 * c.patience)
+        walls = unseen & beside_any(square).flatten(1) & (long <= 5 * c.patience)
         oldest = torch.where(free & ~unseen, seen, float("inf")).argmin(-1)
         oldest = oldest[:, None] == torch.arange(seen.shape[-1], device=seen.device)
         rest = torch.where(walls.any(-1, keepdim=True), walls, oldest)
@@ -345,6 +344,11 @@ class Occupancy(nn.Module):
         odds, target = self.log_odds(cells), come_to[:, None].expand_as(seen).float()
         losses = F.binary_cross_entropy_with_logits(odds, target, reduction="none")
         return (losses * seen).sum() / seen.sum().clamp(min=1)
+
+
+def beside_any(cells: Tensor) -> Tensor:
+    """Cells (..., side, side) that lie beside one of those given, across the map's edges too."""
+    return torch.stack([cells.roll(way, dims=dim) for way in (1, -1) for dim in (-2, -1)]).any(0)
 
 
 def cost_to_go(cost: Tensor, goals: Tensor, iterations: int = 48) -> Tensor:
