@@ -131,7 +131,11 @@ def test_wall_colors_are_read_by_side() -> None:
     noise = np.random.default_rng(1).normal(0, 20, frames.shape)
     read = reader.read((frames + noise).clip(0, 255).astype(np.uint8))
     names = reader.read(palette[:, None, None].repeat(64, 1).repeat(63, 2))[:, 0]
+    assert sorted(names) == [0, 1, 2]
     assert np.array_equal(read, names[chosen])
+    assert np.array_equal(reader.read(frames // 3), names[chosen])  # the same walls in the shade
+    frames[:, 36:] = 50  # below eye level there is floor
+    assert np.array_equal(reader.read(frames), names[chosen])
 
 
 def test_rewards_are_recalled_within_slack() -> None:

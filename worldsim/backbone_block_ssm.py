@@ -13,6 +13,7 @@ baseline with `window=0`, the one with local attention otherwise.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -83,7 +84,7 @@ class BlockSSMLayer(nn.Module):
         self.block = rows_and_columns(block_size)
         self.grid = grid
         self.mixer_norm = AdaptiveNorm(config.d_model)
-        self.mixer = Mamba2Mixer(config.ssm(), pose, seed)
+        self.mixer = Mamba2Mixer(config.ssm(), pose, seed, math.prod(self.block))
         self.attention = (
             FrameLocalAttention(config.attention(), pose, seed) if config.window else None
         )

@@ -208,16 +208,23 @@ class Mamba2Mixer(nn.Module):
 
     It begins as a memory that is looked up by likeness: B and C start as the same map of the same
     token, so that a token reads what was written by tokens like it, and the heads forget over 100
-    to 4,000 tokens. Mamba-2's own initialisation (B and C independent, most heads forgetting within
+    to 4,000 frames. Mamba-2's own initialisation (B and C independent, most heads forgetting within
     some ten tokens) learns recall far later.
 
     Args:
         config: sizes.
         pose: of a model that is told poses; B and C are then rotated by them.
         seed: of the rotations.
+        tokens_per_frame: that the sequence has.
     """
 
-    def __init__(self, config: SSMConfig, pose: PoseConfig | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        config: SSMConfig,
+        pose: PoseConfig | None = None,
+        seed: int = 0,
+        tokens_per_frame: int = 1,
+    ) -> None:
         super().__init__()
         self.config = config
         self.rotation: PoseRotation | None = None
@@ -230,7 +237,7 @@ class Mamba2Mixer(nn.Module):
         self.conv_weight = nn.Parameter(torch.empty(config.d_conv, config.d_xbc))
         self.conv_bias = nn.Parameter(torch.zeros(config.d_xbc))
         dt = torch.exp(torch.empty(h).uniform_(math.log(0.1), math.log(1.0)))
-        horizon = torch.logspace(math.log10(100), math.log10(4000), h)
+        horizon = tokens_per_frame * torch.logspace(math.log10(100), math.log10(4000), h)
         self.A_log = nn.Parameter(-(horizon * dt).log())
         self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # inverse softplus
         self.D = nn.Parameter(torch.ones(h))
