@@ -130,7 +130,13 @@ class MemoryMazes:
     VALIDATION_SEED = 20_000_000
     """Far from every training seed and each other, so that no maze is in two."""
 
-    def __init__(self, task: MazeTask, datasets: Path, recorded: bool = False) -> None:
+    def __init__(
+        self,
+        task: MazeTask,
+        datasets: Path,
+        recorded: bool = False,
+        pose: PoseConfig | None = None,
+    ) -> None:
         self.task = task
         self._recorded = recorded
         self.datasets = datasets
@@ -138,7 +144,7 @@ class MemoryMazes:
         self.num_actions = int(env.action_space.n)  # type: ignore[attr-defined]
         self.frame_shape: tuple[int, int, int] = env.observation_space.shape  # type: ignore
         env.close()
-        self.pose = PoseConfig(field_of_view=80.0) if task.conditioning == "pose" else None
+        self.pose = pose if task.conditioning == "pose" else None
         self._colors: ColorReader | None = None
 
     @functools.cached_property

@@ -11,6 +11,7 @@ from experiments.memory_corridor import CorridorTask
 from experiments.memory_costs import CostConfig
 from experiments.memory_mazes import MazeTask
 from worldsim.diffusion import DiffusionForcingConfig
+from worldsim.pose import PoseConfig
 from worldsim.tokenizer import TokenizerConfig
 from worldsim.training import DynamicsTraining, OptimizerConfig, TokenizerTraining
 
@@ -34,6 +35,12 @@ class BenchmarkConfig:
     """None: nothing is trained, only costs are measured."""
     corridor: CorridorTask = dataclasses.field(default_factory=CorridorTask)
     maze: MazeTask = dataclasses.field(default_factory=MazeTask)
+    pose: PoseConfig = dataclasses.field(
+        default_factory=lambda: PoseConfig(
+            field_of_view=80.0, lengths=(0.7, 1.0), max_harmonic=5, per_head=True, learned=True
+        )
+    )
+    """How models that are told poses look memories up by them."""
     sizes: BackboneSizes = dataclasses.field(default_factory=BackboneSizes)
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
     tokenizer_of: str | None = None
@@ -109,7 +116,7 @@ def presets() -> dict[str, tuple[str, BenchmarkConfig]]:
         task="memory-maze",
         seeds=(0,),
         sizes=BackboneSizes(
-            d_model=128, num_layers=4, block_sizes=((1, 2), 2), d_state=64, causal_window=64
+            d_model=96, num_layers=7, block_sizes=((1, 2), 2), d_state=128, causal_window=64
         ),
         tokenizer=TokenizerConfig(patch_size=8, latent_channels=128),  # 2 x 2 tokens a frame
         tokenizer_training=TokenizerTraining(
@@ -121,7 +128,7 @@ def presets() -> dict[str, tuple[str, BenchmarkConfig]]:
         # learned at once; then ever longer stretches, and segments as long as the test.
         dynamics=DynamicsTraining(
             optimizer=OptimizerConfig(
-                steps=1500, learning_rate=3e-3, muon_learning_rate=6e-3, ema_decay=0.99
+                steps=1000, learning_rate=3e-3, muon_learning_rate=6e-3, ema_decay=0.99
             ),
             frames_per_step=512,
             curriculum=((64, 0.6), (128, 0.2), (256, 0.2)),
@@ -149,7 +156,6 @@ def presets() -> dict[str, tuple[str, BenchmarkConfig]]:
         tokenizer_of="memory-maze-9x9",
         dynamics=dataclasses.replace(
             cpu.dynamics,
-            optimizer=dataclasses.replace(cpu.dynamics.optimizer, steps=1000),
             frames_per_step=1600,
             curriculum=((64, 0.5), (256, 0.25), (800, 0.25)),
             longest_stretches=(1, 256, 800),

@@ -130,7 +130,7 @@ class Benchmark:
         if config.task == "corridor":
             self.task = Corridor(config.corridor)
         else:
-            self.task = MemoryMazes(config.maze, config.work / "datasets", prepared)
+            self.task = MemoryMazes(config.maze, config.work / "datasets", prepared, config.pose)
         self.bar: Bar = tqdm(unit="step", disable=True) if bar is None else bar
 
     def prepare(self) -> None:

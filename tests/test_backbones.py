@@ -105,13 +105,17 @@ def stream(
 
 
 @every_backbone
-@pytest.mark.parametrize("told_poses", [False, True], ids=["actions", "poses"])
+@pytest.mark.parametrize(
+    "pose",
+    [None, PoseConfig(), PoseConfig(per_head=True, learned=True)],
+    ids=["actions", "poses", "learned"],
+)
 @pytest.mark.parametrize("parts", [[1] * 13, [5, 1, 4, 3], [12, 1]], ids=str)
 @torch.no_grad()
-def test_streaming_is_parallel(name: str, parts: list[int], told_poses: bool) -> None:
-    backbone = make(name, pose=PoseConfig() if told_poses else None)
+def test_streaming_is_parallel(name: str, parts: list[int], pose: PoseConfig | None) -> None:
+    backbone = make(name, pose=pose)
     x, c = inputs(2, 13)
-    poses = token_walk(2, 13) if told_poses else None
+    poses = token_walk(2, 13) if pose is not None else None
     whole, memory = run(backbone, x, c, poses=poses)
     streamed, streamed_memory = stream(backbone, x, c, parts, poses)
     torch.testing.assert_close(streamed, whole, rtol=1e-3, atol=1e-4)

@@ -111,6 +111,19 @@ def test_rotations_are_exact_in_mixed_precision() -> None:
         PoseRotation(PoseConfig(), 7)
 
 
+def test_learned_rotations_begin_as_drawn_and_learn() -> None:
+    drawn, learned = (
+        PoseRotation(PoseConfig(learned=learned), 16, num_heads=2) for learned in (False, True)
+    )
+    poses = 9 * torch.rand(5, 3)
+    angles = learned.angles(poses)
+    assert torch.equal(angles, drawn.angles(poses))
+    angles.square().sum().backward()
+    (parameter,) = learned.parameters()
+    assert parameter.grad is not None and bool((parameter.grad != 0).all())
+    assert not list(drawn.parameters())
+
+
 def test_tokens_look_where_their_columns_are() -> None:
     poses = torch.tensor([[[1.0, 2.0, 0.5]]])
     tokens = token_poses(poses, (2, 4), 90.0)[0, 0].unflatten(0, (2, 4))

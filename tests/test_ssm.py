@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
+from worldsim.pose import PoseConfig
 from worldsim.ssm import (
     Mamba2Mixer,
     SSMConfig,
@@ -21,7 +22,9 @@ from worldsim.ssm import (
 BATCH, HEADS, WIDTH, D_STATE = 2, 3, 4, 5
 
 
-def scan_inputs(length: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+def scan_inputs(
+    length: int, seed: int = 0, dtype: torch.dtype = torch.float32, groups: int = 1
+) -> list[Tensor]:
     """x, dt, A, B, C and a state that is not empty; decays from slow to total."""
     g = torch.Generator().manual_seed(seed)
 
@@ -32,8 +35,8 @@ def scan_inputs(length: int, seed: int = 0, dtype: torch.dtype = torch.float32) 
         normal(BATCH, length, HEADS, WIDTH),
         normal(BATCH, length, HEADS).exp() * 0.3,
         -torch.tensor([0.01, 1.0, 16.0], dtype=dtype),
-        normal(BATCH, length, D_STATE),
-        normal(BATCH, length, D_STATE),
+        normal(BATCH, length, groups, D_STATE),
+        normal(BATCH, length, groups, D_STATE),
         normal(BATCH, HEADS, WIDTH, D_STATE),
     ]
 
@@ -50,26 +53,27 @@ def segsum(x: Tensor) -> Tensor:
 def ssd_minimal_discrete(
     X: Tensor, A: Tensor, B: Tensor, C: Tensor, block_len: int, initial_states: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Listing 1 of Dao & Gu 2024 (arXiv 2405.21060), with B and C of one group."""
+    """Listing 1 of Dao & Gu 2024 (arXiv 2405.21060)."""
     X, A, B, C = (rearrange(x, "b (c l) ... -> b c l ...", l=block_len) for x in (X, A, B, C))
     A = rearrange(A, "b c l h -> b h c l")
     A_cumsum = torch.cumsum(A, dim=-1)
     L = torch.exp(segsum(A))
-    Y_diag = torch.einsum("bcln,bcsn,bhcls,bcshp->bclhp", C, B, L, X)
+    Y_diag = torch.einsum("bclhn,bcshn,bhcls,bcshp->bclhp", C, B, L, X)
     decay_states = torch.exp(A_cumsum[..., -1:] - A_cumsum)
-    states = torch.einsum("bcln,bhcl,bclhp->bchpn", B, decay_states, X)
+    states = torch.einsum("bclhn,bhcl,bclhp->bchpn", B, decay_states, X)
     states = torch.cat([initial_states[:, None], states], dim=1)
     decay_chunk = torch.exp(segsum(torch.nn.functional.pad(A_cumsum[..., -1], (1, 0))))
     new_states = torch.einsum("bhzc,bchpn->bzhpn", decay_chunk, states)
     states, final_state = new_states[:, :-1], new_states[:, -1]
-    Y_off = torch.einsum("bcln,bchpn,bhcl->bclhp", C, states, torch.exp(A_cumsum))
+    Y_off = torch.einsum("bclhn,bchpn,bhcl->bclhp", C, states, torch.exp(A_cumsum))
     return rearrange(Y_diag + Y_off, "b c l h p -> b (c l) h p"), final_state
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 24, 37])
 @pytest.mark.parametrize("chunk_size", [1, 4, 8, 64])
-def test_chunked_scan_is_the_recurrence(length: int, chunk_size: int) -> None:
-    inputs = scan_inputs(length)
+@pytest.mark.parametrize("groups", [1, HEADS])
+def test_chunked_scan_is_the_recurrence(length: int, chunk_size: int, groups: int) -> None:
+    inputs = scan_inputs(length, groups=groups)
     y, state = scan_chunked(*inputs, chunk_size)
     expected, expected_state = scan_recurrent(*inputs)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
@@ -77,9 +81,11 @@ def test_chunked_scan_is_the_recurrence(length: int, chunk_size: int) -> None:
 
 
 @pytest.mark.parametrize("block_len", [4, 12, 24])
-def test_scans_are_the_published_one(block_len: int) -> None:
-    inputs = scan_inputs(24, seed=1, dtype=torch.float64)
+@pytest.mark.parametrize("groups", [1, HEADS])
+def test_scans_are_the_published_one(block_len: int, groups: int) -> None:
+    inputs = scan_inputs(24, seed=1, dtype=torch.float64, groups=groups)
     x, dt, A, B, C, state = inputs
+    B, C = (t.expand(-1, -1, HEADS, -1) for t in (B, C))
     expected = ssd_minimal_discrete(x * dt[..., None], dt * A, B, C, block_len, state)
     for actual in (scan_recurrent(*inputs), scan_chunked(*inputs, 8), scan_chunked(*inputs, 5)):
         for a, e in zip(actual, expected, strict=True):
@@ -111,10 +117,10 @@ def test_strong_decay_stays_finite() -> None:
         assert gradient.isfinite().all()
 
 
-def make_mixer(seed: int = 0, **changes: object) -> Mamba2Mixer:
+def make_mixer(seed: int = 0, pose: PoseConfig | None = None, **changes: object) -> Mamba2Mixer:
     sizes = {"d_model": 16, "d_state": 6, "expand": 2, "head_dim": 8, "chunk_size": 8}
     torch.manual_seed(seed)
-    mixer = Mamba2Mixer(SSMConfig(**(sizes | changes)))  # type: ignore[arg-type]
+    mixer = Mamba2Mixer(SSMConfig(**(sizes | changes)), pose)  # type: ignore[arg-type]
     with torch.no_grad():
         for p in (mixer.D, mixer.norm_weight, mixer.conv_bias):
             p += 0.3 * torch.randn_like(p)
@@ -253,11 +259,26 @@ def test_a_new_mixer_looks_up_by_likeness() -> None:
     assert likeness.argmax() == 10
 
 
-def test_heads_of_a_new_mixer_forget_over_hundreds_of_tokens() -> None:
-    mixer = Mamba2Mixer(SSMConfig(d_model=128, head_dim=16))
-    horizon = 1 / (torch.exp(mixer.A_log) * F.softplus(mixer.dt_bias))
+@pytest.mark.parametrize("tokens_per_frame", [1, 4])
+def test_heads_of_a_new_mixer_forget_over_hundreds_of_frames(tokens_per_frame: int) -> None:
+    mixer = Mamba2Mixer(SSMConfig(d_model=128, head_dim=16), tokens_per_frame=tokens_per_frame)
+    horizon = 1 / (torch.exp(mixer.A_log) * F.softplus(mixer.dt_bias)) / tokens_per_frame
     torch.testing.assert_close(horizon.min(), torch.tensor(100.0), rtol=1e-3, atol=0)
     torch.testing.assert_close(horizon.max(), torch.tensor(4000.0), rtol=1e-3, atol=0)
+
+
+@torch.no_grad()
+def test_heads_turn_by_frequencies_of_their_own() -> None:
+    u, poses = torch.randn(2, 7, 16), 3 * torch.rand(2, 7, 3)
+    shared = make_mixer(pose=PoseConfig())
+    own = make_mixer(pose=PoseConfig(per_head=True))
+    empty = shared.initial_state(2)
+    assert shared.rotation is not None and own.rotation is not None
+    expected, _ = shared(u, empty, poses=poses)
+    assert (own(u, empty, poses=poses)[0] - expected).abs().max() > 1e-3
+    # With the same for all it is the same.
+    own.rotation.frequencies.copy_(shared.rotation.frequencies.expand_as(own.rotation.frequencies))
+    torch.testing.assert_close(own(u, empty, poses=poses)[0], expected)
 
 
 def test_a_head_that_does_not_fit_is_named() -> None:
@@ -287,15 +308,17 @@ needs_kernels = pytest.mark.skipif(not has_mamba_ssm(), reason="mamba-ssm's kern
 @needs_kernels
 @pytest.mark.parametrize("length", [1, 2, 31, 64, 100])
 @pytest.mark.parametrize("grad", [False, True])
-def test_kernels_agree_with_torch(length: int, grad: bool) -> None:
+@pytest.mark.parametrize("pose", [None, PoseConfig(per_head=True)], ids=["shared", "per head"])
+def test_kernels_agree_with_torch(length: int, grad: bool, pose: PoseConfig | None) -> None:
     sizes = {"d_model": 64, "d_state": 16, "head_dim": 32, "chunk_size": 32}
     u = torch.randn(2, length, 64, device="cuda")
+    poses = None if pose is None else 3 * torch.rand(2, length, 3, device="cuda")
     state = SSMState(*(t.cuda() for t in random_state(make_mixer(**sizes), 2)))
     results = {}
     for backend in ("torch", "mamba_ssm"):
-        other = make_mixer(**sizes, backend=backend).cuda()
+        other = make_mixer(pose=pose, **sizes, backend=backend).cuda()
         with torch.set_grad_enabled(grad):
-            y, last = other(u, state)
+            y, last = other(u, state, poses=poses)
         results[backend] = [y, *last]
         if grad:
             parameters = list(other.parameters())
@@ -306,9 +329,10 @@ def test_kernels_agree_with_torch(length: int, grad: bool) -> None:
 
 @pytest.mark.gpu
 @needs_kernels
+@pytest.mark.parametrize("groups", [1, HEADS])
 @torch.no_grad()
-def test_step_kernel_leaves_the_state_given_alone() -> None:
-    x, dt, A, B, C, state = (t.cuda() for t in scan_inputs(1))
+def test_step_kernel_leaves_the_state_given_alone(groups: int) -> None:
+    x, dt, A, B, C, state = (t.cuda() for t in scan_inputs(1, groups=groups))
     before = state.clone()
     y, last = scan_mamba_ssm(x, dt, A, B, C, state, 16)
     expected, expected_last = scan_recurrent(x, dt, A, B, C, state)

@@ -38,6 +38,11 @@ class PoseConfig:
     of the frequencies."""
     max_harmonic: int = 3
     """Of the heading, in rotations: 3 tells headings apart that differ by some 60 degrees."""
+    per_head: bool = False
+    """Heads of a scan turn by frequencies of their own, as those of attention always do, and so
+    look up in ways of their own; no state grows by it."""
+    learned: bool = False
+    """Rotations are trained too, from the drawn frequencies on."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.field_of_view < 180:
@@ -173,6 +178,7 @@ class PoseRotation(nn.Module):
     """
 
     frequencies: Tensor
+    """As they are drawn, (num_heads, width / 2, 3): radians per unit of position and of heading."""
 
     def __init__(self, config: PoseConfig, width: int, num_heads: int = 1, seed: int = 0) -> None:
         super().__init__()
@@ -184,6 +190,7 @@ class PoseRotation(nn.Module):
         harmonic = rng.integers(-config.max_harmonic, config.max_harmonic + 1, size=(*shape, 1))
         frequencies = np.concatenate([place, harmonic], axis=-1).astype(np.float32)
         self.register_buffer("frequencies", torch.from_numpy(frequencies))
+        self.learned = nn.Parameter(torch.zeros(frequencies.shape)) if config.learned else None
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         """The first checkpoints did not hold the frequencies, which are those of the seed."""
@@ -193,4 +200,7 @@ class PoseRotation(nn.Module):
     def angles(self, poses: Tensor) -> Tensor:
         """Poses (..., 3) to angles (..., num_heads, width / 2), float32 under autocast too."""
         with torch.autocast(poses.device.type, enabled=False):
-            return torch.einsum("...i,hfi->...hf", poses.float(), self.frequencies.float())
+            frequencies = self.frequencies.float()
+            if self.learned is not None:
+                frequencies = frequencies + self.learned.float()
+            return torch.einsum("...i,hfi->...hf", poses.float(), frequencies)

@@ -2,9 +2,11 @@
 
 State-space duality, Dao & Gu 2024 (arXiv 2405.21060), section 6. Symbols of the paper:
 
-    x (b, l, h, p)   inputs, h heads of width p        A (h,)          negative decay rates
-    dt (b, l, h)     positive step sizes               B, C (b, l, n)  input and output maps
+    x (b, l, h, p)   inputs, h heads of width p     A (h,)             negative decay rates
+    dt (b, l, h)     positive step sizes            B, C (b, l, g, n)  input and output maps
     S (b, h, p, n)   state:   S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T,   y_t = S_t C_t
+
+All heads share one map (g = 1), or each has its own (g = h).
 
 Two backends compute the scan: "torch" runs anywhere, "mamba_ssm" uses that package's Triton kernels
 on CUDA. "auto" takes the kernels where they import and the tensors are on CUDA.
@@ -86,9 +88,9 @@ def scan_recurrent(
     outputs = []
     for t in range(x.shape[1]):
         decay = torch.exp(dt[:, t] * A)[..., None, None]  # (b, h, 1, 1)
-        inputs = torch.einsum("bhp,bn->bhpn", x[:, t] * dt[:, t, :, None], B[:, t])
+        inputs = (x[:, t] * dt[:, t, :, None])[..., None] * B[:, t, :, None]
         state = decay * state + inputs
-        outputs.append(torch.einsum("bhpn,bn->bhp", state, C[:, t]))
+        outputs.append((state * C[:, t, :, None]).sum(-1))
     return torch.stack(outputs, dim=1), state
 
 
@@ -106,7 +108,7 @@ def scan_chunked(
 
     Args:
         x: (b, l, h, p). dt: (b, l, h) float32, positive. A: (h,) float32, negative.
-        B: (b, l, n). C: (b, l, n). state: (b, h, p, n) float32.
+        B, C: (b, l, g, n). state: (b, h, p, n) float32.
         chunk_size: tokens per chunk; any l is allowed.
         update: False spares computing the final state; the one returned is then stale.
 
@@ -119,28 +121,28 @@ def scan_chunked(
     if padding:  # zero steps leave the state alone
         x, dt, B, C = (F.pad(t, [0, 0] * (t.ndim - 2) + [0, padding]) for t in (x, dt, B, C))
     u = rearrange(x * dt[..., None].to(x.dtype), "b (c q) h p -> b c h q p", q=q)
-    B, C = (rearrange(t, "b (c q) n -> b c q n", q=q) for t in (B, C))
+    B, C = (rearrange(t, "b (c q) g n -> b c g q n", q=q) for t in (B, C))
     log_decay = rearrange(dt * A, "b (c q) h -> b c h q", q=q)
     a = log_decay.cumsum(-1)  # (b, c, h, q): decay from the chunk's start through q, in logs
 
     # Within a chunk: a masked, decayed product of C and B.
     visible = torch.ones(q, q, dtype=torch.bool, device=x.device).tril()
     decay = torch.exp((a[..., :, None] - a[..., None, :]).masked_fill(~visible, -torch.inf))
-    scores = (C @ B.transpose(-1, -2))[:, :, None] * decay.to(C.dtype)  # (b, c, h, q, q)
+    scores = (C @ B.transpose(-1, -2)) * decay.to(C.dtype)  # (b, c, h, q, q)
     y = scores @ u
 
     # Between chunks: what each adds to the state, then the recurrence over chunks.
     before, chunks = [state], a.shape[1]
     if update or chunks > 1:  # else nothing but the state given is needed
         to_end = torch.exp(a[..., -1:] - a)[..., None].to(u.dtype)  # (b, c, h, q, 1)
-        added = (u * to_end).transpose(-1, -2) @ B[:, :, None]  # (b, c, h, p, n)
+        added = (u * to_end).transpose(-1, -2) @ B  # (b, c, h, p, n)
         kept = torch.exp(a[..., -1])[..., None, None]  # (b, c, h, 1, 1)
         # Not by indexing, whose backward pass fills and adds a whole tensor for every chunk.
         for keep, add in zip(kept.unbind(1), added.float().unbind(1), strict=True):
             state = state * keep + add
             before.append(state)
     entering = torch.stack(before[:chunks], dim=1).to(C.dtype)  # (b, c, h, p, n)
-    carried = C[:, :, None] @ entering.transpose(-1, -2)  # (b, c, h, q, p)
+    carried = C @ entering.transpose(-1, -2)  # (b, c, h, q, p)
     y = y + carried.to(y.dtype) * torch.exp(a)[..., None].to(y.dtype)
     y = rearrange(y, "b c h q p -> b (c q) h p")
     return y[:, :length], state
@@ -158,10 +160,10 @@ def scan_step(
     u = x[:, 0].float() * dt[:, 0, :, None]  # (b, h, p)
     B, C = B[:, 0].float(), C[:, 0].float()
     with torch.autocast(x.device.type, enabled=False):  # spares a copy of the state
-        carried = (C[:, None, None] @ state.transpose(-1, -2)).squeeze(2)
-    y = carried * decay + u * (B * C).sum(-1)[:, None, None]
+        carried = (C[:, :, None] @ state.transpose(-1, -2)).squeeze(2)
+    y = carried * decay + u * (B * C).sum(-1, keepdim=True)
     if update:
-        state = (state * decay[..., None]).addcmul_(u[..., None], B[:, None, None])
+        state = (state * decay[..., None]).addcmul_(u[..., None], B[:, :, None])
     return y[:, None].to(x.dtype), state
 
 
@@ -174,15 +176,14 @@ def scan_mamba_ssm(
 
         new_state = state.clone()  # the kernel writes in place, a WorldState must not change
         b, _, h, p = x.shape
-        n = B.shape[-1]
         zero = dt.new_zeros(h, 1).expand(h, p)  # the kernel's wrapper reads strides of all it takes
         y = selective_state_update(
             new_state,
             x[:, 0],
             dt[:, 0, :, None].expand(b, h, p),
-            A[:, None, None].expand(h, p, n),
-            B[:, 0, None].expand(b, 1, n),
-            C[:, 0, None].expand(b, 1, n),
+            A[:, None, None].expand(h, p, B.shape[-1]),
+            B[:, 0],
+            C[:, 0],
             D=zero,
             dt_bias=zero,
         )
@@ -194,8 +195,8 @@ def scan_mamba_ssm(
         x,
         dt,
         A,
-        B[:, :, None],
-        C[:, :, None],
+        B,
+        C,
         chunk_size=size,
         initial_states=state,
         return_final_states=True,
@@ -229,9 +230,10 @@ class Mamba2Mixer(nn.Module):
         self.config = config
         self.rotation: PoseRotation | None = None
         if pose is not None and pose.rotary:
-            self.rotation = PoseRotation(pose, config.d_state, seed=seed)
+            groups = config.num_heads if pose.per_head else 1
+            self.rotation = PoseRotation(pose, config.d_state, groups, seed)
             # What B and C have in common whatever the tokens hold: alikeness of poses alone.
-            self.map_bias = nn.Parameter(torch.full((2, config.d_state), 0.5))
+            self.map_bias = nn.Parameter(torch.full((2, groups * config.d_state), 0.5))
         h = config.num_heads
         self.in_proj = nn.Linear(config.d_model, config.d_inner + config.d_xbc + h, bias=False)
         self.conv_weight = nn.Parameter(torch.empty(config.d_conv, config.d_xbc))
@@ -275,12 +277,11 @@ class Mamba2Mixer(nn.Module):
         z, xbc, dt = self.in_proj(u).split([c.d_inner, c.d_xbc, c.num_heads], dim=-1)
         xbc, conv = self._convolve(xbc, state.conv)
         x, B, C = xbc.split([c.d_inner, c.d_state, c.d_state], dim=-1)
+        B, C = B[:, :, None], C[:, :, None]
         if self.rotation is not None and poses is not None:
-            angle = self.rotation.angles(poses)[..., 0, :]
-            B, C = (
-                rotate_pairs(m + b.to(m.dtype), angle)
-                for m, b in zip((B, C), self.map_bias, strict=True)
-            )
+            angle = self.rotation.angles(poses)  # (b, l, g, n / 2)
+            biases = self.map_bias.to(B.dtype).view(2, 1, 1, -1, c.d_state)
+            B, C = rotate_pairs(torch.stack([B, C]) + biases, angle)
         x = rearrange(x, "b l (h p) -> b l h p", p=c.head_dim)
         dt = F.softplus(dt.float() + self.dt_bias)
         y, scan = self._scan(x, dt, -torch.exp(self.A_log), B, C, state.scan.float(), update)
