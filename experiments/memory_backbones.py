@@ -19,8 +19,9 @@ from worldsim.backbone import (
     count_backbone_parameters,
     match_parameters,
 )
-from worldsim.backbone_block_ssm import BlockSize
 from worldsim.diffusion import DiffusionForcingConfig
+from worldsim.layers import BlockSize
+from worldsim.pose import PoseConfig
 from worldsim.training import DynamicsTraining
 
 
@@ -40,10 +41,11 @@ class BackboneSizes:
     window: int = 8
     """Frames that the local attention of `block_ssm` and `ssm_local` sees."""
     causal_window: int = 32
-    """Frames that the limited causal transformer sees; the paper takes about half of training's."""
+    """Frames that the limited causal transformer sees. The paper takes about half of training's;
+    with fewer, more of a test lies beyond."""
     dfot_window: int = 25
     far_window: int = 16
-    coarse_patch: int = 2
+    coarse_patch: BlockSize = 2
 
 
 def _block_ssm(
@@ -75,6 +77,8 @@ class Entry:
     """From the sizes and the side of the token grid."""
     context: bool = True
     """Whether some frames of a training segment are context, (almost) without noise."""
+    free_rotations: bool = True
+    """Whether rotations by poses are as configured; else drawn, and shared by a scan's heads."""
 
 
 BACKBONES: dict[str, Entry] = {
@@ -106,7 +110,7 @@ BACKBONES: dict[str, Entry] = {
         "SSM over frame vectors",
         lambda sizes, side: FrameSSMConfig(
             d_model=sizes.d_model,
-            d_frame=2 * sizes.d_model,
+            d_frame=min(2 * sizes.d_model, 128),  # wider, its tokens would have to be thin
             head_dim=sizes.head_dim,
             d_state=sizes.d_state,
             chunk_size=sizes.chunk_size,
@@ -123,6 +127,11 @@ ABLATIONS: dict[str, Entry] = {
         "ours, attention within the frame alone", lambda sizes, side: _block_ssm(sizes, None, 1)
     ),
     "no_attention": Entry("ours, no attention", lambda sizes, side: _block_ssm(sizes, None, 0)),
+    "fixed_rotations": Entry(
+        "ours, rotations drawn and shared",
+        lambda sizes, side: _block_ssm(sizes),
+        free_rotations=False,
+    ),
 }
 ALL = BACKBONES | ABLATIONS
 
@@ -145,6 +154,13 @@ def diffusion_for(name: str, common: DiffusionForcingConfig) -> DiffusionForcing
     if ALL[name].context:
         return common
     return dataclasses.replace(common, clean_prefix_probability=0.0, context_probability=0.0)
+
+
+def pose_for(name: str, common: PoseConfig | None) -> PoseConfig | None:
+    """How a model that is told poses looks up by them: as all, or as the ablation of it."""
+    if common is None or ALL[name].free_rotations:
+        return common
+    return dataclasses.replace(common, per_head=False, learned=False)
 
 
 def training_for(

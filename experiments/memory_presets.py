@@ -116,7 +116,12 @@ def presets() -> dict[str, tuple[str, BenchmarkConfig]]:
         task="memory-maze",
         seeds=(0,),
         sizes=BackboneSizes(
-            d_model=96, num_layers=7, block_sizes=((1, 2), 2), d_state=128, causal_window=64
+            d_model=96,
+            num_layers=7,
+            block_sizes=((1, 2), 2),
+            d_state=128,
+            causal_window=64,
+            coarse_patch=(2, 1),
         ),
         tokenizer=TokenizerConfig(patch_size=8, latent_channels=128),  # 2 x 2 tokens a frame
         tokenizer_training=TokenizerTraining(
@@ -150,7 +155,11 @@ def presets() -> dict[str, tuple[str, BenchmarkConfig]]:
         cpu,
         seeds=(0, 1, 2),
         sizes=dataclasses.replace(
-            cpu.sizes, block_sizes=((1, 4), 4), causal_window=192, chunk_size=128
+            cpu.sizes,
+            block_sizes=((1, 4), 4),
+            causal_window=192,
+            coarse_patch=(4, 1),
+            chunk_size=128,
         ),
         tokenizer=TokenizerConfig(),  # 4 x 4 tokens a frame, as the one that is taken
         tokenizer_of="memory-maze-9x9",

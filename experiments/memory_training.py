@@ -16,7 +16,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 import worldsim.checkpoint as checkpoint
-from experiments.memory_backbones import ALL, diffusion_for, matched_config, training_for
+from experiments.memory_backbones import (
+    ALL,
+    diffusion_for,
+    matched_config,
+    pose_for,
+    training_for,
+)
 from experiments.memory_corridor import Corridor, Progress
 from experiments.memory_mazes import MemoryMazes
 from experiments.memory_presets import BenchmarkConfig, TokenizerSource
@@ -216,7 +222,7 @@ class Benchmark:
             tokenizer=tokenizer,
             backbone=matched_config(name, self.config.sizes, tokenizer.grid),
             diffusion=diffusion_for(name, self.config.diffusion),
-            pose=self.task.pose,
+            pose=pose_for(name, self.task.pose),
             num_denoising_steps=self.config.num_denoising_steps,
             dream_signal=self.config.dream_signal,
         )

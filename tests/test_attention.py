@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from worldsim.attention import AttentionConfig, AttentionState, FrameLocalAttention, rotate
+from worldsim.backbone_far import FARBackbone, FARConfig
 from worldsim.frame_attention import FrameProjection
 from worldsim.pose import PoseConfig
 
@@ -166,6 +167,15 @@ def test_fused_kernels_agree_with_plain_products() -> None:
 
 
 @torch.no_grad()
+def test_coarse_frames_begin_like_what_they_are_of() -> None:
+    """So that fine queries find the coarse keys of tokens like them."""
+    torch.manual_seed(0)
+    far = FARBackbone(FARConfig(d_model=64, num_layers=1, head_dim=32), (2, 2))
+    x = torch.randn(1, 3, 4, 64)
+    torch.testing.assert_close(far.coarse_in(far._patches(x).flatten(-2)), x.mean(2, keepdim=True))
+
+
+@torch.no_grad()
 def test_what_recalls_begins_as_a_lookup() -> None:
     """As the scans do, so that no backbone has to find out first what poses are for."""
     torch.manual_seed(0)
@@ -185,3 +195,6 @@ def test_what_recalls_begins_as_a_lookup() -> None:
     for recalling in (windowed, FrameProjection(width, 32)):  # told poses, and told none
         to_q, to_k, _ = recalling.qkv.weight.chunk(3)
         torch.testing.assert_close(to_q, to_k)
+    mixing = FrameProjection(width, 32, recalls=False)  # within a frame
+    to_q, to_k, _ = mixing.qkv.weight.chunk(3)
+    assert (to_q - to_k).abs().max() > 0.01

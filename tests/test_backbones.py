@@ -45,9 +45,9 @@ CONFIGS: dict[str, BackboneConfig] = {
     "causal_window": CausalConfig(**SMALL, window=4),
     "dfot": DFoTConfig(**SMALL, window=5),
     "far": FARConfig(**SMALL, window=3),
+    "far_columns": FARConfig(**SMALL, window=3, coarse_patch=(2, 1)),
     "frame_ssm": FrameSSMConfig(**SMALL, **SSM, d_frame=32),
 }
-GROWING = {"causal", "far"}
 every_backbone = pytest.mark.parametrize("name", CONFIGS)
 
 
@@ -207,7 +207,7 @@ def test_memory_grows_only_where_it_must(name: str) -> None:
         return sum(t.numel() for t in memory.values())
 
     growth = size(24) - size(12)
-    tokens = {"causal": 4, "far": 1}.get(name, 0)
+    tokens = {"causal": 4, "far": 1, "far_columns": 2}.get(name, 0)
     assert growth == 12 * tokens * 2 * D * SMALL["num_layers"]
 
 

@@ -16,7 +16,15 @@ from tqdm import tqdm
 
 import experiments.benchmark_memory as benchmark_memory
 from envs.corridor import Corridor as CorridorEnv
-from experiments.memory_backbones import ALL, BACKBONES, BackboneSizes, matched_config
+from experiments.memory_backbones import (
+    ABLATIONS,
+    ALL,
+    BACKBONES,
+    BackboneSizes,
+    diffusion_for,
+    matched_config,
+    pose_for,
+)
 from experiments.memory_corridor import Corridor, CorridorTask, seen_in_context, simulate
 from experiments.memory_mazes import MazeTask, copy_nearest
 from experiments.memory_presets import BenchmarkConfig, presets
@@ -33,6 +41,8 @@ from experiments.memory_training import Benchmark
 from experiments.report import read_runs
 from experiments.wall_colors import ColorReader
 from worldsim.backbone import count_backbone_parameters
+from worldsim.diffusion import DiffusionForcingConfig
+from worldsim.pose import PoseConfig
 from worldsim.training import Trainer
 
 
@@ -119,6 +129,30 @@ def test_the_seen_frame_of_the_nearest_pose_is_copied() -> None:
     copied = copy_nearest(frames, poses, 3)
     assert copied.shape == (1, 3, 2, 2, 3)
     assert copied[0, :, 0, 0, 0].tolist() == [1, 2, 0]  # headings of 3 and -3 are nearly the same
+
+
+def test_ablations_change_one_thing_of_ours() -> None:
+    sizes, diffusion, pose = BackboneSizes(), DiffusionForcingConfig(), PoseConfig(learned=True)
+    ours = dataclasses.asdict(matched_config("block_ssm", sizes, (4, 4)))
+    changed = {}
+    for name in ABLATIONS:
+        config = dataclasses.asdict(matched_config(name, sizes, (4, 4)))
+        names = {key for key, value in config.items() if value != ours[key]}
+        names -= {"d_model", "num_layers"}  # so that parameters are as many
+        if diffusion_for(name, diffusion) != diffusion:
+            names.add("diffusion")
+        if pose_for(name, pose) != pose:
+            names.add("pose")
+        changed[name] = names
+    assert changed == {
+        "block_1": {"block_sizes"},
+        "no_clean_context": {"diffusion"},
+        "window_2": {"window"},
+        "window_1": {"window"},
+        "no_attention": {"window"},
+        "fixed_rotations": {"pose"},
+    }
+    assert pose_for("fixed_rotations", None) is None
 
 
 def test_wall_colors_are_read_by_side() -> None:

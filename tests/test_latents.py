@@ -68,6 +68,12 @@ def test_stretches_are_whole_and_of_all_lengths(num_frames: int, length: int) ->
     assert most == length or num_frames < 2 * length
 
 
+def test_few_frames_of_long_stretches_are_most_often_uncut() -> None:
+    rng = np.random.default_rng(0)
+    frames = [shuffled_stretches(257, 25, 256, rng) for _ in range(300)]
+    assert np.mean([(np.diff(f) == 1).all() for f in frames]) > 0.3
+
+
 def test_returns_are_discounted_sums_of_the_episode_alone_and_say_how_much_is_known() -> None:
     rewards = torch.tensor([9.0, 1.0, 0.0, 4.0])
     running = torch.zeros(4, dtype=torch.bool)

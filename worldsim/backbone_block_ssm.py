@@ -21,17 +21,16 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from worldsim.attention import AttentionConfig, AttentionState, FrameLocalAttention
-from worldsim.layers import MLP, AdaptiveNorm, LayeredBackbone, Memory
+from worldsim.layers import (
+    MLP,
+    AdaptiveNorm,
+    BlockSize,
+    LayeredBackbone,
+    Memory,
+    rows_and_columns,
+)
 from worldsim.pose import PoseConfig
 from worldsim.ssm import Mamba2Mixer, ScanBackend, SSMConfig, SSMState
-
-BlockSize = int | tuple[int, int]
-"""Side of a square block of tokens, or its rows and columns."""
-
-
-def rows_and_columns(size: BlockSize) -> tuple[int, int]:
-    """Rows and columns of a block."""
-    return (size, size) if isinstance(size, int) else size
 
 
 @dataclass(frozen=True, kw_only=True)

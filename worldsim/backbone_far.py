@@ -2,8 +2,9 @@
 
 Gu et al. 2025, "Long-Context Autoregressive Video Modeling with Next-Frame Prediction" (arXiv
 2503.19325), section 3.3. The last `window` frames are seen at full token resolution. Every frame is
-also encoded a second time from patches of `coarse_patch` x `coarse_patch` tokens, by a projection
-of its own and the same layers; these few tokens stand for the frame once it has left the window.
+also encoded a second time from patches of tokens, by a projection of its own, which begins as the
+patch's mean so that coarse keys are alike what they are of, and the same layers; these few tokens
+stand for the frame once it has left the window.
 The cache therefore has two levels: one of fixed size, one that grows by few tokens a frame.
 
 A coarse frame sees only coarse frames, so its second encoding may be made when the frame is
@@ -30,7 +31,15 @@ from worldsim.frame_attention import (
     frame_attention,
     past_and_present,
 )
-from worldsim.layers import MLP, AdaptiveNorm, Memory, initial_memory, layer_memory
+from worldsim.layers import (
+    MLP,
+    AdaptiveNorm,
+    BlockSize,
+    Memory,
+    initial_memory,
+    layer_memory,
+    rows_and_columns,
+)
 from worldsim.pose import PoseConfig
 
 
@@ -43,8 +52,9 @@ class FARConfig:
     num_layers: int = 8
     window: int = 16
     """Frames seen at full resolution, the generated one included."""
-    coarse_patch: int = 2
-    """Side in tokens of the patch that becomes one coarse token; must divide the token grid."""
+    coarse_patch: BlockSize = 2
+    """Side in tokens, or rows and columns, of the patch that becomes one coarse token; must divide
+    the token grid. Fine and coarse tokens have the same headings if it is one column wide."""
     head_dim: int = 64
     mlp_ratio: int = 4
 
@@ -137,16 +147,22 @@ class FARBackbone(nn.Module):
         self, config: FARConfig, grid: tuple[int, int], pose: PoseConfig | None = None
     ) -> None:
         super().__init__()
-        patch = config.coarse_patch
-        if patch < 1 or grid[0] % patch or grid[1] % patch:
-            raise ValueError(f"coarse_patch {patch} does not divide the token grid {grid}")
+        rows, columns = patch = rows_and_columns(config.coarse_patch)
+        if min(patch) < 1 or grid[0] % rows or grid[1] % columns:
+            raise ValueError(
+                f"coarse_patch {config.coarse_patch} does not divide the token grid {grid}"
+            )
         if config.window < 1:
             raise ValueError(f"window is {config.window}; it must be 1 or more")
         self.grid, self.patch, self.window = grid, patch, config.window
         num_fine = grid[0] * grid[1]
-        self.coarse_in = nn.Linear(patch**2 * config.d_model, config.d_model)
+        size = rows * columns
+        self.coarse_in = nn.Linear(size * config.d_model, config.d_model)
+        nn.init.zeros_(self.coarse_in.bias)
+        with torch.no_grad():
+            self.coarse_in.weight.copy_(torch.eye(config.d_model).repeat(1, size) / size)
         self.layers = nn.ModuleList(
-            FARLayer(config, num_fine, num_fine // patch**2, pose, seed=i)
+            FARLayer(config, num_fine, num_fine // size, pose, seed=i)
             for i in range(config.num_layers)
         )
 
@@ -155,9 +171,9 @@ class FARBackbone(nn.Module):
         return initial_memory(self.layers, batch_size)
 
     def _patches(self, tokens: Tensor) -> Tensor:
-        """Tokens by patch: (b, t, n, d) to (b, t, patches, patch^2, d)."""
-        (h, w), p = self.grid, self.patch
-        sizes = {"i": h // p, "j": w // p, "p": p, "q": p}
+        """Tokens by patch: (b, t, n, d) to (b, t, patches, tokens of a patch, d)."""
+        (h, w), (p, q) = self.grid, self.patch
+        sizes = {"i": h // p, "j": w // q, "p": p, "q": q}
         return rearrange(tokens, "b t (i p j q) d -> b t (i j) (p q) d", **sizes)
 
     def forward(

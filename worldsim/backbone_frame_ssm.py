@@ -64,7 +64,7 @@ class FrameSSMLayer(nn.Module):
         self.mixer = Mamba2Mixer(config.ssm(), pose, seed)
         self.spread = nn.Linear(share, d, bias=False)
         self.attention_norm = AdaptiveNorm(d)
-        self.attention = FrameProjection(d, config.head_dim)
+        self.attention = FrameProjection(d, config.head_dim, recalls=False)
         self.mlp_norm = AdaptiveNorm(d)
         self.mlp = MLP(d, config.mlp_ratio)
         for projection in (self.spread, self.mlp.down):

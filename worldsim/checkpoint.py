@@ -98,7 +98,7 @@ def _convert(hint: Any, value: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         classes = [typing.cast(type, o) for o in options if dataclasses.is_dataclass(o)]
         if not classes or value is None:
-            return value
+            return _convert(None, value)
         if not isinstance(value, Mapping):
             raise CheckpointError(f"{value!r} is no {' or '.join(c.__name__ for c in classes)}")
         if len(classes) == 1:

@@ -127,19 +127,24 @@ def forget_before(memory: dict[str, Tensor], steps: Tensor, frame_dim: int) -> d
 class FrameProjection(nn.Module):
     """Queries, keys and values of tokens with rotary frame numbers, and the way back.
 
-    The projections and normalisations are those of `attention.FrameLocalAttention`. It is what its
-    models remember by, so it begins as a lookup (`attention.HeadRotation`).
+    The projections and normalisations are those of `attention.FrameLocalAttention`. Where it is
+    what its model remembers by (`recalls`), it begins as a lookup (`attention.HeadRotation`).
     """
 
     def __init__(
-        self, d_model: int, head_dim: int, pose: PoseConfig | None = None, seed: int = 0
+        self,
+        d_model: int,
+        head_dim: int,
+        pose: PoseConfig | None = None,
+        seed: int = 0,
+        recalls: bool = True,
     ) -> None:
         super().__init__()
         if d_model % head_dim:
             raise ValueError(f"head_dim {head_dim} does not divide d_model {d_model}")
         self.num_heads = d_model // head_dim
         self.head_dim = head_dim
-        self.rotation = HeadRotation(self.num_heads, head_dim, pose, seed, recalls=True)
+        self.rotation = HeadRotation(self.num_heads, head_dim, pose, seed, recalls)
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
         self.rotation.begin_as_lookup(self.qkv)
         self.query_norm = nn.RMSNorm(head_dim, eps=1e-5)

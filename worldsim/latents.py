@@ -157,7 +157,8 @@ def shuffled_stretches(
 ) -> np.ndarray:
     """Stretches of an episode, cut and put together in any order.
 
-    All but the first and the last of the episode are equally long: 1, 2, 4, ... or up to `longest`.
+    All but the first and the last of the episode are equally long: 1, 2, 4, ... or up to `longest`,
+    however few frames are wanted: of a few there is then most often no cut.
 
     Args:
         num_frames: of the episode, at least `length`.
@@ -168,7 +169,7 @@ def shuffled_stretches(
     Returns:
         (length,) int64 different frames of the episode.
     """
-    stretch = 2 ** int(rng.integers(min(length, longest).bit_length()))
+    stretch = 2 ** int(rng.integers(min(num_frames, longest).bit_length()))
     starts = np.append(0, np.arange(rng.integers(1, stretch + 1), num_frames, stretch))
     sizes = np.diff(starts, append=num_frames)
     order = rng.permutation(len(starts))

@@ -11,6 +11,14 @@ from torch import Tensor, nn
 Memory = dict[str, Tensor]
 """What a backbone remembers: named tensors, batch first."""
 
+BlockSize = int | tuple[int, int]
+"""Side of a square block of tokens, or its rows and columns."""
+
+
+def rows_and_columns(size: BlockSize) -> tuple[int, int]:
+    """Rows and columns of a block."""
+    return (size, size) if isinstance(size, int) else size
+
 
 def memory_of_backbone(memory: Memory) -> Memory:
     """The backbone's part of a world model's memory: without what odometry and places remember."""
