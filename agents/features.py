@@ -224,8 +224,8 @@ class MemoryFeatures(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
                 f"the env shows {space.dtype} of shape {space.shape}; the model takes uint8 frames "
                 f"of shape {tuple(c.frame_shape)}"
             )
-        if not isinstance(actions, gymnasium.spaces.Discrete) or actions.n != c.num_actions:
-            raise ValueError(f"the env has actions {actions}; the model {c.num_actions} discrete")
+        if actions != gymnasium.spaces.Discrete(c.num_actions):
+            raise ValueError(f"the env has actions {actions}; the model Discrete({c.num_actions})")
         self.model = model.eval()
         limit = float(np.finfo(np.float32).max)
         self.observation_space = gymnasium.spaces.Box(-limit, limit, (c.num_features,), np.float32)

@@ -54,7 +54,9 @@ def save_trace(path: str | Path, trace: PlanTrace, action_names: Sequence[str] =
     for row in range(k):
         for t in range(horizon + 1):
             axes = figure.add_subplot(grid[row, t])
-            axes.imshow(trace.frame if t == 0 else trace.frames[row, t - 1])
+            axes.imshow(
+                trace.frame if t == 0 else trace.frames[row, t - 1], cmap="gray", vmin=0, vmax=255
+            )
             axes.set_xticks([])
             axes.set_yticks([])
             if t == 0:

@@ -7,6 +7,7 @@ this package imports no simulator; an environment's own module is imported when 
 
 from __future__ import annotations
 
+import operator
 import re
 from typing import Any
 
@@ -65,7 +66,9 @@ def make(name: str, **options: Any) -> gymnasium.Env:
     """Make an environment by name.
 
     Args:
-        name: one of `ENV_NAMES`, or `memory-maze-NxN` for any odd N from 5.
+        name: one of `ENV_NAMES`, `memory-maze-NxN` for any odd N from 5, or the id of any
+            environment that is registered with Gymnasium; in `my_package:MyEnv-v0` the package is
+            imported first. Of these, only the image is shown, and actions count from 0.
         **options: options of the environment, and those of `gymnasium.make` such as
             `max_episode_steps` (None: as many as it has) and `render_mode`.
 
@@ -73,18 +76,53 @@ def make(name: str, **options: Any) -> gymnasium.Env:
         The environment, with its `spec` and its limit on steps.
 
     Raises:
-        ValueError: no environment has this name.
+        ValueError: no environment has this name; one with this id shows no image, or has actions
+            that are not discrete.
     """
     match = _MEMORY_MAZE.fullmatch(name)
     if match and name not in _IDS and match[1] == match[2] and int(match[1]) % 2 == 1:
         if int(match[1]) >= 5:
             _IDS[name] = _register_memory_maze(int(match[1]))
-    if name not in _IDS:
+    if name in _IDS:
+        return gymnasium.make(_IDS[name], **options)
+    if ":" not in name and name not in gymnasium.registry:
         raise ValueError(
-            f"unknown environment {name!r}: choose one of {', '.join(ENV_NAMES)} "
-            "(memory-maze-NxN works for any odd N from 5)"
+            f"unknown environment {name!r}: choose one of {', '.join(ENV_NAMES)} (memory-maze-NxN "
+            "works for any odd N from 5), or the id of an environment that is registered with "
+            "Gymnasium, as in my_package:MyEnv-v0"
         )
-    return gymnasium.make(_IDS[name], **options)
+    try:
+        env = gymnasium.make(name, **options)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise ValueError(f"environment {name!r} cannot be made: {error}") from error
+    return adapted(env, name)
+
+
+def adapted(env: gymnasium.Env, name: str) -> gymnasium.Env:
+    """The environment as worldsim takes it: the image alone, and actions that count from 0.
+
+    Args:
+        env: with Discrete actions and an image (h, w, c) uint8 as observation, or as the only image
+            of a Dict.
+        name: of the environment, for messages.
+
+    Raises:
+        ValueError: it has no such observations or actions.
+    """
+    from worldsim.storage import check_discrete, find_image
+
+    try:
+        key, image = find_image(env.observation_space, None, name)
+        actions = check_discrete(env.action_space, name)
+    except ValueError:
+        env.close()
+        raise
+    if key is not None:
+        env = gymnasium.wrappers.TransformObservation(env, operator.itemgetter(key), image)
+    if actions.start:
+        shift, space = int(actions.start), gymnasium.spaces.Discrete(int(actions.n))
+        env = gymnasium.wrappers.TransformAction(env, lambda action: action + shift, space)
+    return env
 
 
 gymnasium.register(

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+import envs
 from agents.rollout import EpisodeResult, Policy
 from experiments.evaluate import (
     FIRST_EVALUATION_SEED,
@@ -16,6 +18,7 @@ from experiments.evaluate import (
 )
 from experiments.run_directory import RunDirectory
 from experiments.videos import add_video, save_video, tile
+from worldsim.checkpoint import load_config
 from worldsim.contexts import ContextBank
 from worldsim.dream import DreamVectorEnv
 from worldsim.world_model import WorldModel
@@ -92,6 +95,24 @@ def play_real_episodes(
             episode_limit=episode_limit,
             description=label,
             num_recorded=1,
+        )
+
+
+def check_env(name: str, world_model: str) -> None:
+    """Refuse a real env that is not the one that a world model dreams, as far as spaces tell.
+
+    Raises:
+        ValueError: it has other frames or actions.
+    """
+    model, env = load_config(world_model), envs.make(name)
+    shape, actions = env.observation_space.shape, env.action_space
+    env.close()
+    if shape != tuple(model.frame_shape) or actions != Discrete(model.num_actions):
+        raise ValueError(
+            f"{world_model} dreams frames {tuple(model.frame_shape)} and {model.num_actions} "
+            f"actions; {name} has frames {shape} and actions {actions}: name the model's own env "
+            "with --env (as my_package:MyEnv-v0 where it is registered with Gymnasium), or only "
+            "train with --no-judge"
         )
 
 

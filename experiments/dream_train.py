@@ -45,7 +45,12 @@ from agents.sb3 import BatchedVecEnv
 from agents.scripted import has_scripted_player, scripted_player
 from experiments.actor_critic_training import train_actor_critic
 from experiments.command_line import CONTINUES, run_script
-from experiments.dream_judging import evaluate_in_dream, evaluate_on_real, log_returns
+from experiments.dream_judging import (
+    check_env,
+    evaluate_in_dream,
+    evaluate_on_real,
+    log_returns,
+)
 from experiments.dream_progress import DreamProgress
 from experiments.improve_world_model import improve_world_model
 from experiments.platform_settings import keep_memory
@@ -332,6 +337,8 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
     run = RunDirectory(config.run_directory, config, FREE_TO_CHANGE)
     policy_path, device = config.policy_path, config.torch_device
     world_model, contexts = config.world_model or config.env, config.contexts
+    if config.judge or config.rounds > 1:
+        check_env(config.env, world_model)
     take_up_again(run)
     for round_index in range(1, config.rounds + 1):
         if round_index > 1:

@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as iio
 import matplotlib
 import numpy as np
 from tqdm import tqdm
@@ -31,6 +30,7 @@ from experiments.report import provenance, write_json
 from experiments.told_map import map_on_real_frames
 from experiments.told_places import places_on_real_frames
 from experiments.told_rewards import rewards_on_real_frames
+from experiments.videos import save_video
 from worldsim.episodes import EpisodeDataset
 from worldsim.metrics import average_precision
 from worldsim.open_loop import (
@@ -107,13 +107,12 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     length = config.context + config.horizon
     stretches = draw_stretches(dataset, config.num_contexts, length, config.seed)
     result = dream_in_batches(model, stretches, config, "dream")
+    events = result.rewards > 0.5 * max(float(result.rewards.max()), 1e-6)
     values: dict[str, Any] = {
         "open_loop": summarise_by_step(result.psnr, result.ssim),
         "rewards": {
-            "dreamed_average_precision": average_precision(
-                result.dreamed_rewards, result.rewards > 0.5
-            ),
-            "dreamed_events": int((result.rewards > 0.5).sum()),
+            "dreamed_average_precision": average_precision(result.dreamed_rewards, events),
+            "dreamed_events": int(events.sum()),
             **rewards_on_real_frames(model, dataset, config.reward_episodes),
         },
         "dreamed_rewards": dreamed_rewards(
@@ -243,7 +242,7 @@ def draw_strips(result: OpenLoopResult, path: Path, num_strips: int = 6) -> None
         for j, step in enumerate(steps):
             for row, frames in enumerate((result.real, result.dreamed)):
                 axis = axes[2 * i + row, j]
-                axis.imshow(frames[i, step])
+                axis.imshow(frames[i, step], cmap="gray", vmin=0, vmax=255)
                 axis.set(xticks=[], yticks=[])
                 if j == 0:
                     axis.set_ylabel("dream" if row else "real", fontsize=8)
@@ -260,7 +259,7 @@ def write_video(result: OpenLoopResult, path: Path, num_dreams: int = 6, scale: 
     pairs = np.pad(pairs, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
     video = np.concatenate(list(pairs), axis=2)
     video = video.repeat(scale, axis=1).repeat(scale, axis=2)
-    iio.imwrite(path, video, duration=160, loop=0)
+    save_video(path, video, fps=6.25)
 
 
 def print_tables(values: Mapping[str, Any]) -> None:

@@ -5,8 +5,10 @@
 Each .npz file is one trajectory (github.com/jurgisp/memory-maze, "Offline Dataset"): `image`
 (t, h, w, 3) uint8, `action` (t, n) one-hot or (t,) index, `reward` (t,), and optionally `terminal`
 (t,), `maze_layout` and further entries with one row per frame. `action[i]` and `reward[i]` belong
-to the step that led to `image[i]`; those at 0 mean nothing. Files are read one at a time, and an
-import that was killed continues when it is started again.
+to the step that led to `image[i]`; those at 0 mean nothing. With one less of them than of images,
+as loops over Gymnasium's `step` record them, the first belong to the step from `image[0]` to
+`image[1]`. Files are read one at a time, and an import that was killed continues when it is started
+again.
 """
 
 import dataclasses
@@ -26,6 +28,8 @@ from worldsim.dataset_writer import DatasetWriter
 from worldsim.recording import PER_EPISODE_INFOS, RecordedEpisode
 
 REQUIRED = ("image", "action", "reward")
+TERMINAL = ("terminal", "terminals", "is_terminal", "terminated", "terminations")
+"""Names under which files tell where an episode terminated."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,8 +42,9 @@ class ImportConfig:
     """Minari id of the dataset, `(namespace/)name-v0`. One that exists is continued."""
     datasets_root: Path | None = None
     """Folder of all datasets; by default Minari's (MINARI_DATASETS_PATH, or ~/.minari/datasets)."""
-    num_actions: int = 6
-    """Size of the action space."""
+    num_actions: int | None = None
+    """Size of the action space; by default that of one-hot actions, or one more than the largest
+    index in all files."""
     max_episodes: int | None = None
     """Stop when the dataset has so many episodes; by default all files are read."""
 
@@ -51,6 +56,8 @@ class ImportResult:
     path: Path
     episodes: int
     """In the whole dataset."""
+    terminated: int
+    """Of the episodes imported now, those that ended by themselves."""
     damaged: list[str]
     """Files that were skipped."""
 
@@ -73,32 +80,47 @@ def load_trajectory(path: Path, num_actions: int) -> RecordedEpisode:
     missing = [key for key in REQUIRED if key not in arrays]
     if missing:
         raise ValueError(f"it lacks {', '.join(missing)}; it has {', '.join(sorted(arrays))}")
+    shapes = {key: arrays[key].shape for key in REQUIRED}
     images, actions, rewards = (arrays.pop(key) for key in REQUIRED)
     if images.dtype != np.uint8 or images.ndim != 4 or len(images) < 2:
         raise ValueError(f"image is {images.dtype} {images.shape}, not uint8 (t, h, w, c)")
+    if images.shape[3] not in (1, 3):
+        raise ValueError(f"image is {images.shape}; needed are 1 or 3 channels, and these last")
     num_frames = len(images)
-    if actions.ndim == 2 and actions.shape[1] == num_actions:
-        if not (actions[1:].astype(np.float64).sum(axis=1) == 1).all():
+    one_each = shapes["action"][:1] == shapes["reward"][:1]
+    actions, rewards = of_steps(actions, num_frames), of_steps(rewards, num_frames)
+    if actions is None or rewards is None or not one_each or rewards.ndim > 1 or actions.ndim > 2:
+        raise ValueError(
+            f"{num_frames} images do not go with action {shapes['action']} and reward "
+            f"{shapes['reward']}: needed is a row for every image, or for every step between two"
+        )
+    if actions.ndim == 2:
+        if actions.shape[1] != num_actions:
+            raise ValueError(
+                f"action is {shapes['action']}, which is not one-hot of {num_actions} actions "
+                "(--num-actions); several actions at once are not supported"
+            )
+        if not (actions.astype(np.float64).sum(axis=1) == 1).all():
             raise ValueError("action is not one-hot")
         actions = actions.argmax(axis=1)
-    if actions.shape != (num_frames,) or rewards.shape != (num_frames,):
-        raise ValueError(
-            f"{num_frames} images do not go with action {actions.shape} and reward {rewards.shape}"
-        )
-    actions = actions[1:].astype(np.int64)
+    if not (actions.astype(np.float64) % 1 == 0).all():
+        raise ValueError("an action is no whole number: only discrete actions are supported")
+    actions = actions.astype(np.int64)
     if actions.min() < 0 or actions.max() >= num_actions:
-        raise ValueError(f"an action lies outside 0 to {num_actions - 1}")
-    if not np.isfinite(rewards[1:]).all():
+        raise ValueError(f"an action lies outside 0 to {num_actions - 1} (--num-actions)")
+    if not np.isfinite(rewards).all():
         raise ValueError("a reward is not finite")
     terminations = np.zeros(num_frames - 1, bool)
-    if "terminal" in arrays:
-        terminations = np.asarray(arrays.pop("terminal"), bool)[1:]
-        if len(terminations) != num_frames - 1 or terminations[:-1].any():
-            raise ValueError("terminal does not fit, or is true before the end")
+    for key in TERMINAL:
+        if key in arrays:
+            told = of_steps(np.asarray(arrays.pop(key), bool), num_frames)
+            if told is None or told.ndim != 1 or told[:-1].any():
+                raise ValueError(f"{key} does not fit, or is true before the end")
+            terminations |= told
     truncations = np.zeros(num_frames - 1, bool)
     truncations[-1] = not terminations[-1]
 
-    metadata: dict[str, object] = {"return": float(rewards[1:].sum())}
+    metadata: dict[str, object] = {"return": float(rewards.sum())}
     for key in PER_EPISODE_INFOS:
         if key in arrays:
             array = arrays.pop(key)
@@ -114,12 +136,43 @@ def load_trajectory(path: Path, num_actions: int) -> RecordedEpisode:
     return RecordedEpisode(
         observations=images,
         actions=actions,
-        rewards=rewards[1:].astype(np.float64),
+        rewards=rewards.astype(np.float64),
         terminations=terminations,
         truncations=truncations,
         infos=infos,
         metadata=metadata,
     )
+
+
+def of_steps(rows: np.ndarray, num_frames: int) -> np.ndarray | None:
+    """Rows of the steps that led to every frame but the first, or None where they do not fit."""
+    if rows.ndim < 1 or len(rows) not in (num_frames, num_frames - 1):
+        return None
+    return rows[len(rows) - num_frames + 1 :]
+
+
+def count_actions(files: Sequence[Path]) -> int:
+    """The size of the action space as the files' actions show it.
+
+    Raises:
+        ValueError: none of them has actions.
+    """
+    largest = 0
+    for path in files:
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                actions = file["action"]
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
+            continue
+        if actions.ndim == 2:
+            return int(actions.shape[1])
+        if actions.ndim == 1 and len(actions) > 1:
+            largest = max(largest, int(actions.max()) + 1)
+    if not largest:
+        raise ValueError(
+            f"none of {len(files)} files has actions that can be counted: give --num-actions"
+        )
+    return largest
 
 
 def main(config: ImportConfig) -> ImportResult:
@@ -137,10 +190,12 @@ def main(config: ImportConfig) -> ImportResult:
     files = sorted(source.rglob("*.npz"))
     if not files:
         raise FileNotFoundError(f"there are no .npz files in {source}")
-    shape = frame_shape(files, config.num_actions)
+    num_actions = count_actions(files) if config.num_actions is None else config.num_actions
+    shape = frame_shape(files, num_actions)
     damaged: list[str] = []
+    terminated = 0
     published = time.monotonic()
-    with open_writer(config, shape) as writer:
+    with open_writer(config, shape, num_actions) as writer:
         imported = set(writer.sources())
         bar = tqdm(files, unit=" files", smoothing=0.05, dynamic_ncols=True)
         for path in bar:
@@ -150,7 +205,7 @@ def main(config: ImportConfig) -> ImportResult:
             if name in imported:
                 continue
             try:
-                episode = load_trajectory(path, config.num_actions)
+                episode = load_trajectory(path, num_actions)
                 if episode.observations.shape[1:] != shape:
                     raise ValueError(f"frames are {episode.observations.shape[1:]}, not {shape}")
             except ValueError as error:
@@ -159,13 +214,18 @@ def main(config: ImportConfig) -> ImportResult:
                 continue
             metadata = {**episode.metadata, "source": name}
             writer.save(index, dataclasses.replace(episode, metadata=metadata))
+            terminated += int(episode.terminations[-1])
             if time.monotonic() - published > PUBLISH_EVERY:
                 writer.publish()
                 published = time.monotonic()
         bar.close()
-    result = ImportResult(path=writer.path, episodes=len(writer.finished), damaged=damaged)
+    result = ImportResult(
+        path=writer.path, episodes=len(writer.finished), terminated=terminated, damaged=damaged
+    )
     print(
-        f"{result.episodes} episodes, {len(damaged)} damaged files skipped\n{result.path}\n"
+        f"{result.episodes} episodes, {num_actions} actions, {len(damaged)} damaged files skipped\n"
+        f"{terminated} of those imported now terminated, the others count as cut off (what tells "
+        f"is an entry named {', '.join(TERMINAL)})\n{result.path}\n"
         f"next: python experiments/train_world_model.py cpu --dataset {result.path}"
     )
     return result
@@ -186,12 +246,12 @@ def frame_shape(files: Sequence[Path], num_actions: int) -> tuple[int, ...]:
     raise ValueError(f"none of {len(files)} files is a trajectory, for example {reasons[0]}")
 
 
-def open_writer(config: ImportConfig, shape: tuple[int, ...]) -> DatasetWriter:
-    """Open the dataset for frames of this shape."""
+def open_writer(config: ImportConfig, shape: tuple[int, ...], num_actions: int) -> DatasetWriter:
+    """Open the dataset for frames of this shape and so many actions."""
     return DatasetWriter(
         config.dataset,
         gymnasium.spaces.Box(0, 255, shape, np.uint8),
-        gymnasium.spaces.Discrete(config.num_actions),
+        gymnasium.spaces.Discrete(num_actions),
         settings={"source": "npz"},
         root=config.datasets_root,
         metadata={"description": "Imported trajectories of the Memory Maze offline dataset"},

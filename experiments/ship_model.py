@@ -98,7 +98,9 @@ def choose_contexts(config: ShipConfig) -> Contexts:
     if known := sorted({*config.dataset} & {*trained_on}):
         raise ValueError(f"{', '.join(known)} was trained on: take contexts from other episodes")
     dataset = EpisodeDataset(config.dataset, config.datasets_root)
-    drawn = draw_stretches(dataset, config.num_contexts, config.context_length, config.seed)
+    drawn = draw_stretches(
+        dataset, config.num_contexts, config.context_length, config.seed, going_on=True
+    )
     return Contexts(*drawn[:2])
 
 

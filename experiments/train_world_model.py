@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -23,6 +24,7 @@ from tqdm import tqdm
 
 import worldsim.checkpoint as checkpoint
 from experiments.command_line import CONTINUES, run_script
+from experiments.data_checks import check_training_data
 from experiments.platform_settings import keep_memory
 from experiments.report import provenance
 from experiments.run_directory import as_json, check_config
@@ -85,6 +87,8 @@ def main(config: TrainConfig) -> Path:
     model = build_model(config, train)
     if (config.places or config.occupancy) and model.odometry is None:
         raise ValueError("places and maps are kept where odometry says: give --odometry too")
+    for note in check_training_data(train, model.config, config.dynamics):
+        tell(note)
     check_config(config.output, config, FREE_TO_CHANGE, write=accelerator.is_main_process)
     model.to(accelerator.device)
     if config.init is None and config.tokenizer_of is None:
@@ -253,8 +257,7 @@ def train_dynamics(
         numbers = {"episodes": before["training_episodes"], "frames": before["training_frames"]}
         earlier = {f"that of {config.init}": numbers}
     sources = earlier | sources
-    length = min(CONTEXT_LENGTH, int(held_out.lengths.max()))
-    contexts = checkpoint.Contexts(*draw_stretches(held_out, NUM_CONTEXTS, length, seed=0)[:2])
+    contexts = contexts_to_keep(held_out)
     writer = open_writer(config, "world_model", trainer)
     started, first, path = time.monotonic(), trainer.step, config.output / "checkpoint"
 
@@ -284,18 +287,26 @@ def train_dynamics(
     ):
         if writer is None or step == steps:
             continue
-        if config.validation.every and step % config.validation.every == 0:
-            show(step)
         if config.save_every and step % config.save_every == 0:
             keep(step)
+        if config.validation.every and step % config.validation.every == 0:
+            show(step)
     # Also where training had ended before, but was killed before it was kept.
     if writer is not None and not is_kept(path, steps):
-        show(steps)
         keep(steps)
+        show(steps)
     if writer:
         writer.close()
     average.eval().requires_grad_(False)
     return average
+
+
+def contexts_to_keep(held_out: EpisodeDataset) -> checkpoint.Contexts:
+    """Stretches to keep with a checkpoint, as long as several episodes allow."""
+    lengths = np.sort(held_out.frames_going_on())[::-1]
+    length = min(CONTEXT_LENGTH, int(lengths[min(NUM_CONTEXTS, -(-len(lengths) // 2)) - 1]))
+    stretches = draw_stretches(held_out, NUM_CONTEXTS, max(length, 1), seed=0, going_on=True)
+    return checkpoint.Contexts(*stretches[:2])
 
 
 def near(device: torch.device, episodes: LatentEpisodes) -> LatentEpisodes:

@@ -13,9 +13,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 def enlarge(frames: np.ndarray, min_height: int = 128) -> np.ndarray:
-    """Repeat pixels until the frames (t, h, w, c) are at least `min_height` high."""
+    """Repeat pixels until frames (t, h, w, c) are at least `min_height` high; make grey RGB."""
     scale = -(-min_height // frames.shape[1])
-    return frames.repeat(scale, axis=1).repeat(scale, axis=2)
+    enlarged = frames.repeat(scale, axis=1).repeat(scale, axis=2)
+    return enlarged.repeat(3, axis=3) if enlarged.shape[3] == 1 else enlarged
 
 
 def tile(videos: Sequence[np.ndarray]) -> np.ndarray:
@@ -60,11 +61,11 @@ def add_video(
 
     `SummaryWriter.add_video` does the same but needs moviepy.
     """
-    _, height, width, channels = frames.shape
+    _, height, width, _ = frames.shape
     image = Summary.Image(
         height=height,
         width=width,
-        colorspace=channels,
+        colorspace=3,
         encoded_image_string=encode_gif(frames, fps),
     )
     file_writer = writer._get_file_writer()

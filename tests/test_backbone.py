@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from worldsim.backbone import BlockSSMConfig, Memory, count_parameters, make_backbone
+from worldsim.backbone_block_ssm import BlockSSMLayer
 
 GRID = (2, 4)
 TINY = BlockSSMConfig(
@@ -158,7 +159,13 @@ def test_memory_given_is_left_alone() -> None:
     assert all(torch.equal(memory[k], before[k]) for k in before)
 
 
-@pytest.mark.parametrize("size", [0, 3, 4, (2, 3), (4, 1), (1, 0)])
+def test_blocks_of_zero_are_as_large_as_the_frame() -> None:
+    for size, meant in ((0, (2, 4)), ((1, 0), (1, 4)), ((0, 2), (2, 2))):
+        layer = build(block_sizes=(size,)).layers[0]
+        assert isinstance(layer, BlockSSMLayer) and layer.block == meant
+
+
+@pytest.mark.parametrize("size", [-1, 3, 4, (2, 3), (4, 1), (1, -2)])
 def test_block_sizes_that_do_not_fit_are_named(size: int | tuple[int, int]) -> None:
     named = re.escape(f"block size {size} does not divide the token grid (2, 4)")
     with pytest.raises(ValueError, match=named):

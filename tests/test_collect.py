@@ -402,10 +402,52 @@ def test_import_keeps_actions_with_the_frames_they_led_to(tmp_path: Path) -> Non
     ]
 
 
+def test_import_of_what_a_loop_over_gymnasium_records(tmp_path: Path) -> None:
+    """One action and reward less than frames, and an end by itself, under another name."""
+    frames = np.random.default_rng(0).integers(0, 256, (2, 9, 16, 16, 3), dtype=np.uint8)
+    actions = np.array([0, 1, 2, 0, 1, 2, 0, 1])
+    ended = np.arange(8) == 7
+    for i, told in enumerate(({"terminals": ended}, {"truncated": ended})):
+        rewards = np.arange(8) * 1.0
+        np.savez(tmp_path / f"{i}.npz", image=frames[i], action=actions, reward=rewards, **told)
+    config = import_npz.ImportConfig(source=tmp_path, dataset="own-v0", datasets_root=tmp_path)
+    result = import_npz.main(config)
+    assert (result.episodes, result.terminated) == (2, 1)
+    dataset = EpisodeDataset(result.path)
+    assert dataset.num_actions == 3  # as many as there are
+    for i, episode in enumerate(dataset):
+        np.testing.assert_array_equal(episode.frames, frames[i])
+        np.testing.assert_array_equal(episode.actions, [3, *actions])
+        np.testing.assert_array_equal(episode.rewards, [0, *range(8)])
+        assert episode.terminated.tolist() == [False] * 8 + [i == 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"action": np.linspace(0, 1, 21)}, "an action is no whole number"),
+        ({"action": np.eye(4)[np.zeros(21, int)]}, r"not one-hot of 6 actions \(--num-actions\)"),
+        ({"action": np.full(21, 6)}, r"an action lies outside 0 to 5 \(--num-actions\)"),
+        ({"image": np.zeros((21, 3, 16, 16), np.uint8)}, "1 or 3 channels, and these last"),
+        ({"reward": np.zeros(20)}, "a row for every image, or for every step between two"),
+    ],
+)
+def test_import_says_what_does_not_fit(
+    change: dict[str, np.ndarray], message: str, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "x.npz", **{**make_trajectory(0), **change})  # type: ignore[arg-type]
+    config = import_npz.ImportConfig(source=tmp_path, datasets_root=tmp_path, num_actions=6)
+    with pytest.raises(ValueError, match=message):
+        import_npz.main(config)
+
+
 def test_import_of_nothing_is_an_error(tmp_path: Path) -> None:
     config = import_npz.ImportConfig(source=tmp_path, datasets_root=tmp_path / "datasets")
     with pytest.raises(FileNotFoundError, match=r"no .npz files"):
         import_npz.main(config)
     np.savez(tmp_path / "x.npz", y=np.zeros(3))
+    with pytest.raises(ValueError, match=r"none of 1 files has actions that can be counted"):
+        import_npz.main(config)
+    config = dataclasses.replace(config, num_actions=6)
     with pytest.raises(ValueError, match=r"none of 1 files.*x.npz: it lacks image, action, reward"):
         import_npz.main(config)

@@ -40,9 +40,9 @@ class BlockSSMConfig:
     kind: Literal["block_ssm"] = "block_ssm"
     d_model: int = 256
     num_layers: int = 6
-    block_sizes: tuple[BlockSize, ...] = (1, 4)
+    block_sizes: tuple[BlockSize, ...] = (1, 0)
     """Side of a block in tokens, or its rows and columns, by layer, repeated; must divide the token
-    grid."""
+    grid. 0 is the whole frame, or row, or column."""
     window: int = 8
     """Frames that attention sees, its own included; 0 leaves attention out."""
     head_dim: int = 64
@@ -80,7 +80,7 @@ class BlockSSMLayer(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.block = rows_and_columns(block_size)
+        self.block = rows_and_columns(block_size, grid)
         self.grid = grid
         self.mixer_norm = AdaptiveNorm(config.d_model)
         self.mixer = Mamba2Mixer(config.ssm(), pose, seed, math.prod(self.block))
@@ -160,9 +160,12 @@ class BlockSSMBackbone(LayeredBackbone):
     ) -> None:
         super().__init__()
         for size in config.block_sizes:
-            rows, columns = rows_and_columns(size)
+            rows, columns = rows_and_columns(size, grid)
             if rows < 1 or columns < 1 or grid[0] % rows or grid[1] % columns:
-                raise ValueError(f"block size {size} does not divide the token grid {grid}")
+                raise ValueError(
+                    f"block size {size} does not divide the token grid {grid}: choose block_sizes "
+                    "that do"
+                )
         sizes = [config.block_sizes[i % len(config.block_sizes)] for i in range(config.num_layers)]
         self.layers = nn.ModuleList(
             BlockSSMLayer(config, size, grid, pose, seed=i) for i, size in enumerate(sizes)

@@ -147,7 +147,7 @@ class FARBackbone(nn.Module):
         self, config: FARConfig, grid: tuple[int, int], pose: PoseConfig | None = None
     ) -> None:
         super().__init__()
-        rows, columns = patch = rows_and_columns(config.coarse_patch)
+        rows, columns = patch = rows_and_columns(config.coarse_patch, grid)
         if min(patch) < 1 or grid[0] % rows or grid[1] % columns:
             raise ValueError(
                 f"coarse_patch {config.coarse_patch} does not divide the token grid {grid}"

@@ -111,6 +111,8 @@ def sample_contexts(
 ) -> Contexts:
     """Draw stretches of recorded episodes, uniformly over all that are long enough.
 
+    None ends in a frame in which its episode terminated, for nothing is learned of what is after.
+
     Args:
         dataset: episodes, or the id or path of a dataset.
         num_contexts: stretches drawn.
@@ -127,7 +129,7 @@ def sample_contexts(
         dataset = EpisodeDataset(dataset)
     rng = np.random.default_rng(seed)
     if frames_to_reward is None:
-        segments = dataset.sample_segments(num_contexts, context_length, rng)
+        segments = dataset.sample_segments(num_contexts, context_length, rng, going_on=True)
         return Contexts(segments.frames, segments.actions)
     ends = [
         (episode, end)

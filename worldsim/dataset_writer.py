@@ -230,7 +230,7 @@ class DatasetWriter:
         if env_spec is not None:
             try:
                 result["env_spec"] = env_spec.to_json()
-            except TypeError:
+            except (TypeError, ValueError):
                 pass  # a spec with an entry point or wrapper that has no name cannot be kept
         return result
 

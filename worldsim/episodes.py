@@ -237,13 +237,16 @@ class EpisodeDataset:
             except DamagedEpisodeError as error:
                 self.leave_out(index, error)
 
-    def sample_segments(self, batch_size: int, length: int, rng: np.random.Generator) -> Segments:
+    def sample_segments(
+        self, batch_size: int, length: int, rng: np.random.Generator, *, going_on: bool = False
+    ) -> Segments:
         """Draw segments, uniformly over all frames at which one of this length can begin.
 
         Args:
             batch_size: Number of segments.
             length: Frames of each.
             rng: Source of randomness.
+            going_on: Only segments that do not end where their episode terminated.
 
         Raises:
             ValueError: If no episode is that long.
@@ -252,7 +255,7 @@ class EpisodeDataset:
         frames = np.zeros((batch_size, length, *self.frame_shape), np.uint8)
         for i in range(batch_size):
             while True:
-                episodes[i], starts[i] = self._draw(length, rng)
+                episodes[i], starts[i] = self._draw(length, rng, going_on)
                 try:
                     record = self._records[episodes[i]]
                     frames[i] = self._frames(record, starts[i], starts[i] + length)
@@ -335,8 +338,13 @@ class EpisodeDataset:
     def _measure(self) -> None:
         self._lengths = np.array([len(record.actions) for record in self._records], np.int64)
 
-    def _draw(self, length: int, rng: np.random.Generator) -> tuple[int, int]:
-        num_starts = np.maximum(self._lengths - length + 1, 0)
+    def frames_going_on(self) -> np.ndarray:
+        """Frames of each episode but one in which it terminated, (n,) int64."""
+        return self._lengths - np.array([r.terminated[-1] for r in self._records], np.int64)
+
+    def _draw(self, length: int, rng: np.random.Generator, going_on: bool) -> tuple[int, int]:
+        lengths = self.frames_going_on() if going_on else self._lengths
+        num_starts = np.maximum(lengths - length + 1, 0)
         num_starts[list(self._damaged)] = 0
         last = np.cumsum(num_starts)
         if length < 1 or last[-1] == 0:

@@ -12,12 +12,13 @@ Memory = dict[str, Tensor]
 """What a backbone remembers: named tensors, batch first."""
 
 BlockSize = int | tuple[int, int]
-"""Side of a square block of tokens, or its rows and columns."""
+"""Side of a square block of tokens, or its rows and columns; 0 is all that the frame has."""
 
 
-def rows_and_columns(size: BlockSize) -> tuple[int, int]:
-    """Rows and columns of a block."""
-    return (size, size) if isinstance(size, int) else size
+def rows_and_columns(size: BlockSize, grid: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of a block in a grid of tokens."""
+    rows, columns = (size, size) if isinstance(size, int) else size
+    return rows or grid[0], columns or grid[1]
 
 
 def memory_of_backbone(memory: Memory) -> Memory:

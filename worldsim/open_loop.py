@@ -32,9 +32,11 @@ class OpenLoopResult:
 
 
 def draw_stretches(
-    dataset: EpisodeDataset, num_stretches: int, length: int, seed: int
+    dataset: EpisodeDataset, num_stretches: int, length: int, seed: int, *, going_on: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Stretches of as many different episodes as there are, each at a random start.
+
+    With `going_on`, none ends in a frame in which its episode terminated.
 
     Returns:
         Frames (n, t, h, w, c) uint8, actions (n, t) int64, rewards (n, t) float32.
@@ -43,13 +45,14 @@ def draw_stretches(
         ValueError: no episode is that long.
     """
     rng = np.random.default_rng(seed)
-    long = np.flatnonzero(dataset.lengths >= length)
+    lengths = dataset.frames_going_on() if going_on else dataset.lengths
+    long = np.flatnonzero(lengths >= length)
     if not len(long):
-        raise ValueError(f"no episode has {length} frames; the longest {dataset.lengths.max()}")
+        raise ValueError(f"no episode has {length} frames; the longest {lengths.max()}")
     order = np.resize(rng.permutation(long), num_stretches)
     stretches = []
     for i in order:
-        start = int(rng.integers(dataset.lengths[i] - length + 1))
+        start = int(rng.integers(lengths[i] - length + 1))
         stretches.append(dataset.episode(int(i), start, start + length))
     return (
         np.stack([s.frames for s in stretches]),

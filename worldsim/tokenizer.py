@@ -39,7 +39,11 @@ class TokenizerConfig:
         """Rows and columns of latent tokens."""
         h, w, _ = self.frame_shape
         if h % self.downsampling or w % self.downsampling:
-            raise ValueError(f"frames of {h}x{w} are not a multiple of {self.downsampling} pixels")
+            raise ValueError(
+                f"frames of {h}x{w} do not divide into tokens of {self.downsampling}x"
+                f"{self.downsampling} pixels: change their size, or the tokenizer's patch_size or "
+                "channels"
+            )
         return h // self.downsampling, w // self.downsampling
 
 

@@ -306,7 +306,8 @@ def spaced_frames(dataset: EpisodeDataset, max_frames: int) -> Tensor:
         (frames, h, w, c) uint8.
     """
     stride = -(-dataset.num_frames // max_frames)
-    return torch.from_numpy(np.concatenate([e.frames[::stride] for e in dataset]))
+    # Copies: views would keep all frames of every episode in memory.
+    return torch.from_numpy(np.concatenate([e.frames[::stride].copy() for e in dataset]))
 
 
 def tokenizer_loss(

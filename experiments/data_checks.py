@@ -1,0 +1,82 @@
+"""Whether episodes fit what is to be learned from them, said before hours go into it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from worldsim.episodes import EpisodeDataset
+from worldsim.latents import discounted_returns
+from worldsim.pose import poses_of
+from worldsim.training import DynamicsTraining
+from worldsim.world_model_config import WorldModelConfig
+
+
+def check_training_data(
+    dataset: EpisodeDataset, model: WorldModelConfig, training: DynamicsTraining
+) -> list[str]:
+    """Refuse what training could not use, and say what it would leave out.
+
+    Args:
+        dataset: episodes to train on.
+        model: config of the model that is to be trained.
+        training: its segments.
+
+    Returns:
+        Notes, one line each: episodes that are too short for some segments, and rewards or returns
+        that are larger than the model can tell.
+
+    Raises:
+        ValueError: no episode is as long as a segment, or the model is told poses and the episodes
+            have none.
+    """
+    if model.pose is not None:
+        poses_of(dataset.infos(0))
+    lengths = {length for length, _ in training.curriculum}
+    if training.own_dreams.share:
+        lengths.add(training.own_dreams.context + training.own_dreams.length)
+    longest = int(dataset.lengths.max())
+    if max(lengths) > longest:
+        raise ValueError(
+            f"training is on segments of {max(lengths)} frames; the longest episode has {longest}: "
+            "choose shorter ones with --dynamics.curriculum"
+        )
+    notes = [note for length in sorted(lengths) if (note := _too_short(dataset, length))]
+    largest = _largest_value(dataset, model.gamma)
+    if largest > math.expm1(model.reward_limit):
+        notes.append(
+            f"rewards or returns of up to {largest:.0f} are beyond the model's "
+            f"{math.expm1(model.reward_limit):.0f} and learned as that: a new model with "
+            f"--reward-limit {math.ceil(math.log1p(largest))} can tell them"
+        )
+    return notes
+
+
+def _too_short(dataset: EpisodeDataset, length: int) -> str | None:
+    """What segments of so many frames leave out."""
+    short = np.flatnonzero(dataset.lengths < length)
+    if not len(short):
+        return None
+    frames = dataset.lengths[short].sum() / dataset.num_frames
+    ended = [bool(dataset.terminated(i).any()) for i in range(len(dataset))]
+    note = (
+        f"{len(short)} of {len(dataset)} episodes ({frames:.0%} of the frames) are shorter than "
+        f"{length} frames: segments of that length are not of them"
+    )
+    if any(ended):
+        lost = sum(ended[i] for i in short)
+        note += f", nor {lost} of the {sum(ended)} terminations"
+    return note
+
+
+def _largest_value(dataset: EpisodeDataset, gamma: float) -> float:
+    """Largest absolute reward or discounted return of a dataset."""
+    largest = 0.0
+    for i in range(len(dataset)):
+        rewards = torch.from_numpy(dataset.rewards(i)).float()
+        ended = torch.from_numpy(dataset.terminated(i))
+        returns, _ = discounted_returns(rewards, ended, gamma)
+        largest = max(largest, float(rewards[1:].abs().max()), float(returns.abs().max()))
+    return largest

@@ -1,0 +1,158 @@
+"""An environment of one's own goes all the way: recorded, learned, dreamed, and judged on."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+from accelerate.state import AcceleratorState
+
+import envs
+from experiments import collect, dream_train, evaluate, evaluate_world_model, train_world_model
+from experiments.data_checks import check_training_data
+from experiments.train_config import ValidationConfig, presets
+from experiments.videos import encode_gif
+from worldsim.contexts import sample_contexts
+from worldsim.episodes import EpisodeDataset
+from worldsim.open_loop import draw_stretches
+from worldsim.training import OptimizerConfig
+from worldsim.world_model_config import WorldModelConfig
+
+LAMP = "own_env:Lamp-v0"
+
+
+def record(root: Path, num_episodes: int = 12) -> EpisodeDataset:
+    config = collect.CollectConfig(
+        env=LAMP,
+        policy="random",
+        episodes=num_episodes,
+        dataset="lamp-v0",
+        datasets_root=root,
+        num_workers=2,
+    )
+    return EpisodeDataset(collect.main(config).path)
+
+
+@pytest.fixture(scope="module")
+def episodes(tmp_path_factory: pytest.TempPathFactory) -> EpisodeDataset:
+    return record(tmp_path_factory.mktemp("own"))
+
+
+def test_only_the_image_is_shown_and_actions_count_from_zero() -> None:
+    env = envs.make(LAMP)
+    assert env.observation_space == gymnasium.spaces.Box(0, 255, (32, 32, 1), np.uint8)
+    assert env.action_space == gymnasium.spaces.Discrete(3)
+    frame, _ = env.reset(seed=0)
+    assert frame in env.observation_space
+    for action, change in ((2, 50), (0, -50), (1, 0)):
+        before, (frame, *_) = int(frame[0, 0, 0]), env.step(action)
+        assert int(frame[0, 0, 0]) - before == change
+    assert env.spec is not None and env.spec.max_episode_steps == 40
+
+
+def test_envs_that_cannot_be_dreamed_or_made_are_named() -> None:
+    with pytest.raises(ValueError, match=r"own_env:Arm-v0 has actions Box.*needed is a Discrete"):
+        envs.make("own_env:Arm-v0")
+    with pytest.raises(ValueError, match="environment 'own_env:Nothing-v0' cannot be made"):
+        envs.make("own_env:Nothing-v0")
+    with pytest.raises(ValueError, match="environment 'no_such_module:X-v0' cannot be made"):
+        envs.make("no_such_module:X-v0")
+
+
+def test_dreams_do_not_start_where_episodes_terminated(episodes: EpisodeDataset) -> None:
+    lengths = episodes.lengths
+    ended = [bool(episodes.terminated(i)[-1]) for i in range(len(episodes))]
+    assert any(ended) and episodes.frames_going_on().tolist() == (lengths - ended).tolist()
+    i = ended.index(True)
+    one, length = episodes.select([i]), int(lengths[i]) - 2
+    frames = episodes.episode(i).frames
+    starts = [frames[s : s + length] for s in range(2)]  # the third ends where the episode does
+    contexts = sample_contexts(one, 40, length)
+    drawn, *_ = draw_stretches(one, 40, length, seed=0, going_on=True)
+    for stretch in (*contexts.frames, *drawn):
+        assert any(np.array_equal(stretch, s) for s in starts)
+    with pytest.raises(ValueError, match=f"no episode has {lengths[i]} frames"):
+        sample_contexts(one, 1, int(lengths[i]))
+
+
+def test_contexts_kept_are_of_several_episodes(episodes: EpisodeDataset) -> None:
+    kept = train_world_model.contexts_to_keep(episodes)
+    longest = np.sort(episodes.frames_going_on())[::-1]
+    assert kept.frames.shape[:2] == (8, longest[5])  # half of the twelve are that long
+    assert len({stretch.tobytes() for stretch in kept.frames}) > 4
+
+
+def test_what_training_would_leave_out_is_said(episodes: EpisodeDataset) -> None:
+    training = presets()["tiny"][1].dynamics
+    model = WorldModelConfig(num_actions=3)
+    short = int((episodes.lengths < 32).sum())
+    ended = [bool(episodes.terminated(i)[-1]) for i in range(len(episodes))]
+    lost = int(((episodes.lengths < 32) & np.array(ended)).sum())
+    (note,) = check_training_data(episodes, model, training)
+    assert short and note.startswith(f"{short} of 12 episodes") and "shorter than 32" in note
+    assert note.endswith(f"nor {lost} of the {sum(ended)} terminations")
+    small = dataclasses.replace(model, reward_limit=0.5)
+    assert "--reward-limit 2" in check_training_data(episodes, small, training)[-1]
+    longer = dataclasses.replace(training, curriculum=((32, 0.5), (64, 0.5)))
+    with pytest.raises(ValueError, match=r"64 frames; the longest.*--dynamics.curriculum"):
+        check_training_data(episodes, model, longer)
+
+
+def test_grey_frames_make_videos() -> None:
+    grey, colour = np.zeros((3, 8, 8, 1), np.uint8), np.zeros((3, 8, 8, 3), np.uint8)
+    assert encode_gif(grey) == encode_gif(colour)
+
+
+def test_an_own_env_goes_all_the_way(
+    episodes: EpisodeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    AcceleratorState._reset_state(True)
+    tiny = presets()["tiny"][1]
+    steps = OptimizerConfig(steps=4, warmup_steps=1)
+    (path,) = {r.rsplit("/data", 1)[0] for r in episodes.sources}
+    config = dataclasses.replace(
+        tiny,
+        dataset=(path,),
+        output=tmp_path / "model",
+        tokenizer_training=dataclasses.replace(tiny.tokenizer_training, optimizer=steps),
+        dynamics=dataclasses.replace(tiny.dynamics, optimizer=steps, curriculum=((16, 1.0),)),
+        validation=ValidationConfig(every=2, num_contexts=1, context=8, horizon=8),
+        device="cpu",
+    )
+    checkpoint = str(train_world_model.main(config))
+    report = evaluate_world_model.main(
+        evaluate_world_model.EvaluateConfig(
+            world_model=checkpoint,
+            dataset=(path,),
+            context=8,
+            horizon=4,
+            num_contexts=2,
+            output=tmp_path / "judged",
+        )
+    )
+    assert report
+    job = dream_train.DreamTrainConfig(
+        world_model=checkpoint,
+        algorithm="ppo",
+        total_timesteps=32,
+        num_envs=2,
+        horizon=4,
+        ppo=dream_train.PPOConfig(num_steps=8, batch_size=8, num_epochs=1),
+        eval_episodes=2,
+        dream_eval_episodes=2,
+        output=tmp_path / "run",
+        device="cpu",
+    )
+    with pytest.raises(ValueError, match=r"dreams frames \(32, 32, 1\) and 3 actions; .*--env"):
+        dream_train.main(job)
+    results = dream_train.main(dataclasses.replace(job, env=LAMP, output=tmp_path / "own"))
+    assert {"random", "round 1"} <= set(results["evaluations"])
+    judged = evaluate.main(
+        evaluate.EvaluateConfig(
+            env=LAMP, policy=str(tmp_path / "own" / "policy.zip"), num_episodes=2
+        )
+    )
+    assert len(judged["results"]["returns"]) == 2
