@@ -62,12 +62,14 @@ def main(
     envs.reset(seed=config.seed)
     actions = np.random.default_rng(config.seed)
     times: list[float] = []
+    restarts = 0
     rows = []
     for step in tqdm(range(1, config.steps[-1] + 1), unit="step", dynamic_ncols=True):
         batch = actions.integers(envs.single_action_space.n, size=config.num_envs)  # type: ignore[attr-defined]
         start = time.perf_counter()
-        envs.step(batch)
+        terminated = envs.step(batch)[2]
         times.append(time.perf_counter() - start)
+        restarts += int(terminated.sum())
         if step in config.steps:
             assert envs.state is not None
             rows.append(
@@ -75,12 +77,15 @@ def main(
                     "step": step,
                     "median_ms": 1000 * float(np.median(times[-config.window :])),
                     "state_bytes_per_env": envs.state.nbytes // config.num_envs,
+                    "terminations": restarts,
                 }
             )
     report = {"config": dataclasses.asdict(config), "results": rows, **provenance()}
     print(f"{'step':>8}{'ms per step':>14}{'state bytes per env':>22}")
     for row in rows:
         print(f"{row['step']:>8}{row['median_ms']:>14.2f}{row['state_bytes_per_env']:>22,}")
+    if restarts:
+        print(f"{restarts} dreams terminated and began anew, with a memory of their context alone")
     if config.output is not None:
         write_json(config.output, report)
     return report

@@ -10,12 +10,7 @@ repetitions. That cost stays constant over a long dream is shown by benchmark_dr
 
 from __future__ import annotations
 
-import importlib.util
-import multiprocessing
-import os
-import sys
 import time
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,24 +22,24 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-import envs
 import worldsim
 from experiments.command_line import run_script
 from experiments.platform_settings import keep_memory
+from experiments.real_env_speed import time_real
 from experiments.report import provenance, write_json
 from experiments.train_config import TrainConfig, presets
+from experiments.train_stages import places_config
 from experiments.train_world_model import make_accelerator, near, new_model
 from worldsim.checkpoint import for_inference, load_config, resolve
 from worldsim.contexts import ContextBank
 from worldsim.dream import DreamVectorEnv
 from worldsim.latents import LatentEpisodes
+from worldsim.state import WorldState
 from worldsim.training import DynamicsTraining, OptimizerConfig, Trainer, dynamics_loss
 from worldsim.world_model import WorldModel
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-
-_barrier: Any = None  # of the processes that time real envs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,17 +79,19 @@ def main(config: SpeedConfig) -> dict[str, Any]:
     """
     keep_memory()
     model = make_model(config)
+    contexts = worldsim.load_contexts(config.world_model)
+    bank = ContextBank.observe(model, contexts.frames, contexts.actions)
+    flops_per_pass, flops_per_commit = flops_of_step(model, bank.states[0])
     results: dict[str, Any] = {
         "dtype": str(model.compute_dtype),
         "matrix_product_peak_gflops": matrix_peak(model),
-        "model_gflop_per_pass": flops_per_pass(model) / 1e9,
+        "model_gflop_per_pass": flops_per_pass / 1e9,
+        "gflop_per_commit": flops_per_commit / 1e9,
         "decoder_gflop": decoder_flops(model) / 1e9,
-        "state_bytes_per_env": model.initial_state(1).nbytes,
+        "state_bytes_per_env": bank.states.nbytes // len(bank),
         "copy_gigabytes_per_second": copy_bandwidth(model),
         "dream": [],
     }
-    contexts = worldsim.load_contexts(config.world_model)
-    bank = ContextBank.observe(model, contexts.frames, contexts.actions)
     if config.cuda_graphs:
         model.use_cuda_graphs()
     if config.compile:
@@ -106,7 +103,7 @@ def main(config: SpeedConfig) -> dict[str, Any]:
             for obs in ("pixels", "features"):
                 row = time_dream(model, bank, num_envs, steps, obs, config)
                 peak = results["matrix_product_peak_gflops"]
-                work = (steps + 1) * results["model_gflop_per_pass"]
+                work = steps * results["model_gflop_per_pass"] + results["gflop_per_commit"]
                 work += results["decoder_gflop"] if obs == "pixels" else 0.0
                 flops = row["steps_per_second"] * work
                 # Every pass reads the state, and the one that commits writes a new one.
@@ -114,7 +111,8 @@ def main(config: SpeedConfig) -> dict[str, Any]:
                 share = moved / 1e9 / results["copy_gigabytes_per_second"]
                 row |= {"share_of_peak": flops / peak, "share_of_copy_bandwidth": share}
                 results["dream"].append(row)
-    results["parts"] = time_parts(model, max(config.num_envs[:3]))
+    results["parts"] = time_parts(model, bank, max(config.num_envs[:3]))
+    results["parts_without_graphs"] = config.cuda_graphs
     if config.training_length:
         training = time_training(config)
         training["share_of_peak"] = training["gflops"] / results["matrix_product_peak_gflops"]
@@ -167,7 +165,10 @@ def make_model(config: SpeedConfig, dtype: torch.dtype | None = None) -> WorldMo
     if config.preset not in named:
         raise ValueError(f"preset {config.preset} is not one of {', '.join(named)}")
     like = load_config(resolve(config.world_model))
-    model = new_model(named[config.preset][1], like.frame_shape, like.num_actions)
+    training = named[config.preset][1]
+    model = new_model(training, like.frame_shape, like.num_actions)
+    if training.places or training.occupancy:  # which training adds at its end
+        model = model.reconfigured(places=places_config(training, model.config))
     return for_inference(model, config.device, dtype)
 
 
@@ -176,8 +177,6 @@ def time_training(config: SpeedConfig, repetitions: int = 5) -> dict[str, Any]:
     accelerator = make_accelerator(TrainConfig(device=config.device))
     model = make_model(config, torch.float32)
     model.denoiser.requires_grad_(True)
-    if config.compile:
-        model.compile_network()
     length = config.training_length
     batch = max(config.training_frames // length, 1)
     rng = np.random.default_rng(config.seed)
@@ -200,9 +199,14 @@ def time_training(config: SpeedConfig, repetitions: int = 5) -> dict[str, Any]:
         curriculum=((length, 1.0),),
     )
     loss = dynamics_loss(near(model.device, episodes), training, model, accelerator)
+    with FlopCounterMode(display=False) as counter:  # forwards and back; not the optimiser's
+        loss(model, 0)[0].backward()
+    model.zero_grad(set_to_none=True)
+    if config.compile:
+        model.compile_network()
     steps = Trainer(model, loss, training.optimizer, accelerator).run()
     seconds = median_time(lambda: next(steps), repetitions, model.device)
-    flops = 3 * flops_per_pass(model) * batch * length / seconds
+    flops = counter.get_total_flops() / seconds
     return {
         "frames_per_second": batch * length / seconds,
         "segment_length": length,
@@ -212,15 +216,24 @@ def time_training(config: SpeedConfig, repetitions: int = 5) -> dict[str, Any]:
     }
 
 
-def flops_per_pass(model: WorldModel) -> float:
-    """Operations of the matrix products with weights, per env and network pass."""
-    tokens = int(np.prod(model.config.token_grid))
-    total = 0
-    for name, module in model.denoiser.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            per_frame = "modulation" in name or "signal_condition" in name
-            total += 2 * module.weight.numel() * (1 if per_frame else tokens)
-    return float(total)
+@torch.no_grad()
+def flops_of_step(model: WorldModel, state: WorldState) -> tuple[float, float]:
+    """Operations of all matrix products of one denoising pass, and of one commit, per env.
+
+    Args:
+        model: not compiled.
+        state: of one env, after a context, for some memories cost more the longer they are.
+    """
+    actions = torch.zeros(1, dtype=torch.int64, device=model.device)
+    noise = torch.zeros(1, *model.noise_shape, device=model.device)
+    told = model.tell(state, actions)
+    counts = []
+    for steps in (1, 2):
+        with FlopCounterMode(display=False) as counter:
+            model.imagine_latents(state, actions, told, noise, steps)
+        counts.append(float(counter.get_total_flops()))
+    per_pass = counts[1] - counts[0]
+    return per_pass, counts[0] - per_pass
 
 
 def decoder_flops(model: WorldModel) -> float:
@@ -230,68 +243,6 @@ def decoder_flops(model: WorldModel) -> float:
     with FlopCounterMode(display=False) as counter:
         model.decode(latents)
     return float(counter.get_total_flops())
-
-
-def time_real(steps: int, seed: int) -> dict[str, float]:
-    """Steps/s of the package's own env and this project's: one process, then one on every core."""
-    alone = {name: _real_rates(name, 1, steps, seed) for name in ("package", "ours")}
-    cores = os.cpu_count() or 1
-    together = {f"{n}_all_cores": _real_rates(n, cores, steps, seed) for n in ("package", "ours")}
-    return {
-        **alone,
-        **together,
-        "cores": cores,
-        "ratio": alone["ours"] / alone["package"],
-        "ratio_all_cores": together["ours_all_cores"] / together["package_all_cores"],
-    }
-
-
-def _real_rates(name: str, processes: int, steps: int, seed: int) -> float:
-    """Sum of the steps/s of processes that step at the same time."""
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(processes)
-    with context.Pool(processes, initializer=_keep_barrier, initargs=(barrier,)) as pool:
-        jobs = [(name, steps, seed + i) for i in range(processes)]
-        return sum(pool.starmap(_time_real_process, jobs, chunksize=1))
-
-
-def _keep_barrier(barrier: Any) -> None:
-    global _barrier
-    _barrier = barrier
-
-
-def _time_real_process(name: str, steps: int, seed: int) -> float:
-    """Steps/s of one env in this process, from when all processes are ready."""
-    os.environ.setdefault("LP_NUM_THREADS", "0")  # one rendering thread per process
-    if name == "package":
-        env = packaged_memory_maze(seed)
-        env.reset()
-    else:
-        env = envs.make("memory-maze-9x9")
-        env.reset(seed=seed)
-    actions = np.random.default_rng(seed).integers(6, size=steps)
-    for action in actions[:20]:
-        env.step(int(action))
-    _barrier.wait()
-    started = time.perf_counter()
-    for action in actions:
-        env.step(int(action))
-    return steps / (time.perf_counter() - started)
-
-
-def packaged_memory_maze(seed: int) -> Any:
-    """The dm_env environment of the memory-maze package, as it ships."""
-    envs.make("memory-maze-9x9").reset(seed=0)  # chooses the GL backend
-    spec = importlib.util.find_spec("memory_maze")
-    assert spec is not None and spec.submodule_search_locations is not None
-    package = types.ModuleType("memory_maze")  # its own __init__ needs the old gym
-    package.__path__ = list(spec.submodule_search_locations)
-    sys.modules["memory_maze"] = package
-    try:
-        from memory_maze import tasks
-    finally:
-        del sys.modules["memory_maze"]
-    return tasks.memory_maze_9x9(image_only_obs=True, seed=seed)
 
 
 def time_dream(
@@ -314,21 +265,27 @@ def time_dream(
     env.reset(seed=config.seed)
     actions = np.random.default_rng(config.seed).integers(model.config.num_actions, size=num_envs)
     repetitions = max(config.steps if num_envs <= 32 else config.steps // 3, 3)
-    seconds = median_time(lambda: env.step(actions), repetitions, model.device)
+    terminated: list[int] = []  # dreams that begin anew at the next step
+    seconds = median_time(
+        lambda: terminated.append(int(env.step(actions)[2].sum())), repetitions, model.device
+    )
     return {
         "num_envs": num_envs,
         "num_denoising_steps": steps,
         "obs": obs,
         "steps_per_second": num_envs / seconds,
         "milliseconds": 1000 * seconds,
+        "terminations": sum(terminated),
         "reset_milliseconds": 1000 * median_time(env.reset, 5, model.device),
     }
 
 
-def time_parts(model: WorldModel, num_envs: int, repetitions: int = 10) -> dict[str, float]:
-    """Milliseconds of what a step is made of, and of what is done with states."""
+def time_parts(
+    model: WorldModel, bank: ContextBank, num_envs: int, repetitions: int = 10
+) -> dict[str, float]:
+    """Milliseconds of what a step is made of, and of what is done with states; without graphs."""
     c = model.config
-    state = model.initial_state(num_envs)
+    state, _ = bank.gather(np.arange(num_envs) % len(bank))
     tokens = int(np.prod(c.tokenizer.grid))
     z = torch.randn(num_envs, 1, tokens, c.tokenizer.latent_channels, device=model.device)
     actions = torch.zeros(num_envs, 1, dtype=torch.int64, device=model.device)

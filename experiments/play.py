@@ -77,8 +77,7 @@ def main(config: PlayConfig) -> None:
         keys_to_action=keys,  # type: ignore[arg-type]
         fps=config.fps,
         zoom=config.size / frame.shape[0],  # type: ignore[union-attr]
-        seed=config.seed,
-        noop=0,
+        noop=0,  # and no seed, which would begin every episode alike
     )
 
 

@@ -37,6 +37,7 @@ from worldsim.training import (
     tokenizer_loss,
 )
 from worldsim.world_model import WorldModel
+from worldsim.world_model_config import WorldModelConfig
 
 
 def open_writer(config: TrainConfig, stage: str, trainer: Trainer) -> SummaryWriter | None:
@@ -153,6 +154,16 @@ def encode(
         )
 
 
+def places_config(config: TrainConfig, model: WorldModelConfig) -> PlacesConfig:
+    """The memory of places, and the map, that a training ends with."""
+    places = model.places or PlacesConfig()
+    if config.occupancy and places.occupancy is None:
+        assert model.odometry is not None
+        cell = model.odometry.grid or OccupancyConfig().cell
+        places = dataclasses.replace(places, occupancy=OccupancyConfig(cell=cell))
+    return places
+
+
 def train_where_to_go(
     config: TrainConfig, model: WorldModel, episodes: LatentEpisodes, accelerator: Accelerator
 ) -> WorldModel:
@@ -161,11 +172,7 @@ def train_where_to_go(
     Both are trained where the config asks for them, and where the model has them and was trained
     further, so that they see its new read-outs.
     """
-    places = model.config.places or PlacesConfig()
-    if config.occupancy and places.occupancy is None:
-        assert model.config.odometry is not None
-        cell = model.config.odometry.grid or OccupancyConfig().cell
-        places = dataclasses.replace(places, occupancy=OccupancyConfig(cell=cell))
+    places = places_config(config, model.config)
     changed = config.dynamics.optimizer.steps > 0 or config.odometry
     new = model.places is None
     model = model.reconfigured(places=places).eval()

@@ -329,13 +329,15 @@ def make_model(name: str) -> WorldModel:
 @every_backbone
 def test_segments_end_in_own_dreams(name: str) -> None:
     """Training can show any model what it would dream."""
-    model = make_model(name)
+    model = make_model(name).train()
     g = torch.Generator().manual_seed(0)
     latents = torch.randn(2, 6, 4, 8, generator=g)
     actions = torch.randint(NUM_ACTIONS, (2, 6), generator=g)
     drawn = draw_dream_noise(2, 2, model, g)
     drawn = drawn._replace(shown=torch.ones_like(drawn.shown))
     seen, _ = end_in_dreams(model, latents, actions, torch.zeros(2, 6, 3), torch.ones(2, 6), drawn)
+    assert model.denoiser.backbone.training
+    model.eval()
     state = model.observe_latents(model.initial_state(2), actions[:, :4], latents[:, :4])[0]
     for i in range(2):
         dream = model.imagine(state, actions[:, 4 + i], noise=drawn.noise[:, i])

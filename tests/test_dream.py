@@ -20,7 +20,8 @@ from tiny import NUM_ACTIONS, tiny_contexts, tiny_model
 from worldsim.checkpoint import CheckpointError, save
 from worldsim.contexts import ContextBank, open_contexts, sample_contexts
 from worldsim.dataset_writer import DatasetWriter
-from worldsim.dream import DreamEnv, DreamVectorEnv
+from worldsim.dream import DreamVectorEnv
+from worldsim.dream_env import DreamEnv
 from worldsim.noise import PER_THREAD, draw_normal
 from worldsim.recording import EpisodeRecorder, save_episode
 from worldsim.world_model import WorldModel
@@ -216,8 +217,51 @@ def test_a_snapshot_of_another_model_is_refused(model: WorldModel, bank: Context
     other = tiny_model(backbone=backbone)
     contexts = tiny_contexts()
     elsewhere = make_batch(other, (contexts.frames, contexts.actions), 2)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="a snapshot of a dream of another model"):
+    with pytest.raises(ValueError, match="the snapshot is of another model"):
         elsewhere.restore(env.snapshot())
+
+
+def test_a_bank_of_another_model_is_refused(model: WorldModel, bank: ContextBank) -> None:
+    backbone = dataclasses.replace(model.config.backbone, num_layers=1)
+    fewer = tiny_model(backbone=backbone)
+    wider = tiny_model(backbone=dataclasses.replace(model.config.backbone, d_state=16))
+    for other in (fewer, wider):
+        with pytest.raises(ValueError, match=r"the bank of contexts is of another model: its \d"):
+            make_batch(other, bank, 2)
+    contexts = tiny_contexts()
+    small = ContextBank.observe(fewer, contexts.frames, contexts.actions)
+    with pytest.raises(ValueError, match="the bank of contexts is of another model: it lacks 1"):
+        make_batch(model, small, 2)
+
+
+def test_dreams_of_features_alone_have_no_frames_to_go_back_to(
+    model: WorldModel, bank: ContextBank
+) -> None:
+    unseen = make_batch(model, bank, 2, obs="features")
+    unseen.reset(seed=0)
+    unseen.step(np.zeros(2, np.int64))
+    snapshot = unseen.snapshot()
+    for options in ({}, {"obs": "features", "render_mode": "rgb_array"}):
+        showing = make_batch(model, bank, 2, **options)
+        with pytest.raises(ValueError, match="a snapshot of dreams that decode no frames"):
+            showing.restore(snapshot)
+    assert len(snapshot.repeat(2)) == 4
+    again = make_batch(model, bank, 2, obs="features")
+    np.testing.assert_array_equal(again.restore(snapshot), snapshot.state.features.numpy())
+
+
+def test_numpy_seeds_are_seeds_and_bad_contexts_change_nothing(
+    model: WorldModel, bank: ContextBank
+) -> None:
+    env, other = make_batch(model, bank, 3), make_batch(model, bank, 3)
+    expected, _ = env.reset(seed=4)
+    for seed in (np.int64(4), np.arange(4, 7)):
+        np.testing.assert_array_equal(other.reset(seed=seed)[0], expected)  # type: ignore[arg-type]
+    with pytest.raises(IndexError, match="context 99 is not in this bank"):
+        other.reset(seed=8, options={"context": 99})
+    for _ in range(2):
+        actions = np.zeros(3, np.int64)
+        np.testing.assert_array_equal(other.step(actions)[0], env.step(actions)[0])
 
 
 def test_forks_do_not_touch_each_other(model: WorldModel, bank: ContextBank) -> None:

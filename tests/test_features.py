@@ -26,7 +26,8 @@ from agents.sb3 import BatchedVecEnv, SB3Policy
 from experiments.report import write_json
 from worldsim.checkpoint import save
 from worldsim.contexts import ContextBank
-from worldsim.dream import DreamEnv, DreamVectorEnv
+from worldsim.dream import DreamVectorEnv
+from worldsim.dream_env import DreamEnv
 from worldsim.world_model import WorldModel
 
 

@@ -24,7 +24,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 from agents.sb3 import BatchedVecEnv
 from agents.sb3_evaluation import RealEnvEvaluation
 from worldsim.contexts import ContextBank
-from worldsim.dream import DreamEnv, DreamVectorEnv
+from worldsim.dream import DreamVectorEnv
+from worldsim.dream_env import DreamEnv
 from worldsim.world_model import WorldModel
 
 

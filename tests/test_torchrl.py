@@ -8,7 +8,8 @@ from torchrl.envs import GymWrapper
 from torchrl.envs.utils import check_env_specs
 
 from worldsim.contexts import ContextBank
-from worldsim.dream import DreamEnv, DreamVectorEnv
+from worldsim.dream import DreamVectorEnv
+from worldsim.dream_env import DreamEnv
 from worldsim.world_model import WorldModel
 
 

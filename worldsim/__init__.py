@@ -9,7 +9,7 @@ from worldsim.world_model_config import WorldModelConfig
 
 gymnasium.register(
     id="worldsim/Dream-v0",
-    entry_point="worldsim.dream:DreamEnv",
+    entry_point="worldsim.dream_env:DreamEnv",
     vector_entry_point="worldsim.dream:DreamVectorEnv",
 )
 

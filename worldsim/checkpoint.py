@@ -155,13 +155,30 @@ def save(
 
 
 def replace_directory(source: Path, target: Path) -> None:
-    """Move a finished directory into place; a crash leaves the old or the new one."""
+    """Move a finished directory into place; a crash leaves the old or the new one.
+
+    Also one of the machine: the new one is on the disk before the old one is removed.
+    """
+    for path in (*source.iterdir(), source):
+        _write_through(path)
     old = _old(target)
     if target.exists():
         shutil.rmtree(old, ignore_errors=True)
         os.replace(target, old)
     os.replace(source, target)
+    _write_through(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_through(path: Path) -> None:
+    """Wait until a file, or what a directory names, is on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # where directories cannot be opened
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _old(path: Path) -> Path:
@@ -288,10 +305,13 @@ def load_metadata(name_or_path: str | Path) -> dict[str, Any]:
     """How a checkpoint was trained, as `save` was told; empty where it was not.
 
     Raises:
-        CheckpointError: there is no such checkpoint.
+        CheckpointError: there is no such checkpoint, or it is damaged.
     """
     file = resolve(name_or_path) / "metadata.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+    try:
+        return json.loads(file.read_text()) if file.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is damaged: {error}") from error
 
 
 def load_contexts(name_or_path: str | Path) -> Contexts:

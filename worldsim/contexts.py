@@ -88,15 +88,19 @@ class ContextBank:
     def __len__(self) -> int:
         return len(self.frames)
 
+    def check(self, indices: np.ndarray) -> None:
+        """Raise IndexError where an index is outside the bank."""
+        for index in indices.tolist():
+            if not 0 <= index < len(self):
+                raise IndexError(f"context {index} is not in this bank of {len(self)} contexts")
+
     def gather(self, indices: np.ndarray) -> tuple[WorldState, np.ndarray]:
         """States (b) and last frames (b, h, w, c) of the contexts at indices (b,).
 
         Raises:
             IndexError: an index is outside the bank.
         """
-        for index in indices.tolist():
-            if not 0 <= index < len(self):
-                raise IndexError(f"context {index} is not in this bank of {len(self)} contexts")
+        self.check(indices)
         rows = torch.as_tensor(indices, device=self.states.device)
         return self.states[rows], self.frames[indices]
 
@@ -184,9 +188,10 @@ def open_contexts(
         seed: decides which stretches are drawn.
 
     Raises:
-        ValueError: there is nothing to start from.
+        ValueError: there is nothing to start from, or a bank is of another model.
     """
     if isinstance(contexts, ContextBank):
+        contexts.states.check_like(model.initial_state(1), "the bank of contexts")
         return ContextBank(contexts.states.to(model.device), contexts.frames)
     if contexts is None:
         if world_model is None:

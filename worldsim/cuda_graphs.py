@@ -33,6 +33,7 @@ class CudaGraphs:
 
     def __init__(self) -> None:
         self._recordings: dict[Hashable, _Recording] = {}
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._pool = None if not torch.cuda.is_available() else torch.cuda.graph_pool_handle()
 
     def __deepcopy__(self, memo: object) -> CudaGraphs:
@@ -64,6 +65,12 @@ class CudaGraphs:
         # Copies: the next replay writes where this one did.
         return [t.clone() for t in recording.outputs]
 
+    def _stream_on(self, device: torch.device) -> torch.cuda.Stream:
+        """One for all recordings: only on the same stream do they share the pool's memory."""
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        return self._streams[device]
+
     def _record(
         self, function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]
     ) -> _Recording:
@@ -73,7 +80,7 @@ class CudaGraphs:
         torch.set_autocast_cache_enabled(False)
         try:
             here = torch.cuda.current_stream(inputs[0].device)
-            stream = torch.cuda.Stream(inputs[0].device)
+            stream = self._stream_on(inputs[0].device)
             stream.wait_stream(here)
             with torch.cuda.stream(stream):
                 for _ in range(self.WARM_UP):  # whatever is set up at first calls is set up here

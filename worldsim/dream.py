@@ -1,8 +1,8 @@
 """The dream as an environment: every step is imagined by a world model.
 
-`DreamVectorEnv` dreams many episodes as one batch and `DreamEnv` is a batch of one, so the two
-cannot drift apart. Each env has its own random stream, which chooses its contexts and draws the
-noise that its frames are sampled from: env i of a batch seeded with s dreams what a single env
+`DreamVectorEnv` dreams many episodes as one batch; `dream_env.DreamEnv` is a batch of one, so that
+the two cannot drift apart. Each env has its own random stream, which chooses its contexts and draws
+the noise that its frames are sampled from: env i of a batch seeded with s dreams what a single env
 seeded with s + i dreams, up to rounding.
 
     env = gymnasium.make("worldsim/Dream-v0", world_model="memory-maze-9x9", horizon=64)
@@ -82,6 +82,8 @@ class DreamVectorEnv(VectorEnv):
             ("num_envs", num_envs),
             ("horizon", horizon),
             ("num_denoising_steps", num_denoising_steps),
+            ("num_contexts", num_contexts),
+            ("context_length", context_length),
         ):
             if count is not None and count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}")
@@ -163,15 +165,18 @@ class DreamVectorEnv(VectorEnv):
             )
         if self.state is None and not mask.all():
             raise ResetNeeded("the first reset must be of all envs, without a reset_mask")
-        if seed is not None:
-            one = isinstance(seed, int | np.integer)
-            seeds = [seed + i for i in range(self.num_envs)] if one else list(seed)  # type: ignore
-            if len(seeds) != self.num_envs:
-                raise ValueError(f"{len(seeds)} seeds do not match {self.num_envs} envs")
-            for i, (one_seed, chosen) in enumerate(zip(seeds, mask, strict=True)):
-                if chosen and one_seed is not None:
-                    self.generators[i] = np_random(one_seed)[0]
-        infos = self._start(mask, options.get("context"))
+        seeds: Sequence[int | None] = [None] * self.num_envs
+        if isinstance(seed, int | np.integer):
+            seeds = [int(seed) + i for i in range(self.num_envs)]
+        elif seed is not None:
+            seeds = [None if one is None else int(one) for one in seed]
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"{len(seeds)} seeds do not match {self.num_envs} envs")
+        contexts = self._check_contexts(options.get("context"), mask)
+        for i, one in enumerate(seeds):  # nothing was changed before all was checked
+            if mask[i] and one is not None:
+                self.generators[i] = np_random(one)[0]
+        infos = self._start(mask, contexts)
         return self._observe(), infos
 
     def step(
@@ -234,7 +239,7 @@ class DreamVectorEnv(VectorEnv):
             raise ResetNeeded("snapshot was called before reset")
         return DreamSnapshot(
             state=self.state,
-            frames=self.frames.copy(),
+            frames=self.frames.copy() if self._shows_frames else None,
             elapsed_steps=self.elapsed_steps.copy(),
             ended=self._ended.copy(),
             generator_states=tuple(
@@ -249,14 +254,20 @@ class DreamVectorEnv(VectorEnv):
             The observations at that moment.
 
         Raises:
-            ValueError: the snapshot holds another number of dreams, or is of another model.
+            ValueError: the snapshot holds another number of dreams, is of another model, or has no
+                frames, which this env shows.
         """
         if len(snapshot) != self.num_envs:
             raise ValueError(f"a snapshot of {len(snapshot)} dreams for {self.num_envs} envs")
-        if snapshot.state.memory.keys() != self.bank.states.memory.keys():
-            raise ValueError("a snapshot of a dream of another model: its memory has other parts")
+        snapshot.state.check_like(self.model.initial_state(1), "the snapshot")
+        if snapshot.frames is None and self._shows_frames:
+            raise ValueError(
+                "a snapshot of dreams that decode no frames, for envs that show them: make the "
+                "dreams with obs='pixels' or a render_mode"
+            )
         self.state = snapshot.state.to(self.device)
-        self.frames = snapshot.frames.copy()
+        if snapshot.frames is not None:
+            self.frames = snapshot.frames.copy()
         self.elapsed_steps = snapshot.elapsed_steps.copy()
         self._ended = snapshot.ended.copy()
         for generator, state in zip(self.generators, snapshot.generator_states, strict=True):
@@ -287,18 +298,24 @@ class DreamVectorEnv(VectorEnv):
             self.frames = dream.frame.cpu().numpy()
         return dream.reward.cpu().numpy(), dream.terminated.cpu().numpy()
 
-    def _start(self, mask: np.ndarray, contexts: Any = None) -> dict[str, Any]:
+    def _check_contexts(self, contexts: Any, mask: np.ndarray) -> np.ndarray | None:
+        """Contexts that are asked for, (num_envs,) int64, of which those under the mask count."""
+        if contexts is None:
+            return None
+        given = np.asarray(contexts)
+        is_integer = np.issubdtype(given.dtype, np.integer)
+        if not is_integer or given.shape not in ((), (self.num_envs,)):
+            raise ValueError(
+                f"options['context'] must be one integer or {self.num_envs}, got {contexts!r}"
+            )
+        indices = np.where(mask, given, 0).astype(np.int64)
+        self.bank.check(indices)
+        return indices
+
+    def _start(self, mask: np.ndarray, contexts: np.ndarray | None = None) -> dict[str, Any]:
         """Put the envs under the mask at the end of a context; return their infos."""
-        indices = np.zeros(self.num_envs, np.int64)
-        if contexts is not None:
-            given = np.asarray(contexts)
-            is_integer = np.issubdtype(given.dtype, np.integer)
-            if not is_integer or given.shape not in ((), (self.num_envs,)):
-                raise ValueError(
-                    f"options['context'] must be one integer or {self.num_envs}, got {contexts!r}"
-                )
-            indices[mask] = np.broadcast_to(given, self.num_envs)[mask]
-        else:
+        indices = np.zeros(self.num_envs, np.int64) if contexts is None else contexts
+        if contexts is None:
             for i in np.flatnonzero(mask):
                 indices[i] = self.generators[i].integers(len(self.bank))
         state, frames = self.bank.gather(indices)
@@ -327,88 +344,6 @@ class DreamVectorEnv(VectorEnv):
         if wrong.size:
             raise ValueError(f"actions must lie in [0, {num_actions}), got {wrong[0]}")
         return actions.astype(np.int64)
-
-
-class DreamEnv(gymnasium.Env):
-    """One dream. See `DreamVectorEnv`, which it is a batch of one of, for the arguments.
-
-    Args:
-        world_model: name of a shipped model, a checkpoint directory, or a model.
-        contexts: where dreams start.
-        **options: `horizon`, `obs`, `render_mode` and the other options of `DreamVectorEnv`.
-    """
-
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012
-
-    def __init__(
-        self,
-        *,
-        world_model: str | Path | WorldModel,
-        contexts: ContextSource | None = None,
-        render_mode: str | None = None,
-        **options: Any,
-    ) -> None:
-        self.batch = DreamVectorEnv(
-            world_model=world_model,
-            contexts=contexts,
-            render_mode=render_mode,
-            autoreset_mode=AutoresetMode.DISABLED,
-            **options,
-        )
-        self.action_space = self.batch.single_action_space
-        self.observation_space = self.batch.single_observation_space
-        self.render_mode = render_mode
-        self.metadata = self.metadata | {"render_fps": self.batch.metadata["render_fps"]}
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Start a new dream from a context that the random stream chooses.
-
-        Args:
-            seed: restarts the random stream.
-            options: "context": index into the bank, instead of a random choice.
-
-        Returns:
-            The last frame of the context (or its features), and an info with its "context".
-
-        Raises:
-            IndexError: the context is not in the bank.
-        """
-        super().reset(seed=seed)
-        # One stream: what Gymnasium seeds is what the dream draws from.
-        self.batch.generators[0] = self.np_random
-        observations, infos = self.batch.reset(options=options)
-        return observations[0], {"context": int(infos["context"][0])}
-
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Dream one step.
-
-        Raises:
-            TypeError: the action is not an integer.
-            ValueError: the action is not one number, or outside the action space.
-            ResetNeeded: no reset yet, or the episode has ended.
-        """
-        if np.shape(action) != ():
-            raise ValueError(f"action must be one integer, got {action!r}")
-        actions = np.asarray(action)[None]
-        observations, rewards, terminated, truncated, _ = self.batch.step(actions)
-        return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), {}
-
-    def render(self) -> np.ndarray | None:
-        """Return the current frame, (render_size, ..., c) uint8."""
-        frames = self.batch.render()
-        return None if frames is None else frames[0]
-
-    def snapshot(self) -> DreamSnapshot:
-        """Return everything that decides how the dream goes on: see `DreamVectorEnv.snapshot`."""
-        return self.batch.snapshot()
-
-    def restore(self, snapshot: DreamSnapshot) -> np.ndarray:
-        """Go on from a snapshot of one dream and return its observation."""
-        observations = self.batch.restore(snapshot)
-        self.np_random = self.batch.generators[0]
-        return observations[0]
 
 
 def _masked_objects(values: np.ndarray, mask: np.ndarray) -> np.ndarray:

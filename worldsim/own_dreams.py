@@ -9,12 +9,14 @@ predicted stays as recorded: dataset aggregation (Ross et al. 2011, arXiv 1011.0
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from worldsim.cuda_graphs import replay
 
@@ -68,6 +70,17 @@ def draw_dream_noise(
     )
 
 
+@contextlib.contextmanager
+def as_in_dreams(backbone: nn.Module) -> Iterator[None]:
+    """Dream as outside of training, in which DFoT sees both ways and not its memory."""
+    training = backbone.training
+    backbone.eval()
+    try:
+        yield
+    finally:
+        backbone.train(training)
+
+
 @torch.no_grad()
 def end_in_dreams(
     model: WorldModel,
@@ -94,16 +107,21 @@ def end_in_dreams(
     told = model.told(actions, poses)
     led = told if model.odometry is None else actions
     clean = torch.ones(past.shape[:2], device=latents.device)
-    state, _ = model.commit(
-        model.initial_state(len(latents)), led[:, :context], past, clean, (past, told[:, :context])
-    )
-    dreamed = []
-    step: Any = model.imagine_latents
-    if model.cuda_graphs is not None:
-        step = functools.partial(replay, model.cuda_graphs, step, key="own dreams")
-    for i, noise in enumerate(drawn.noise.unbind(1), start=context):
-        state, x, _ = step(state, led[:, i], told[:, i : i + 1], noise)
-        dreamed.append(x)
+    with as_in_dreams(model.denoiser.backbone):
+        state, _ = model.commit(
+            model.initial_state(len(latents)),
+            led[:, :context],
+            past,
+            clean,
+            (past, told[:, :context]),
+        )
+        dreamed = []
+        step: Any = model.imagine_latents
+        if model.cuda_graphs is not None:
+            step = functools.partial(replay, model.cuda_graphs, step, key="own dreams")
+        for i, noise in enumerate(drawn.noise.unbind(1), start=context):
+            state, x, _ = step(state, led[:, i], told[:, i : i + 1], noise)
+            dreamed.append(x)
     shown = drawn.shown
     end = torch.where(shown[..., None, None], torch.cat(dreamed, dim=1), end)
     level = drawn.signal.masked_fill(shown, model.config.dream_signal)

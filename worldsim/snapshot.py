@@ -16,8 +16,8 @@ class DreamSnapshot:
     """Everything about n dreams at one moment: restored, they go on exactly as they did."""
 
     state: WorldState
-    frames: np.ndarray
-    """(n, h, w, c) uint8."""
+    frames: np.ndarray | None
+    """(n, h, w, c) uint8; None where dreams are of features alone."""
     elapsed_steps: np.ndarray
     """(n,) int64."""
     ended: np.ndarray
@@ -41,7 +41,7 @@ class DreamSnapshot:
             states = [dict(np_random(seed + r)[0].bit_generator.state) for r in range(len(states))]
         return DreamSnapshot(
             state=self.state.repeat(n),
-            frames=self.frames.repeat(n, axis=0),
+            frames=None if self.frames is None else self.frames.repeat(n, axis=0),
             elapsed_steps=self.elapsed_steps.repeat(n),
             ended=self.ended.repeat(n),
             generator_states=tuple(states),

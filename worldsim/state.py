@@ -87,6 +87,30 @@ class WorldState:
             memory, choose(self.steps, other.steps), choose(self.features, other.features)
         )
 
+    def check_like(self, initial: WorldState, name: str) -> None:
+        """Refuse memories of a model other than that which made a state.
+
+        Args:
+            initial: the model's initial state; a dimension of no length may have grown.
+            name: of this state's origin, for the message.
+
+        Raises:
+            ValueError: a part is missing, is too many, or has another shape.
+        """
+        expected = initial.memory | {"features": initial.features}
+        for part, t in (self.memory | {"features": self.features}).items():
+            sizes = [] if part not in expected else list(expected[part].shape[1:])
+            fits = len(sizes) == t.ndim - 1 and all(
+                a == b or b == 0 for a, b in zip(t.shape[1:], sizes, strict=True)
+            )
+            if not fits:
+                raise ValueError(
+                    f"{name} is of another model: its {part} is {tuple(t.shape[1:])}, not "
+                    f"{tuple(sizes) or 'there'}"
+                )
+        if missing := expected.keys() - self.memory.keys() - {"features"}:
+            raise ValueError(f"{name} is of another model: it lacks {', '.join(sorted(missing))}")
+
     def to(self, device: torch.device | str) -> WorldState:
         return self.map(lambda t: t.to(device))
 
