@@ -224,7 +224,8 @@ class MemoryFeatures(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
                 f"the env shows {space.dtype} of shape {space.shape}; the model takes uint8 frames "
                 f"of shape {tuple(c.frame_shape)}"
             )
-        if actions != gymnasium.spaces.Discrete(c.num_actions):
+        discrete = isinstance(actions, gymnasium.spaces.Discrete)
+        if not discrete or (actions.n, actions.start) != (c.num_actions, 0):  # type: ignore[attr-defined]
             raise ValueError(f"the env has actions {actions}; the model Discrete({c.num_actions})")
         self.model = model.eval()
         limit = float(np.finfo(np.float32).max)

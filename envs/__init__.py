@@ -7,6 +7,7 @@ this package imports no simulator; an environment's own module is imported when 
 
 from __future__ import annotations
 
+import functools
 import operator
 import re
 from typing import Any
@@ -120,8 +121,9 @@ def adapted(env: gymnasium.Env, name: str) -> gymnasium.Env:
     if key is not None:
         env = gymnasium.wrappers.TransformObservation(env, operator.itemgetter(key), image)
     if actions.start:
-        shift, space = int(actions.start), gymnasium.spaces.Discrete(int(actions.n))
-        env = gymnasium.wrappers.TransformAction(env, lambda action: action + shift, space)
+        shift = functools.partial(operator.add, int(actions.start))  # which can be pickled
+        space = gymnasium.spaces.Discrete(int(actions.n))
+        env = gymnasium.wrappers.TransformAction(env, shift, space)
     return env
 
 

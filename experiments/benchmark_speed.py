@@ -220,6 +220,8 @@ def time_training(config: SpeedConfig, repetitions: int = 5) -> dict[str, Any]:
 def flops_of_step(model: WorldModel, state: WorldState) -> tuple[float, float]:
     """Operations of all matrix products of one denoising pass, and of one commit, per env.
 
+    Those within mamba-ssm's kernels are not seen, and left out.
+
     Args:
         model: not compiled.
         state: of one env, after a context, for some memories cost more the longer they are.

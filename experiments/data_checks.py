@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import numpy as np
 import torch
 
-from worldsim.episodes import EpisodeDataset
+from worldsim.episodes import DamagedEpisodeError, EpisodeDataset
 from worldsim.latents import discounted_returns
 from worldsim.pose import poses_of
 from worldsim.training import DynamicsTraining
@@ -33,7 +34,8 @@ def check_training_data(
             have none.
     """
     if model.pose is not None:
-        poses_of(dataset.infos(0))
+        with contextlib.suppress(DamagedEpisodeError):  # which is told and left out later
+            poses_of(dataset.infos(0))
     lengths = {length for length, _ in training.curriculum}
     if training.own_dreams.share:
         lengths.add(training.own_dreams.context + training.own_dreams.length)

@@ -107,7 +107,8 @@ def check_env(name: str, world_model: str) -> None:
     model, env = load_config(world_model), envs.make(name)
     shape, actions = env.observation_space.shape, env.action_space
     env.close()
-    if shape != tuple(model.frame_shape) or actions != Discrete(model.num_actions):
+    same = isinstance(actions, Discrete) and (actions.n, actions.start) == (model.num_actions, 0)
+    if shape != tuple(model.frame_shape) or not same:
         raise ValueError(
             f"{world_model} dreams frames {tuple(model.frame_shape)} and {model.num_actions} "
             f"actions; {name} has frames {shape} and actions {actions}: name the model's own env "

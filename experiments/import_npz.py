@@ -161,13 +161,14 @@ def count_actions(files: Sequence[Path]) -> int:
     for path in files:
         try:
             with np.load(path, allow_pickle=False) as file:
-                actions = file["action"]
+                actions, num_frames = file["action"], len(file["image"])
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
             continue
         if actions.ndim == 2:
             return int(actions.shape[1])
-        if actions.ndim == 1 and len(actions) > 1:
-            largest = max(largest, int(actions.max()) + 1)
+        steps = of_steps(actions, num_frames)
+        if steps is not None and steps.ndim == 1 and len(steps) and np.isfinite(steps).all():
+            largest = max(largest, int(steps.max()) + 1)
     if not largest:
         raise ValueError(
             f"none of {len(files)} files has actions that can be counted: give --num-actions"

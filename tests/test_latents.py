@@ -68,6 +68,12 @@ def test_stretches_are_whole_and_of_all_lengths(num_frames: int, length: int) ->
     assert most == length or num_frames < 2 * length
 
 
+def test_stretches_can_be_whole_episodes() -> None:
+    episodes = numbered(8, 8)
+    batch = episodes.sample(4, 8, np.random.default_rng(0), longest_stretch=8)
+    assert batch.latents.shape[:2] == (4, 8)
+
+
 def test_few_frames_of_long_stretches_are_most_often_uncut() -> None:
     rng = np.random.default_rng(0)
     frames = [shuffled_stretches(257, 25, 256, rng) for _ in range(300)]

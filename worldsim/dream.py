@@ -172,7 +172,7 @@ class DreamVectorEnv(VectorEnv):
             seeds = [None if one is None else int(one) for one in seed]
         if len(seeds) != self.num_envs:
             raise ValueError(f"{len(seeds)} seeds do not match {self.num_envs} envs")
-        contexts = self._check_contexts(options.get("context"), mask)
+        contexts = self.check_contexts(options.get("context"), mask)
         for i, one in enumerate(seeds):  # nothing was changed before all was checked
             if mask[i] and one is not None:
                 self.generators[i] = np_random(one)[0]
@@ -298,7 +298,7 @@ class DreamVectorEnv(VectorEnv):
             self.frames = dream.frame.cpu().numpy()
         return dream.reward.cpu().numpy(), dream.terminated.cpu().numpy()
 
-    def _check_contexts(self, contexts: Any, mask: np.ndarray) -> np.ndarray | None:
+    def check_contexts(self, contexts: Any, mask: np.ndarray) -> np.ndarray | None:
         """Contexts that are asked for, (num_envs,) int64, of which those under the mask count."""
         if contexts is None:
             return None

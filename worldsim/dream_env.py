@@ -69,6 +69,7 @@ class DreamEnv(gymnasium.Env):
         Raises:
             IndexError: the context is not in the bank.
         """
+        self.batch.check_contexts((options or {}).get("context"), np.ones(1, bool))
         super().reset(seed=seed)
         # One stream: what Gymnasium seeds is what the dream draws from.
         self.batch.generators[0] = self.np_random

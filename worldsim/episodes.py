@@ -348,9 +348,11 @@ class EpisodeDataset:
         num_starts[list(self._damaged)] = 0
         last = np.cumsum(num_starts)
         if length < 1 or last[-1] == 0:
+            when = " before it terminates" if going_on else ""
             raise ValueError(
-                f"no episode has {length} frames: there are {len(self)} of {self._lengths.min()} "
-                f"to {self._lengths.max()} frames, {len(self._damaged)} damaged ones among them"
+                f"no episode has {length} frames{when}: there "
+                f"are {len(self)} of {lengths.min()} to {lengths.max()} frames, "
+                f"{len(self._damaged)} damaged ones among them"
             )
         draw = int(rng.integers(last[-1]))
         episode = int(np.searchsorted(last, draw, side="right"))

@@ -169,7 +169,7 @@ def shuffled_stretches(
     Returns:
         (length,) int64 different frames of the episode.
     """
-    stretch = 2 ** int(rng.integers(min(num_frames, longest).bit_length()))
+    stretch = 2 ** int(rng.integers(min(int(num_frames), longest).bit_length()))
     starts = np.append(0, np.arange(rng.integers(1, stretch + 1), num_frames, stretch))
     sizes = np.diff(starts, append=num_frames)
     order = rng.permutation(len(starts))

@@ -236,7 +236,8 @@ def find_image(
         if images:
             raise ValueError(
                 f"{name} has several images in its observations: choose one of "
-                f"{', '.join(sorted(images))} with image_key"
+                f"{', '.join(sorted(images))} with image_key, or have an environment show it "
+                "alone"
             )
     elif _is_image(space):
         if image_key is not None:
