@@ -13,6 +13,7 @@ import re
 from typing import Any
 
 import gymnasium
+import numpy as np
 
 _MEMORY_MAZE = re.compile(r"memory-maze-(\d+)x(\d+)")
 
@@ -110,21 +111,37 @@ def adapted(env: gymnasium.Env, name: str) -> gymnasium.Env:
     Raises:
         ValueError: it has no such observations or actions.
     """
-    from worldsim.storage import check_discrete, find_image
-
-    try:
-        key, image = find_image(env.observation_space, None, name)
-        actions = check_discrete(env.action_space, name)
-    except ValueError:
+    shown, actions = env.observation_space, env.action_space
+    named = isinstance(shown, gymnasium.spaces.Dict)
+    spaces = dict(shown.spaces) if isinstance(shown, gymnasium.spaces.Dict) else {"": shown}
+    images = [key for key, space in spaces.items() if _is_image(space)]
+    if len(images) != 1:
         env.close()
-        raise
-    if key is not None:
-        env = gymnasium.wrappers.TransformObservation(env, operator.itemgetter(key), image)
+        raise ValueError(
+            f"{name} has observations {shown}; needed is one image: Box uint8 (height, width, "
+            "channels) with 1 or 3 channels"
+        )
+    if not isinstance(actions, gymnasium.spaces.Discrete):
+        env.close()
+        raise ValueError(f"{name} has actions {actions}; needed is a Discrete action space")
+    if named:
+        (key,) = images
+        pick = operator.itemgetter(key)
+        env = gymnasium.wrappers.TransformObservation(env, pick, spaces[key])
     if actions.start:
         shift = functools.partial(operator.add, int(actions.start))  # which can be pickled
         space = gymnasium.spaces.Discrete(int(actions.n))
         env = gymnasium.wrappers.TransformAction(env, shift, space)
     return env
+
+
+def _is_image(space: gymnasium.Space) -> bool:
+    return (
+        isinstance(space, gymnasium.spaces.Box)
+        and space.dtype == np.uint8
+        and len(space.shape) == 3
+        and space.shape[2] in (1, 3)
+    )
 
 
 gymnasium.register(

@@ -236,8 +236,7 @@ def find_image(
         if images:
             raise ValueError(
                 f"{name} has several images in its observations: choose one of "
-                f"{', '.join(sorted(images))} with image_key, or have an environment show it "
-                "alone"
+                f"{', '.join(sorted(images))} with image_key"
             )
     elif _is_image(space):
         if image_key is not None:
