@@ -113,7 +113,7 @@ def adapted(env: gymnasium.Env, name: str) -> gymnasium.Env:
     """
     shown, actions = env.observation_space, env.action_space
     named = isinstance(shown, gymnasium.spaces.Dict)
-    spaces = dict(shown.spaces) if isinstance(shown, gymnasium.spaces.Dict) else {"": shown}
+    spaces = dict(shown.spaces) if named else {"": shown}  # type: ignore[attr-defined]
     images = [key for key, space in spaces.items() if _is_image(space)]
     if len(images) != 1:
         env.close()
