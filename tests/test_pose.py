@@ -122,6 +122,11 @@ def test_learned_rotations_begin_as_drawn_and_learn() -> None:
     (parameter,) = learned.parameters()
     assert parameter.grad is not None and bool((parameter.grad != 0).all())
     assert not list(drawn.parameters())
+    with torch.no_grad():
+        parameter += torch.randn_like(parameter)
+    turned = learned.angles(poses + torch.tensor([0.0, 0.0, 2 * torch.pi])) - learned.angles(poses)
+    turns = turned / (2 * torch.pi)
+    torch.testing.assert_close(turns, turns.round(), atol=1e-4, rtol=0)  # no seam at half a turn
 
 
 def test_tokens_look_where_their_columns_are() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -42,7 +43,8 @@ class PoseConfig:
     """Heads of a scan turn by frequencies of their own, as those of attention always do, and so
     look up in ways of their own; no state grows by it."""
     learned: bool = False
-    """Rotations are trained too, from the drawn frequencies on."""
+    """Rotations by position are trained too, from the drawn frequencies on. Those by heading stay
+    whole numbers, so that a full turn changes nothing."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.field_of_view < 180:
@@ -190,7 +192,8 @@ class PoseRotation(nn.Module):
         harmonic = rng.integers(-config.max_harmonic, config.max_harmonic + 1, size=(*shape, 1))
         frequencies = np.concatenate([place, harmonic], axis=-1).astype(np.float32)
         self.register_buffer("frequencies", torch.from_numpy(frequencies))
-        self.learned = nn.Parameter(torch.zeros(frequencies.shape)) if config.learned else None
+        self.learned = nn.Parameter(torch.zeros(*shape, 2)) if config.learned else None
+        """Added to the frequencies of x and y."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         """The first checkpoints did not hold the frequencies, which are those of the seed."""
@@ -202,5 +205,5 @@ class PoseRotation(nn.Module):
         with torch.autocast(poses.device.type, enabled=False):
             frequencies = self.frequencies.float()
             if self.learned is not None:
-                frequencies = frequencies + self.learned.float()
+                frequencies = frequencies + F.pad(self.learned.float(), (0, 1))
             return torch.einsum("...i,hfi->...hf", poses.float(), frequencies)
