@@ -257,6 +257,7 @@ def test_a_new_mixer_looks_up_by_likeness() -> None:
     B, C = xbc[..., c.d_inner :].chunk(2, dim=-1)
     likeness = (C[0, -1] @ B[0, :-1].T).detach()
     assert likeness.argmax() == 10
+    assert torch.equal(xbc[0, -1], xbc[0, 10])  # what is written is of the token alone, too
 
 
 @pytest.mark.parametrize("tokens_per_frame", [1, 4])

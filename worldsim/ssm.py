@@ -208,9 +208,10 @@ class Mamba2Mixer(nn.Module):
     """Mamba-2 mixer over sequences; the whole sequence at once or continued from a state.
 
     It begins as a memory that is looked up by likeness: B and C start as the same map of the same
-    token, so that a token reads what was written by tokens like it, and the heads forget over 100
-    to 4,000 frames. Mamba-2's own initialisation (B and C independent, most heads forgetting within
-    some ten tokens) learns recall far later.
+    token, so that a token reads what was written by tokens like it; the convolution starts as
+    nothing, so that what is written is of that token alone; and the heads forget over 100 to 4,000
+    frames. Mamba-2's own initialisation (B and C independent, tokens mixed by the convolution, most
+    heads forgetting within some ten tokens) learns recall far later.
 
     Args:
         config: sizes.
@@ -236,7 +237,7 @@ class Mamba2Mixer(nn.Module):
             self.map_bias = nn.Parameter(torch.full((2, groups * config.d_state), 0.5))
         h = config.num_heads
         self.in_proj = nn.Linear(config.d_model, config.d_inner + config.d_xbc + h, bias=False)
-        self.conv_weight = nn.Parameter(torch.empty(config.d_conv, config.d_xbc))
+        self.conv_weight = nn.Parameter(torch.zeros(config.d_conv, config.d_xbc))
         self.conv_bias = nn.Parameter(torch.zeros(config.d_xbc))
         dt = torch.exp(torch.empty(h).uniform_(math.log(0.1), math.log(1.0)))
         horizon = tokens_per_frame * torch.logspace(math.log10(100), math.log10(4000), h)
@@ -245,13 +246,11 @@ class Mamba2Mixer(nn.Module):
         self.D = nn.Parameter(torch.ones(h))
         self.norm_weight = nn.Parameter(torch.ones(config.d_inner))
         self.out_proj = nn.Linear(config.d_inner, config.d_model, bias=False)
-        nn.init.uniform_(self.conv_weight, -(config.d_conv**-0.5), config.d_conv**-0.5)
         with torch.no_grad():
             _, to_xbc, _ = self.in_proj.weight.split([config.d_inner, config.d_xbc, h])
             to_b, to_c = to_xbc[config.d_inner :].chunk(2)
             to_c.copy_(to_b)
-            self.conv_weight[:, config.d_inner :] = 0
-            self.conv_weight[-1, config.d_inner :] = 1
+            self.conv_weight[-1] = 1
 
     def initial_state(self, batch_size: int) -> SSMState:
         c, device = self.config, self.A_log.device
