@@ -111,8 +111,9 @@ def main(config: SpeedConfig) -> dict[str, Any]:
                 share = moved / 1e9 / results["copy_gigabytes_per_second"]
                 row |= {"share_of_peak": flops / peak, "share_of_copy_bandwidth": share}
                 results["dream"].append(row)
+    graphs, model.cuda_graphs = model.cuda_graphs, None
     results["parts"] = time_parts(model, bank, max(config.num_envs[:3]))
-    results["parts_without_graphs"] = config.cuda_graphs
+    model.cuda_graphs = graphs
     if config.training_length:
         training = time_training(config)
         training["share_of_peak"] = training["gflops"] / results["matrix_product_peak_gflops"]
@@ -285,8 +286,17 @@ def time_dream(
 def time_parts(
     model: WorldModel, bank: ContextBank, num_envs: int, repetitions: int = 10
 ) -> dict[str, float]:
-    """Milliseconds of what a step is made of, and of what is done with states; without graphs."""
+    """Milliseconds of what a step is made of, and of what is done with states; without graphs.
+
+    A step of the env is `step`: one denoising pass, commit, decode and heads; what is beside them,
+    noise and poses that the model is told among it, is `env_overhead`.
+    """
     c = model.config
+    env = DreamVectorEnv(
+        num_envs, world_model=model, contexts=bank, horizon=None, num_denoising_steps=1
+    )
+    env.reset(seed=0)
+    kept = env.snapshot()
     state, _ = bank.gather(np.arange(num_envs) % len(bank))
     tokens = int(np.prod(c.tokenizer.grid))
     z = torch.randn(num_envs, 1, tokens, c.tokenizer.latent_channels, device=model.device)
@@ -294,6 +304,7 @@ def time_parts(
     with torch.no_grad():
         told = model.tell(state, actions[:, 0])
         parts: dict[str, Callable[[], object]] = {
+            "step": lambda: env.step(np.zeros(num_envs, np.int64)),
             "network_pass": lambda: model.denoise(state, told, z, 0.5),
             "commit": lambda: model.observe_latents(state, actions, z),
             "decode": lambda: model.decode(z),
@@ -301,11 +312,14 @@ def time_parts(
                 model.predict_reward(state.features),
                 model.predict_termination(state.features),
             ),
-            "snapshot_clone": state.clone,
-            "fork_two": lambda: state.repeat(2),
+            "snapshot": env.snapshot,
+            "restore": lambda: env.restore(kept),
+            "fork_two": lambda: kept.repeat(2),
             "gather": lambda: state[torch.randperm(num_envs)],
         }
         times = {k: 1000 * median_time(f, repetitions, model.device) for k, f in parts.items()}
+    inner = sum(times[name] for name in ("network_pass", "commit", "decode", "heads"))
+    times["env_overhead"] = times["step"] - inner
     return {"num_envs": num_envs, **times}
 
 

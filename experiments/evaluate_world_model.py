@@ -15,10 +15,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
+import torch
 from tqdm import tqdm
 
 import worldsim
@@ -71,6 +72,8 @@ class EvaluateConfig:
     """Frames dreamed."""
     num_denoising_steps: tuple[int, ...] = ()
     """Also score these numbers of denoising steps, without floors."""
+    precisions: tuple[Literal["float32", "bfloat16"], ...] = ()
+    """Also score dreams in these, without floors; by default it is what the device is fast in."""
     shorter_contexts: tuple[int, ...] = (8, 64)
     """Also score dreams after only so many real frames, where that is fewer: what a longer memory
     is worth."""
@@ -119,7 +122,9 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
             model, dataset, batch_size=config.batch_size, seed=config.seed
         ),
         "state_bytes_per_env": model.initial_state(1).nbytes,
+        "precision": str(model.compute_dtype).removeprefix("torch."),
         "denoising_steps": {},
+        "precisions": {},
         "shorter_contexts": {},
     }
     if model.odometry is not None and has_poses(dataset.infos(0)):
@@ -134,6 +139,10 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     for steps in config.num_denoising_steps:
         other = dream_in_batches(model, stretches, config, f"{steps} steps", steps, floors=False)
         values["denoising_steps"][steps] = summarise_first(other)
+    for precision in config.precisions:
+        same = worldsim.load(config.world_model, config.device, getattr(torch, precision))
+        other = dream_in_batches(same, stretches, config, precision, floors=False)
+        values["precisions"][precision] = summarise_first(other)
     for context in (n for n in config.shorter_contexts if n < config.context):
         cut = tuple(x[:, config.context - context :] for x in stretches)
         shorter = dataclasses.replace(config, context=context)
@@ -273,6 +282,7 @@ def print_tables(values: Mapping[str, Any]) -> None:
         )
         print(f"{label:28s}" + "".join(f"{c:>16s}" for c in cells))
     others = {f"{n} denoising steps": v for n, v in values["denoising_steps"].items()}
+    others |= {f"in {name}": v for name, v in values["precisions"].items()}
     others |= {f"context of {n} frames": v for n, v in values["shorter_contexts"].items()}
     for label, scores in others.items():
         cells = (f"{scores[h]['psnr']:.2f} / {scores[h]['ssim']:.3f}" for h in horizons)

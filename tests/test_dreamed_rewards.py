@@ -140,6 +140,7 @@ def test_a_model_is_judged_with_all_its_scores(dataset: EpisodeDataset, tmp_path
         horizon=8,
         shorter_contexts=(4,),
         num_denoising_steps=(1,),
+        precisions=("float32", "bfloat16"),
         reward_episodes=1,
         output=tmp_path / "results",
     )
@@ -147,5 +148,8 @@ def test_a_model_is_judged_with_all_its_scores(dataset: EpisodeDataset, tmp_path
     values = json.loads((config.output / "results.json").read_text())
     assert values["denoising_steps"]["1"]["first_8"] != values["shorter_contexts"]["4"]["first_8"]
     assert values["open_loop"]["dream"]["first_8"] != values["shorter_contexts"]["4"]["first_8"]
+    first = {name: scores["first_8"] for name, scores in values["precisions"].items()}
+    assert first[values["precision"]] == values["open_loop"]["dream"]["first_8"]
+    assert first["float32"] != first["bfloat16"]
     for name in ("quality_by_step.png", "strips.png", "dreams.gif"):
         assert (config.output / name).stat().st_size > 0
