@@ -20,6 +20,7 @@ from pathlib import Path
 
 import gymnasium
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from experiments.command_line import CONTINUES, run_script
@@ -45,8 +46,14 @@ class ImportConfig:
     num_actions: int | None = None
     """Size of the action space; by default that of one-hot actions, or one more than the largest
     index in all files."""
+    size: tuple[int, int] | None = None
+    """Rows and columns that frames are scaled to; by default they stay as they are."""
     max_episodes: int | None = None
     """Stop when the dataset has so many episodes; by default all files are read."""
+
+    def __post_init__(self) -> None:
+        if self.size is not None and min(self.size) < 1:
+            raise ValueError(f"size must be two numbers of pixels above 0, got {self.size}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,12 +69,15 @@ class ImportResult:
     """Files that were skipped."""
 
 
-def load_trajectory(path: Path, num_actions: int) -> RecordedEpisode:
+def load_trajectory(
+    path: Path, num_actions: int, size: tuple[int, int] | None = None
+) -> RecordedEpisode:
     """Read one trajectory.
 
     Args:
         path: The .npz file.
         num_actions: Size of the action space.
+        size: Rows and columns that frames are scaled to.
 
     Raises:
         ValueError: If the file is not a whole trajectory; the message says why.
@@ -134,7 +144,7 @@ def load_trajectory(path: Path, num_actions: int) -> RecordedEpisode:
         offsets = infos["targets_pos"] - infos["target_pos"][:, None]  # (t, n, 2)
         infos["target_index"] = np.square(offsets).sum(axis=2).argmin(axis=1)
     return RecordedEpisode(
-        observations=images,
+        observations=images if size is None else scaled(images, size),
         actions=actions,
         rewards=rewards.astype(np.float64),
         terminations=terminations,
@@ -142,6 +152,14 @@ def load_trajectory(path: Path, num_actions: int) -> RecordedEpisode:
         infos=infos,
         metadata=metadata,
     )
+
+
+def scaled(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Images (t, h, w, c) uint8 with so many rows and columns, by means of what pixels cover."""
+    rows, columns = size
+    pictures = (Image.fromarray(i.squeeze(2) if i.shape[2] == 1 else i) for i in images)
+    resized = [p.resize((columns, rows), Image.Resampling.BOX) for p in pictures]
+    return np.stack(resized).reshape(len(images), rows, columns, images.shape[3])
 
 
 def of_steps(rows: np.ndarray, num_frames: int) -> np.ndarray | None:
@@ -192,7 +210,7 @@ def main(config: ImportConfig) -> ImportResult:
     if not files:
         raise FileNotFoundError(f"there are no .npz files in {source}")
     num_actions = count_actions(files) if config.num_actions is None else config.num_actions
-    shape = frame_shape(files, num_actions)
+    shape = frame_shape(files, num_actions, config.size)
     damaged: list[str] = []
     terminated = 0
     published = time.monotonic()
@@ -206,7 +224,7 @@ def main(config: ImportConfig) -> ImportResult:
             if name in imported:
                 continue
             try:
-                episode = load_trajectory(path, num_actions)
+                episode = load_trajectory(path, num_actions, config.size)
                 if episode.observations.shape[1:] != shape:
                     raise ValueError(f"frames are {episode.observations.shape[1:]}, not {shape}")
             except ValueError as error:
@@ -232,7 +250,9 @@ def main(config: ImportConfig) -> ImportResult:
     return result
 
 
-def frame_shape(files: Sequence[Path], num_actions: int) -> tuple[int, ...]:
+def frame_shape(
+    files: Sequence[Path], num_actions: int, size: tuple[int, int] | None
+) -> tuple[int, ...]:
     """Return the frame shape of the first file that is a trajectory.
 
     Raises:
@@ -241,7 +261,7 @@ def frame_shape(files: Sequence[Path], num_actions: int) -> tuple[int, ...]:
     reasons = []
     for path in files:
         try:
-            return load_trajectory(path, num_actions).observations.shape[1:]
+            return load_trajectory(path, num_actions, size).observations.shape[1:]
         except ValueError as error:
             reasons.append(f"{path.name}: {error}")
     raise ValueError(f"none of {len(files)} files is a trajectory, for example {reasons[0]}")

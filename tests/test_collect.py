@@ -422,6 +422,22 @@ def test_import_of_what_a_loop_over_gymnasium_records(tmp_path: Path) -> None:
         assert episode.terminated.tolist() == [False] * 8 + [i == 0]
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_import_scales_frames_by_averaging(tmp_path: Path, channels: int) -> None:
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (9, 16, 8, channels), dtype=np.uint8)
+    frames = coarse.repeat(2, axis=1).repeat(3, axis=2)
+    actions = np.arange(9) % 2
+    np.savez(tmp_path / "0.npz", image=frames, action=actions, reward=np.zeros(9))
+    config = import_npz.ImportConfig(
+        source=tmp_path, dataset="own-v0", datasets_root=tmp_path, size=(16, 8)
+    )
+    dataset = EpisodeDataset(import_npz.main(config).path)
+    np.testing.assert_array_equal(dataset.episode(0).frames, coarse)
+    with pytest.raises(ValueError, match=r"size must be .* got \(0, 8\)"):
+        import_npz.ImportConfig(source=tmp_path, size=(0, 8))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
