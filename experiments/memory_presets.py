@@ -118,7 +118,7 @@ def presets() -> dict[str, tuple[str, BenchmarkConfig]]:
         sizes=BackboneSizes(
             d_model=96,
             num_layers=7,
-            block_sizes=((1, 2), 2),
+            block_sizes=((1, 2),),
             d_state=128,
             causal_window=64,
             coarse_patch=(2, 1),
@@ -156,7 +156,7 @@ def presets() -> dict[str, tuple[str, BenchmarkConfig]]:
         seeds=(0, 1, 2),
         sizes=dataclasses.replace(
             cpu.sizes,
-            block_sizes=((1, 4), 4),
+            block_sizes=((1, 4),),
             causal_window=192,
             coarse_patch=(4, 1),
             chunk_size=128,
