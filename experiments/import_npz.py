@@ -158,7 +158,7 @@ def scaled(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Images (t, h, w, c) uint8 with so many rows and columns, by means of what pixels cover."""
     rows, columns = size
     pictures = (Image.fromarray(i.squeeze(2) if i.shape[2] == 1 else i) for i in images)
-    resized = [p.resize((columns, rows), Image.Resampling.BOX) for p in pictures]
+    resized = [np.asarray(p.resize((columns, rows), Image.Resampling.BOX)) for p in pictures]
     return np.stack(resized).reshape(len(images), rows, columns, images.shape[3])
 
 

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from tiny import leave_nothing_at_zero
 from torch import Tensor, nn
 
 from worldsim.backbone import BlockSSMConfig, Memory, count_parameters, make_backbone
@@ -37,10 +38,7 @@ def build(seed: int = 0, **changes: object) -> nn.Module:
     """A backbone with no weight at zero, so that everything can matter."""
     torch.manual_seed(seed)
     backbone = make_backbone(dataclasses.replace(TINY, **changes), GRID)  # type: ignore[arg-type]
-    with torch.no_grad():
-        for p in backbone.parameters():
-            if not p.any():
-                p.normal_(std=0.2)
+    leave_nothing_at_zero(backbone, std=0.2)
     return backbone.eval()
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from tiny import NUM_ACTIONS, tiny_config, tiny_contexts
+from tiny import NUM_ACTIONS, leave_nothing_at_zero, tiny_config, tiny_contexts
 from torch import Tensor, nn
 
 import worldsim.checkpoint as checkpoint
@@ -56,10 +56,7 @@ def make(name: str, seed: int = 0, pose: PoseConfig | None = None) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         backbone = make_backbone(CONFIGS[name], GRID, pose)
-        with torch.no_grad():
-            for p in backbone.parameters():
-                if not p.any():
-                    p.normal_(std=0.3)
+        leave_nothing_at_zero(backbone)
     return backbone.eval()
 
 
@@ -319,10 +316,7 @@ def make_model(name: str) -> WorldModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = WorldModel(dataclasses.replace(tiny_config(), backbone=CONFIGS[name]))
-        with torch.no_grad():
-            for key, p in model.named_parameters():
-                if not p.any() and not key.startswith("termination_head"):
-                    p.normal_(std=0.3)
+        leave_nothing_at_zero(model)
     return model.eval()
 
 

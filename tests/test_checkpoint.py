@@ -208,6 +208,16 @@ def test_a_checkpoint_is_replaced_as_a_whole(model: WorldModel, tmp_path: Path) 
     assert torch.equal(dream(load(tmp_path / "a", dtype=torch.float32))[0], dream(tiny_model(1))[0])
 
 
+def test_what_is_no_checkpoint_is_not_replaced(model: WorldModel, tmp_path: Path) -> None:
+    (tmp_path / "run" / "videos").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"run is no checkpoint, but holds videos"):
+        save(model, tmp_path / "run")
+    assert (tmp_path / "run" / "videos").is_dir() and not (tmp_path / ".run.partial").exists()
+    (tmp_path / "empty").mkdir()
+    save(model, tmp_path / "empty")
+    assert load(tmp_path / "empty").config == model.config
+
+
 class KilledError(Exception):
     """Stands for the end of the process."""
 

@@ -319,6 +319,12 @@ def test_render_enlarges_what_was_dreamed(model: WorldModel, bank: ContextBank) 
     features.reset(seed=0)
     features.step(1)
     np.testing.assert_array_equal(features.render(), frame)
+    grey = dataclasses.replace(model.config.tokenizer, frame_shape=(64, 64, 1))
+    contexts = tiny_contexts()
+    pictures = contexts.frames[..., :1], contexts.actions
+    env = make(tiny_model(tokenizer=grey), pictures, render_mode="rgb_array")  # type: ignore[arg-type]
+    frame, _ = env.reset(seed=0)
+    np.testing.assert_array_equal(env.render(), frame.repeat(3, axis=-1))
 
 
 def test_make_vec_makes_one_batch(model: WorldModel, bank: ContextBank) -> None:
@@ -467,6 +473,11 @@ def test_a_dataset_gives_contexts(model: WorldModel, tmp_path: Path) -> None:
     assert len(bank) == 7
     last = np.concatenate([frames[4:] for frames in played])
     assert all((last == frame).all(axis=(1, 2, 3)).any() for frame in bank.frames)
+    with pytest.warns(UserWarning, match="no 128 frames, so that contexts have 13"):
+        longest = open_contexts(model, tmp_path / "dreams-v0")
+    assert longest.states.steps.tolist() == [13] * 64
+    with pytest.raises(ValueError, match="has 6 actions, the model 4: take contexts from"):
+        open_contexts(tiny_model(num_actions=4), tmp_path / "dreams-v0")
 
 
 @torch.no_grad()

@@ -395,6 +395,7 @@ def test_writer_makes_damaged_episodes_anew(tmp_path: Path) -> None:
     ):
         assert writer.finished == {0, 2}
     assert not leftover.exists()
+    assert episode_file(path, 1).with_suffix(".damaged").stat().st_size == 1000
 
 
 def test_writer_refuses_other_settings_and_company(tmp_path: Path) -> None:
@@ -430,9 +431,11 @@ def test_full_disk_at_the_end_does_not_hide_the_first_error(
 def test_recorder_keeps_numeric_infos_of_every_step() -> None:
     frame = np.zeros(SHAPE, np.uint8)
     first = {"x": 1, "where": np.zeros(2), "note": "text", "maze_layout": np.eye(2), "rare": 1}
+    first |= {"path": [[1, 2], [3]], "events": []}
     recorder = EpisodeRecorder(frame, first, seed=4)
     frame += 1  # envs may reuse their buffers
     later = {"x": 2, "where": np.ones(2), "note": "text", "maze_layout": np.eye(2)}
+    later |= {"path": [[1], [2, 3]], "events": []}
     recorder.step(3, frame, 0.5, False, True, later)
     episode = recorder.finish({"policy": "p"})
     assert episode.observations[:, 0, 0, 0].tolist() == [0, 1]

@@ -292,6 +292,20 @@ def test_places_are_learned_that_only_memory_tells() -> None:
     assert share_found(0.0) > 0.4 > 0.1 > share_found(1.0)
 
 
+def test_places_are_learned_in_full_precision_under_autocast_too() -> None:
+    episodes, _ = treasure_episodes(4, 12, seed=0)
+    assert episodes.poses is not None
+    torch.manual_seed(0)
+    places = Places(4, 6, 4, PlacesConfig(slots=6, width=64))
+    latents, poses = episodes.latents.view(4, 12, 1, 6), episodes.poses.view(4, 12, 3)
+    others, known = torch.randint(12, (4, 12)), torch.ones(4, 12)
+    read_outs = torch.zeros(4, 12, 4, dtype=torch.float16)
+    batch = (latents, read_outs, poses, poses[..., :2] + 1, known, others, poses)
+    exact = places.loss(*batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert places.loss(*batch) == exact
+
+
 def test_walking_follows_what_is_told() -> None:
     torch.manual_seed(0)
     places = Places(3, 4, 4, CONFIG)

@@ -186,6 +186,13 @@ def test_a_resumed_run_takes_the_rates_it_is_given(
     assert all(group["lr"] <= group["initial_lr"] for group in groups)
 
 
+def test_muon_is_not_switched_on_the_way(accelerator: Accelerator, tmp_path: Path) -> None:
+    list(make_trainer(accelerator, tmp_path, config=training(steps=2)).run())
+    without = make_trainer(accelerator, tmp_path, config=training(muon_learning_rate=0.0))
+    with pytest.raises(ValueError, match=r"was trained with Muon.*keep muon_learning_rate above 0"):
+        without.resume()
+
+
 def test_the_average_forgets_the_weights_it_began_with(accelerator: Accelerator) -> None:
     """A short run's average is of its own last steps, however slowly a long run's may change."""
     config = OptimizerConfig(steps=40, warmup_steps=0, learning_rate=0.0, ema_decay=0.9999)

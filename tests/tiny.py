@@ -42,6 +42,16 @@ def tiny_config(num_actions: int = NUM_ACTIONS) -> WorldModelConfig:
     )
 
 
+@torch.no_grad()
+def leave_nothing_at_zero(module: torch.nn.Module, std: float = 0.3) -> None:
+    """Make everything matter: what begins at zero becomes noise, but for terminations, which would
+    end dreams at once."""
+    for name, parameter in module.named_parameters():
+        if (parameter == 0).any() and not name.startswith("termination_head"):
+            noise = std * torch.randn_like(parameter)
+            parameter.copy_(torch.where(parameter == 0, noise, parameter))
+
+
 def tiny_model(seed: int = 0, num_actions: int = NUM_ACTIONS, **changes: Any) -> WorldModel:
     """A model whose dreams depend on everything: no weight is left at zero.
 
@@ -50,10 +60,7 @@ def tiny_model(seed: int = 0, num_actions: int = NUM_ACTIONS, **changes: Any) ->
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = WorldModel(dataclasses.replace(tiny_config(num_actions), **changes))
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if not parameter.any() and not name.startswith("termination_head"):
-                    parameter.normal_(std=0.3)
+        leave_nothing_at_zero(model)
     return model.eval()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 
@@ -25,11 +26,18 @@ def kept_tensors(
 
 
 def keep_tensors(cache: Path | None, fingerprint: str, tensors: dict[str, Tensor]) -> None:
-    """Write tensors to a file in one move; None keeps nothing."""
+    """Write tensors to a file in one move; None keeps nothing.
+
+    Where it cannot be written that is a warning: all goes on, and they are made again next time.
+    """
     if cache is None:
         return
-    cache.parent.mkdir(parents=True, exist_ok=True)
     partial = cache.with_name(f".{cache.name}.partial")
     whole = {name: t.contiguous() for name, t in tensors.items()}
-    save_file(whole, partial, metadata={"fingerprint": fingerprint})
-    partial.replace(cache)
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        save_file(whole, partial, metadata={"fingerprint": fingerprint})
+        partial.replace(cache)
+    except (SafetensorError, OSError) as error:
+        partial.unlink(missing_ok=True)
+        warnings.warn(f"{cache} cannot be kept for the next time: {error}", stacklevel=2)

@@ -132,8 +132,16 @@ def save(
         contexts: real contexts to ship with it.
         half: store weights as float16, and buffers as they are.
         metadata: JSON values saved as metadata.json (how the model was trained).
+
+    Raises:
+        ValueError: the path holds something else, which would be lost.
     """
     path = Path(path)
+    if path.exists() and not (path / "config.json").is_file() and _entries(path):
+        raise ValueError(
+            f"{path} is no checkpoint, but holds {', '.join(_entries(path)[:3])}: a checkpoint "
+            "takes the place of all that is there, so give it a directory of its own"
+        )
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -152,6 +160,10 @@ def save(
             partial / "contexts.npz", frames=contexts.frames, actions=contexts.actions
         )
     replace_directory(partial, path)
+
+
+def _entries(path: Path) -> list[str]:
+    return sorted(p.name for p in path.iterdir()) if path.is_dir() else [path.name]
 
 
 def replace_directory(source: Path, target: Path) -> None:
@@ -263,7 +275,8 @@ def for_inference(
 def fast_dtype(device: torch.device | str) -> torch.dtype:
     """bfloat16 where the hardware multiplies it faster than float32, else float32."""
     if torch.device(device).type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float32
     return torch.bfloat16 if _multiplies_bfloat16_fast() else torch.float32
 
 

@@ -6,6 +6,7 @@ parallel form, and kept in a bank. Starting a dream is then a gather.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TypeAlias
 
@@ -181,14 +182,14 @@ def open_contexts(
             drawn; or None for the contexts that ship with `world_model`.
         world_model: name or directory of the checkpoint that the model came from.
         num_contexts: stretches drawn from a dataset.
-        context_length: frames in each of them.
+        context_length: frames in each of them, or as many as half of the episodes have.
         frames_to_reward: draw them from shortly before rewards, see `sample_contexts`.
         num_starts: about how many starts to make of few contexts, by starting dreams within their
             second halves too; None: one of each.
         seed: decides which stretches are drawn.
 
     Raises:
-        ValueError: there is nothing to start from, or a bank is of another model.
+        ValueError: there is nothing to start from, or it is of another model or environment.
     """
     if isinstance(contexts, ContextBank):
         contexts.states.check_like(model.initial_state(1), "the bank of contexts")
@@ -201,8 +202,22 @@ def open_contexts(
             )
         contexts = load_contexts(world_model)
     elif isinstance(contexts, str | Path):
+        dataset = EpisodeDataset(contexts)
+        known = model.config.num_actions
+        if dataset.num_actions != known:
+            raise ValueError(
+                f"{contexts} has {dataset.num_actions} actions, the model {known}: take contexts "
+                "from the environment that the model learned"
+            )
+        if (most := int(np.median(dataset.frames_going_on()))) < context_length:
+            warnings.warn(
+                f"half of the episodes of {contexts} have no {context_length} frames, so that "
+                f"contexts have {most}",
+                stacklevel=2,
+            )
+            context_length = most
         contexts = sample_contexts(
-            contexts, num_contexts, context_length, seed=seed, frames_to_reward=frames_to_reward
+            dataset, num_contexts, context_length, seed=seed, frames_to_reward=frames_to_reward
         )
     if isinstance(contexts, Contexts):
         contexts = contexts.frames, contexts.actions

@@ -248,7 +248,12 @@ class DatasetWriter:
                     if len(group["rewards"]) != steps or len(group["actions"]) != steps:
                         raise ValueError("its lengths do not agree")
             except (OSError, KeyError, ValueError) as error:
-                warnings.warn(f"{path} is damaged ({error}) and is made anew", stacklevel=3)
-                path.unlink()
+                aside = path.with_suffix(".damaged")
+                warnings.warn(
+                    f"{path} is damaged, or cannot be read ({error}): it is kept as "
+                    f"{aside.name}, and the episode is made anew",
+                    stacklevel=3,
+                )
+                path.replace(aside)
                 continue
             self._steps[int(match.group(1))] = steps

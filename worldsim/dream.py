@@ -275,10 +275,12 @@ class DreamVectorEnv(VectorEnv):
         return self._observe()
 
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """Return the current frame of every env, (render_size, ..., c) uint8."""
+        """Return the current frame of every env, (render_size, ..., 3) uint8."""
         if self.render_mode is None:
             return None
         scaled = self.frames.repeat(self.render_scale, axis=1).repeat(self.render_scale, axis=2)
+        if scaled.shape[-1] == 1:
+            scaled = scaled.repeat(3, axis=-1)
         return tuple(scaled)
 
     @torch.no_grad()

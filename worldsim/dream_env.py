@@ -91,7 +91,7 @@ class DreamEnv(gymnasium.Env):
         return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), {}
 
     def render(self) -> np.ndarray | None:
-        """Return the current frame, (render_size, ..., c) uint8."""
+        """Return the current frame, (render_size, ..., 3) uint8."""
         frames = self.batch.render()
         return None if frames is None else frames[0]
 

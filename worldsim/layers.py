@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol, cast
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,17 @@ Memory = dict[str, Tensor]
 
 BlockSize = int | tuple[int, int]
 """Side of a square block of tokens, or its rows and columns; 0 is all that the frame has."""
+
+
+def in_float32(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a module's method leave autocast: what adds up over many frames may not be rounded."""
+
+    @functools.wraps(method)
+    def exact(self: Any, *tensors: Tensor) -> Any:
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            return method(self, *(t.float() if t.is_floating_point() else t for t in tensors))
+
+    return exact
 
 
 def rows_and_columns(size: BlockSize, grid: tuple[int, int]) -> tuple[int, int]:

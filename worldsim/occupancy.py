@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldsim.layers import Memory
+from worldsim.layers import Memory, in_float32
 from worldsim.pose import placed_at, seen_from
 
 CELLS = "places.cells"
@@ -329,6 +329,7 @@ class Occupancy(nn.Module):
         """Cells (..., 2) int64 that hold places (..., 2)."""
         return torch.floor(places / self.config.cell).long()
 
+    @in_float32
     def loss(self, latents: Tensor, read_outs: Tensor, poses: Tensor, come_to: Tensor) -> Tensor:
         """Negative log likelihood of where episodes come to, as their maps tell it all along.
 

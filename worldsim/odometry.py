@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldsim.grid_view import GridView
-from worldsim.layers import Memory
+from worldsim.layers import Memory, in_float32
 from worldsim.pose import compose, inverse, relative_poses
 
 HIDDEN, POSE, ORIGIN = "odometry.hidden", "odometry.pose", "odometry.origin"
@@ -221,6 +221,7 @@ class Odometry(nn.Module):
         """Displacements; none where no action led to a frame."""
         return self.SCALE * output * (actions < self.action_in.num_embeddings - 1)[..., None]
 
+    @in_float32
     def loss(self, actions: Tensor, latents: Tensor, poses: Tensor) -> Tensor:
         """Mean absolute error of both displacements, in `SCALE`, and what is seen of a grid.
 

@@ -29,7 +29,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from worldsim.heads import make_head, policy_loss
-from worldsim.layers import Memory
+from worldsim.layers import Memory, in_float32
 from worldsim.occupancy import Occupancy, OccupancyConfig
 from worldsim.pose import placed_at, seen_from
 
@@ -299,6 +299,7 @@ class Places(nn.Module):
             F.log_softmax(share, dim=-1),
         )
 
+    @in_float32
     def loss(
         self,
         latents: Tensor,
@@ -343,6 +344,7 @@ class Places(nn.Module):
         likelihood = guesses.log_likelihood(seen_from(true_poses, asked))
         return own, _mean(-likelihood, known[rows, others])
 
+    @in_float32
     def walk_loss(
         self, read_outs: Tensor, poses: Tensor, actions: Tensor, ahead: Tensor, told: Tensor
     ) -> Tensor:

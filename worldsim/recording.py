@@ -168,8 +168,11 @@ def replace_file(path: Path, content: bytes | memoryview) -> None:
 
 
 def _numeric(value: Any) -> np.ndarray | None:
-    array = np.asarray(value) if value is not None else np.empty(0, dtype=object)
-    if array.dtype.kind not in "biuf":
+    try:
+        array = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        return None
+    if array.dtype.kind not in "biuf" or not array.size:
         return None
     return array.astype(np.float32) if array.dtype == np.float64 else array.copy()
 

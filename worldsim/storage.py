@@ -22,7 +22,8 @@ from minari.serialization import deserialize_space
 from minari.storage import get_dataset_path
 from PIL import Image
 
-MAX_OPEN_EPISODES = 256  # every episode of a dataset recorded by us is a file of its own
+MAX_OPEN_EPISODES = 32
+"""Of a dataset; every episode recorded by us is a file, and systems open some 1,000 of them."""
 
 
 class EpisodeReader(Protocol):

@@ -239,13 +239,23 @@ class Trainer:
         replace_directory(partial, self.directory / "latest")
 
     def resume(self) -> bool:
-        """Continue from the last checkpoint, if there is one."""
+        """Continue from the last checkpoint, if there is one.
+
+        Raises:
+            ValueError: it was trained by other optimizers.
+        """
         if self.directory is None:
             return False
         for name in ("latest", ".latest.old"):
             file = self.directory / name / "training.pt"
             if file.is_file():
                 state = torch.load(file, map_location=self.accelerator.device, weights_only=True)
+                if len(state["optimizers"]) != len(self._optimizers):
+                    raise ValueError(
+                        f"{file} was trained with{'out' * (len(self._optimizers) > 1)} Muon, which "
+                        "cannot be switched on or off on the way: keep muon_learning_rate "
+                        f"{'0' if len(self._optimizers) > 1 else 'above 0'}, or train anew"
+                    )
                 self.model.load_state_dict(state["model"])
                 self.average.load_state_dict(state["average"])
                 for optimizer, values in zip(self._optimizers, state["optimizers"], strict=True):
