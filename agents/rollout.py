@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -56,18 +57,35 @@ class EpisodeResult:
 def make_parallel(make_env: Callable[[], gymnasium.Env], num_workers: int) -> VectorEnv:
     """Make envs that step in parallel, one process each, for `rollout`.
 
+    Processes leave Ctrl-C to this one.
+
     Args:
         make_env: makes one env; a lambda will do.
         num_workers: processes; 0 steps one env in this process.
+
+    Raises:
+        RuntimeError: the processes ended as they began.
     """
     if num_workers == 0:
         return SyncVectorEnv([make_env], autoreset_mode=AutoresetMode.DISABLED)
     # Forking this process would copy the threads' locks of torch and the renderer, held or not.
     methods = multiprocessing.get_all_start_methods()
     context = "forkserver" if "forkserver" in methods else "spawn"
-    return AsyncVectorEnv(
-        [make_env] * num_workers, context=context, autoreset_mode=AutoresetMode.DISABLED
-    )
+
+    def make() -> gymnasium.Env:
+        if multiprocessing.parent_process() is not None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return make_env()
+
+    try:
+        return AsyncVectorEnv(
+            [make] * num_workers, context=context, autoreset_mode=AutoresetMode.DISABLED
+        )
+    except (EOFError, ConnectionError) as error:
+        raise RuntimeError(
+            "the processes of the envs ended as they began. They import the script that starts "
+            'them, so its own work has to stand below `if __name__ == "__main__":`'
+        ) from error
 
 
 def evaluate(

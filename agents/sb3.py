@@ -20,7 +20,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from agents.rollout import unbatch_infos
@@ -133,11 +133,20 @@ class SB3Policy:
     Args:
         model: the model.
         deterministic: take the most likely action instead of drawing one.
+        normalize: what normalised the model's observations in training, if anything did. It is no
+            part of a saved model: load it with `VecNormalize.load`.
     """
 
-    def __init__(self, model: BaseAlgorithm, *, deterministic: bool = False) -> None:
+    def __init__(
+        self,
+        model: BaseAlgorithm,
+        *,
+        deterministic: bool = False,
+        normalize: VecNormalize | None = None,
+    ) -> None:
         self.model = model
         self.deterministic = deterministic
+        self.normalize = normalize
 
     @classmethod
     def load(
@@ -160,6 +169,8 @@ class SB3Policy:
         infos: Sequence[Mapping[str, Any]] | None = None,
     ) -> tuple[np.ndarray, Any]:
         """Choose one action per env; see `agents.rollout.Policy`."""
+        if self.normalize is not None:
+            observation = np.asarray(self.normalize.normalize_obs(observation))
         return self.model.predict(
             observation, state, episode_start, deterministic=self.deterministic
         )

@@ -3,9 +3,10 @@
 import functools, envs
 from agents.sb3_evaluation import RealEnvEvaluation
 
-make_env = functools.partial(envs.make, "memory-maze-9x9")
-callback = RealEnvEvaluation(make_env, every=50_000, videos="runs/videos")
-PPO("CnnPolicy", dreams).learn(500_000, callback=callback)
+if __name__ == "__main__":  # the real envs are processes, which import the script
+    make_env = functools.partial(envs.make, "memory-maze-9x9")
+    callback = RealEnvEvaluation(make_env, every=50_000, videos="runs/videos")
+    PPO("CnnPolicy", dreams).learn(500_000, callback=callback)
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class RealEnvEvaluation(BaseCallback):
     """Plays real episodes now and then, as SB3's `EvalCallback` does on an env of its own kind.
 
     Logs `eval/mean_reward` and `eval/mean_ep_length`, keeps a video of the first episode of every
-    evaluation, and the best agent.
+    evaluation, and the best agent. Observations are normalised as the agent's own env normalises
+    them (SB3's `VecNormalize`).
 
     Args:
         make_env: makes a real env, such as `functools.partial(envs.make, "memory-maze-9x9")`.
@@ -91,7 +93,11 @@ class RealEnvEvaluation(BaseCallback):
     def _evaluate(self) -> None:
         assert self._envs is not None
         self._last = self.num_timesteps
-        policy: Policy = SB3Policy(self.model, deterministic=self.deterministic)
+        policy: Policy = SB3Policy(
+            self.model,
+            deterministic=self.deterministic,
+            normalize=self.model.get_vec_normalize_env(),
+        )
         if self.world_model is not None:
             policy = FeaturePolicy(self.world_model, policy)
         recorded = 0 if self.videos is None else 1

@@ -46,7 +46,9 @@ def deciding_settings(agent: str) -> list[str]:
     names = ["env", "max_episode_steps"]
     names.append("planner_episodes" if agent in PLANNERS else "eval_episodes")
     if agent not in NOT_IN_DREAMS:
-        names += ["dream_episodes", "horizon", "contexts", "num_envs"]
+        names += ["dream_episodes", "horizon"]
+    if agent not in NOT_IN_DREAMS or trained in DREAM_TRAINED:
+        names += ["contexts", "num_envs"]
     if trained in FROM_BEHAVIOUR:
         names.append("temperature")
     if trained in DREAM_TRAINED:

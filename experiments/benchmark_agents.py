@@ -44,12 +44,13 @@ from experiments.agents_config import (
     NOT_IN_DREAMS,
     PLANNERS,
     REAL_ENV_ONLY,
+    WALKERS,
     BenchmarkAgentsConfig,
     deciding_settings,
 )
 from experiments.agents_report import LABELS, write_report
 from experiments.command_line import CONTINUES, run_script
-from experiments.dream_judging import play_dreams, play_real_episodes
+from experiments.dream_judging import check_env, play_dreams, play_real_episodes
 from experiments.dream_train import DreamTrainConfig
 from experiments.dream_train import main as dream_train
 from experiments.evaluate import make_real_envs
@@ -86,9 +87,31 @@ class AgentsBenchmark:
         self.name = config.world_model or config.env
         self.model: WorldModel = checkpoint.load(self.name)
         self.weights = checkpoint.fingerprint(self.name)
+        self._check_agents()
         self.bank: ContextBank = open_contexts(
             self.model, config.contexts, world_model=self.name, seed=0
         )
+
+    def _check_agents(self) -> None:
+        """Refuse at once what would fail after hours, when its turn comes.
+
+        Raises:
+            ValueError: the env is not the model's, or an agent cannot be had with these two.
+        """
+        config, places = self.config, self.model.config.places
+        for agent in config.agents:
+            reason = None
+            if agent == "oracle" and not config.env.startswith("memory-maze-"):
+                reason = f"no oracle is known for {config.env}"
+            elif agent == "data" and not has_scripted_player(config.env):
+                reason = f"no scripted player is known for {config.env}"
+            elif agent in WALKERS and places is None:
+                reason = f"{self.name} has no memory of places"
+            elif agent == "walker_without_map" and (places is None or places.occupancy is None):
+                reason = f"{self.name} draws no map"
+            if reason is not None:
+                raise ValueError(f"{reason}: leave out {agent!r}")
+        check_env(config.env, self.name)
 
     @functools.cached_property
     def read_outs(self) -> ReadOuts:
@@ -148,12 +171,8 @@ class AgentsBenchmark:
         if agent == "random":
             return RandomPolicy(model.config.num_actions, seed=seed), {}
         if agent == "oracle":
-            if not config.env.startswith("memory-maze-"):
-                raise ValueError(f"no oracle is known for {config.env}: leave out 'oracle'")
             return scripted_player(config.env, seed, ORACLE), {}
         if agent == "data":
-            if not has_scripted_player(config.env):
-                raise ValueError(f"no scripted player is known for {config.env}: leave out 'data'")
             return scripted_player(config.env, seed), {}
         if agent in MEMORY_CUT:
             whole, details = self._make(MEMORY_CUT[agent], seed)
@@ -161,12 +180,9 @@ class AgentsBenchmark:
             policy = ShortMemoryPolicy(model, whole.policy, config.short_memory)
             return policy, details | {"short_memory": config.short_memory}
         if agent in ("behaviour", "walker"):
-            if agent == "walker" and model.places is None:
-                raise ValueError(f"{self.name} has no memory of places: leave out 'walker'")
             return self._behaving(model, seed, walking=agent == "walker")
         if agent == "walker_without_map":
-            if model.config.places is None or model.config.places.occupancy is None:
-                raise ValueError(f"{self.name} draws no map: leave out {agent!r}")
+            assert model.config.places is not None
             places = dataclasses.replace(model.config.places, occupancy=None)
             return self._behaving(model.reconfigured(places=places), seed)
         if agent == "advantage_weighted":
@@ -180,7 +196,9 @@ class AgentsBenchmark:
             return Planner(model, plan, seed=seed), {"planner": dataclasses.asdict(plan)}
         if agent == "model_free":
             work = config.work_directory / f"model_free-seed{seed}"
-            model_free = train_model_free(
+            names = ("env", "max_episode_steps", "num_workers")
+            check_work(work, {name: getattr(config, name) for name in names})
+            model_free, steps = train_model_free(
                 config.env,
                 self._real_steps(),
                 work,
@@ -189,7 +207,7 @@ class AgentsBenchmark:
                 max_episode_steps=config.max_episode_steps,
             )
             return model_free, {
-                "real_steps": self._real_steps(),
+                "real_steps": steps,
                 "training_minutes": training_seconds(work) / 60,
                 "curve": read_curve(work),
             }
@@ -205,10 +223,13 @@ class AgentsBenchmark:
 
     def _clone(self, seed: int) -> ActorCritic:
         """Learn from recorded episodes, or take what was learned before."""
-        path = self.config.work_directory / f"advantage_weighted-seed{seed}" / "policy.safetensors"
+        work, config = self.config.work_directory / f"advantage_weighted-seed{seed}", self.config
+        of_episodes = {"dataset": config.dataset, "cloning": as_json(config.cloning)}
+        check_work(work, {"world_model_sha256": self.weights, **of_episodes})
+        path = work / "policy.safetensors"
         if not path.is_file():
             agent = ActorCritic.from_behaviour(self.model, told_places=False, seed=seed)
-            clone_and_report(agent, self.read_outs, self.config.cloning, seed)
+            clone_and_report(agent, self.read_outs, config.cloning, seed)
             agent.save(path, world_model=self.name)
         return ActorCritic.load(path)[0]
 
@@ -296,6 +317,22 @@ class AgentsBenchmark:
             label=LABELS[agent],
         )
         return summarise(results)
+
+
+def check_work(directory: Path, settings: dict[str, Any]) -> None:
+    """Keep what decides the work in a directory, and refuse work of other settings.
+
+    Raises:
+        ValueError: it was done with others.
+    """
+    now = json.loads(json.dumps(settings))
+    file = directory / "settings.json"
+    then = json.loads(file.read_text()) if file.is_file() else now
+    if changed := [name for name in now if then.get(name) != now[name]]:
+        raise ValueError(
+            f"{directory} holds work of another {', '.join(changed)}: choose another --work"
+        )
+    write_json(file, now)
 
 
 def _alike(then: Any, now: Any) -> bool:

@@ -89,9 +89,9 @@ class DreamTrainConfig:
     contexts: str | None = None
     """Dataset whose stretches the dreams start from; by default those shipped with the model."""
     num_contexts: int = 64
-    """Stretches drawn from a dataset to start from."""
+    """Stretches drawn from that dataset, or the collected one of a later round, to start from."""
     context_length: int = 128
-    """Real frames in each of them."""
+    """Real frames in each of them, or as many as half of the episodes have."""
     frames_to_reward: int | None = None
     """Draw only stretches that a reward followed within so many frames."""
     algorithm: Literal["ppo", "recurrent_ppo", "actor_critic"] = "actor_critic"
@@ -170,6 +170,10 @@ class DreamTrainConfig:
             )
         if self.algorithm == "actor_critic" and self.obs != "features":
             raise ValueError("the actor_critic acts on features: give --obs features")
+        if self.frames_to_reward is not None and self.contexts is None and self.rounds == 1:
+            raise ValueError(
+                "frames_to_reward chooses among the stretches of a dataset: give --contexts"
+            )
         if self.clone is not None and self.algorithm != "actor_critic":
             raise ValueError(f"clone is for the actor_critic, not for {self.algorithm}")
 
@@ -299,7 +303,7 @@ def train_in_dream(
 
 
 def take_up_again(run: RunDirectory) -> None:
-    """Go on with the last round where it is to be longer than it was; its judgement is dropped."""
+    """Go on with the last round where it is to be longer, or judged; what judged it is dropped."""
     config, last = run.config, run.get("last_round", None)
     if last is None or run.get("finished_rounds", 0) != config.rounds:
         return
@@ -307,7 +311,7 @@ def take_up_again(run: RunDirectory) -> None:
         longer = config.total_timesteps > last["timesteps"]
     else:
         longer = 60 * config.minutes > last["seconds"]
-    if longer:
+    if longer or (config.judge and f"round {config.rounds}" not in run.evaluations):
         names = (f"round {config.rounds}", f"round {config.rounds} in dream")
         run.keep(
             finished_rounds=config.rounds - 1,

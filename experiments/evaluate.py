@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ from agents.scripted import scripted_player
 from experiments.command_line import run_script
 from experiments.report import format_table, provenance, summarise, write_json
 from experiments.videos import check_video, save_video
-from worldsim.checkpoint import load
+from worldsim.checkpoint import fingerprint, load
 from worldsim.contexts import open_contexts
 from worldsim.dream import DreamVectorEnv
 from worldsim.world_model import WorldModel
@@ -155,6 +156,20 @@ def policy_of_model(config: EvaluateConfig, dreaming: WorldModel | None = None) 
     )
 
 
+def check_dreamer(policy: Path, world_model: str) -> None:
+    """Refuse a dream whose features are not those that a saved policy acts on.
+
+    Raises:
+        ValueError: the policy is of another world model.
+    """
+    learned_in = json.loads(policy.with_suffix(".json").read_text())["world_model"]
+    if fingerprint(learned_in) != fingerprint(world_model):
+        raise ValueError(
+            f"{policy} acts on the features of {learned_in}, not of {world_model}: judge it in "
+            f"that dream, with --world-model {learned_in}"
+        )
+
+
 class TraceKeeper:
     """Draws decisions of the first env as pictures, STEP.png."""
 
@@ -185,9 +200,10 @@ def make_real_envs(
         os.environ.setdefault("LP_NUM_THREADS", "0")
         return envs.make(env, max_episode_steps=max_episode_steps, **options)
 
-    batch = make_parallel(make, num_workers)
-    spec = batch.get_attr("spec")[0]  # type: ignore[attr-defined]
-    return batch, None if spec is None else spec.max_episode_steps
+    one = make()  # asked here, for not every spec can be sent from process to process
+    limit = None if one.spec is None else one.spec.max_episode_steps
+    one.close()
+    return make_parallel(make, num_workers), limit
 
 
 @contextlib.contextmanager
@@ -259,6 +275,8 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
             )
         in_features = isinstance(policy, FeaturePolicy)
         if isinstance(policy, FeaturePolicy):
+            if config.policy not in POLICIES_OF_MODELS:
+                check_dreamer(Path(config.policy), config.world_model)
             # The dream shows the features itself, with all that the context has put into them.
             policy = policy.policy
         batch = DreamVectorEnv(

@@ -17,6 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -84,7 +85,7 @@ def load_trajectory(
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
+            arrays = read_entries(file)
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"unreadable: {error}") from error
     missing = [key for key in REQUIRED if key not in arrays]
@@ -152,6 +153,22 @@ def load_trajectory(
         infos=infos,
         metadata=metadata,
     )
+
+
+def read_entries(file: Any) -> dict[str, Any]:
+    """The arrays of an opened file; what is none, as a list of infos, is left out if it may be.
+
+    Raises:
+        ValueError: an entry that is needed holds no numbers.
+    """
+    arrays = {}
+    for key in file.files:
+        try:
+            arrays[key] = file[key]
+        except ValueError:
+            if key in (*REQUIRED, *TERMINAL):
+                raise
+    return arrays
 
 
 def scaled(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:

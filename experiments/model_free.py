@@ -33,8 +33,11 @@ def train_model_free(
     seed: int,
     num_workers: int,
     max_episode_steps: int | None = None,
-) -> SB3Policy:
+) -> tuple[SB3Policy, int]:
     """Train on the real env, or go on with it.
+
+    Returns:
+        The policy, and the steps that it took: whole rollouts, so a few more than asked for.
 
     Args:
         env_name: real env.
@@ -43,6 +46,9 @@ def train_model_free(
         seed: decides everything random but the timing of processes.
         num_workers: real envs side by side.
         max_episode_steps: cuts episodes shorter than they are.
+
+    Raises:
+        ValueError: the directory holds a policy that learned otherwise, or for longer.
     """
     work.mkdir(parents=True, exist_ok=True)
     path = work / "policy.zip"
@@ -76,6 +82,11 @@ def train_model_free(
             write_json(work / "seconds.json", seconds)
 
         rest = real_steps - agent.num_timesteps
+        if rest <= -agent.n_steps * num_workers:
+            raise ValueError(
+                f"{work} holds a policy of {agent.num_timesteps} steps, more than {real_steps}: "
+                "choose another --work"
+            )
         if rest > 0:
             progress = DreamProgress(
                 save,
@@ -96,4 +107,4 @@ def train_model_free(
                 save(progress.seconds)
     finally:
         env.close()
-    return SB3Policy(agent)
+    return SB3Policy(agent), agent.num_timesteps

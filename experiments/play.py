@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from typing import Any
 
 import gymnasium
+import numpy as np
 
 import envs
 import worldsim  # noqa: F401  (registers the dream)
@@ -40,10 +42,31 @@ class PlayConfig:
     seed: int = 0
 
 
+class Pictures(gymnasium.Wrapper):
+    """Renders what is observed, for envs that have no picture of their own."""
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        self._frame, info = self.env.reset(**options)
+        return self._frame, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        self._frame, *rest = self.env.step(action)
+        return self._frame, *rest
+
+    def render(self) -> np.ndarray:  # type: ignore[override]
+        """The last frame, (h, w, 3) uint8."""
+        frame = np.asarray(self._frame)
+        return frame.repeat(3, axis=-1) if frame.shape[-1] == 1 else frame
+
+    @property
+    def render_mode(self) -> str:  # type: ignore[override]
+        return "rgb_array"
+
+
 def make_env(config: PlayConfig) -> gymnasium.Env:
     """Make the dream or the real env, to be rendered as pictures."""
     if config.env is not None:
-        return envs.make(config.env, render_mode="rgb_array")
+        return Pictures(envs.make(config.env))
     return gymnasium.make(
         "worldsim/Dream-v0",
         world_model=config.world_model,

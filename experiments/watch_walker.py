@@ -141,7 +141,9 @@ def map_colours(
     """
     assert model.places is not None and model.places.occupancy is not None
     occupancy = model.places.occupancy
-    believed = compose(memory[ORIGIN][:, :3], memory[POSE])[0]
+    origin = memory.get(ORIGIN)  # of a grid, where the model sees one
+    pose = memory[POSE]
+    believed = (pose if origin is None else compose(origin[:, :3], pose))[0]
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     middles = torch.from_numpy(np.stack([columns + 0.5, rows + 0.5], -1).astype(np.float32))
     there = placed_at(believed, seen_from(true_pose, middles))

@@ -47,3 +47,12 @@ class Arm(Lamp):
 
 gymnasium.register("Lamp-v0", Lamp, max_episode_steps=40)
 gymnasium.register("Arm-v0", Arm)
+
+
+def brighter() -> gymnasium.Env:
+    """One whose wrappers cannot be sent from process to process."""
+    env = gymnasium.wrappers.TransformReward(Lamp(), lambda reward: 2 * reward)
+    return gymnasium.wrappers.TimeLimit(env, 30)
+
+
+gymnasium.register("Brighter-v0", lambda: brighter(), max_episode_steps=30)

@@ -123,6 +123,10 @@ def test_agents_that_learn_from_episodes_need_some(tmp_path: Path) -> None:
     assert "advantage-weighted cloning" in benchmark_agents.main(config)
     for agent in config.agents:
         assert (tmp_path / "work" / f"{agent}-seed0/policy.safetensors").is_file()
+    other = dataclasses.replace(config.cloning, num_steps=4)
+    anew = dataclasses.replace(config, output=tmp_path / "new", cloning=other)
+    with pytest.raises(ValueError, match="advantage_weighted-seed0 holds work of another cloning"):
+        benchmark_agents.main(anew)
     with pytest.raises(ValueError, match="advantage_weighted learns from recorded episodes"):
         dataclasses.replace(config, dataset=None)
 
@@ -159,7 +163,13 @@ def test_a_model_free_agent_takes_as_many_real_steps_as_it_is_given(tmp_path: Pa
     config = dataclasses.replace(make_config(tmp_path), agents=("model_free",), real_steps=300)
     benchmark_agents.main(config)
     result = json.loads((tmp_path / "results/model_free-seed0.json").read_text())
-    assert result["real_steps"] == 300 and result["dream"] is not None
+    assert result["real_steps"] == 512  # rollouts of two envs and 128 steps, which are finished
+    assert result["dream"] is not None
+    anew = dataclasses.replace(config, output=tmp_path / "new", real_steps=100)
+    with pytest.raises(ValueError, match="policy of 512 steps, more than 100"):
+        benchmark_agents.main(anew)
+    with pytest.raises(ValueError, match="holds work of another max_episode_steps"):
+        benchmark_agents.main(dataclasses.replace(anew, max_episode_steps=5))
 
 
 def test_a_short_memory_sees_what_the_model_makes_of_the_last_frames_alone() -> None:

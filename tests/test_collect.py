@@ -409,7 +409,9 @@ def test_import_of_what_a_loop_over_gymnasium_records(tmp_path: Path) -> None:
     ended = np.arange(8) == 7
     for i, told in enumerate(({"terminals": ended}, {"truncated": ended})):
         rewards = np.arange(8) * 1.0
-        np.savez(tmp_path / f"{i}.npz", image=frames[i], action=actions, reward=rewards, **told)
+        infos = np.array([{"step": step} for step in range(9)], dtype=object)  # no numbers
+        entries = {"image": frames[i], "action": actions, "reward": rewards, "info": infos}
+        np.savez(tmp_path / f"{i}.npz", **entries, **told)
     config = import_npz.ImportConfig(source=tmp_path, dataset="own-v0", datasets_root=tmp_path)
     result = import_npz.main(config)
     assert (result.episodes, result.terminated) == (2, 1)

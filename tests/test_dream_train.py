@@ -389,6 +389,27 @@ def test_a_finished_run_can_be_made_longer(checkpoint: Path, tmp_path: Path) -> 
         assert config.policy_path.read_bytes() == policy
 
 
+def test_a_run_that_was_not_judged_can_be_judged_later(checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(checkpoint, tmp_path / "run")
+    assert not dream_train.main(dataclasses.replace(config, judge=False))["evaluations"]
+    policy = config.policy_path.read_bytes()
+    results = dream_train.main(config)
+    assert {"random", "round 1", "round 1 in dream"} <= set(results["evaluations"])
+    assert config.policy_path.read_bytes() == policy  # it had learned all that it was to
+
+
+def test_policies_are_judged_in_the_dream_that_they_know(checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(checkpoint, tmp_path / "run", obs="features", judge=False)
+    dream_train.main(config)
+    judged = evaluate.EvaluateConfig(
+        policy=str(config.policy_path), world_model=str(checkpoint), num_episodes=2, horizon=4
+    )
+    evaluate.main(judged)
+    save(tiny_model(seed=9), tmp_path / "other", contexts=tiny_contexts())
+    with pytest.raises(ValueError, match=r"acts on the features of .*, not of .*other"):
+        evaluate.main(dataclasses.replace(judged, world_model=str(tmp_path / "other")))
+
+
 def test_updates_that_do_not_fit_the_horizon_are_refused_at_once() -> None:
     with pytest.raises(ValueError, match="horizon 16 is not a multiple of the 32 steps"):
         DreamTrainConfig(actor_critic=ActorCriticConfig(num_steps=32))

@@ -11,7 +11,16 @@ import pytest
 from accelerate.state import AcceleratorState
 
 import envs
-from experiments import collect, dream_train, evaluate, evaluate_world_model, train_world_model
+from experiments import (
+    benchmark_agents,
+    collect,
+    dream_train,
+    evaluate,
+    evaluate_world_model,
+    play,
+    train_world_model,
+)
+from experiments.agents_config import BenchmarkAgentsConfig
 from experiments.data_checks import check_training_data
 from experiments.train_config import ValidationConfig, presets
 from experiments.videos import encode_gif
@@ -106,6 +115,21 @@ def test_grey_frames_make_videos() -> None:
     assert encode_gif(grey) == encode_gif(colour)
 
 
+def test_envs_whose_specs_cannot_be_sent_are_judged() -> None:
+    config = evaluate.EvaluateConfig(env="own_env:Brighter-v0", num_episodes=2, num_workers=1)
+    report = evaluate.main(config)
+    assert all(r % 2 == 0 for r in report["results"]["returns"])
+
+
+def test_own_envs_without_pictures_can_be_played() -> None:
+    env = play.make_env(play.PlayConfig(env=LAMP))
+    frame, _ = env.reset(seed=0)
+    np.testing.assert_array_equal(env.render(), frame.repeat(3, axis=-1))
+    frame, *_ = env.step(2)
+    np.testing.assert_array_equal(env.render(), frame.repeat(3, axis=-1))
+    assert env.render_mode == "rgb_array"
+
+
 def test_an_own_env_goes_all_the_way(
     episodes: EpisodeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +174,10 @@ def test_an_own_env_goes_all_the_way(
         dream_train.main(job)
     results = dream_train.main(dataclasses.replace(job, env=LAMP, output=tmp_path / "own"))
     assert {"random", "round 1"} <= set(results["evaluations"])
+    with pytest.raises(ValueError, match=r"no scripted player is known for .*: leave out 'data'"):
+        benchmark_agents.main(
+            BenchmarkAgentsConfig(env=LAMP, world_model=checkpoint, work=tmp_path / "work")
+        )
     judged = evaluate.main(
         evaluate.EvaluateConfig(
             env=LAMP, policy=str(tmp_path / "own" / "policy.zip"), num_episodes=2

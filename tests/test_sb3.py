@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,9 @@ from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.envs import IdentityEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
-from agents.sb3 import BatchedVecEnv
+from agents.sb3 import BatchedVecEnv, SB3Policy
 from agents.sb3_evaluation import RealEnvEvaluation
 from worldsim.contexts import ContextBank
 from worldsim.dream import DreamVectorEnv
@@ -221,3 +224,51 @@ def test_real_episodes_are_played_while_the_dream_trains(
     assert PPO.load(tmp_path / "best.zip").num_timesteps == 20  # no later one was better
     with pytest.raises(ValueError, match="every must be at least 1, got 0"):
         RealEnvEvaluation(Counting, every=0)
+
+
+def test_real_frames_are_normalised_as_those_of_training(
+    model: WorldModel, bank: ContextBank
+) -> None:
+    env = VecNormalize(make(model, bank, 2, obs="features"), norm_reward=False)
+    agent = PPO("MlpPolicy", env, n_steps=8, batch_size=8, n_epochs=1, device="cpu", seed=0)
+    agent.learn(16)
+    features = env.unnormalize_obs(np.ones((2, *env.observation_space.shape), np.float32))  # type: ignore[misc]
+    shown: list[np.ndarray] = []
+    agent.predict = lambda observation, *_, **__: (shown.append(observation), None)  # type: ignore[method-assign]
+    starts = np.ones(2, bool)
+    SB3Policy(agent, normalize=agent.get_vec_normalize_env()).act(features, None, starts)
+    SB3Policy(agent).act(features, None, starts)
+    np.testing.assert_allclose(shown[0], 1, atol=1e-3)
+    np.testing.assert_array_equal(shown[1], features)
+    spied: list[object] = []
+    callback = RealEnvEvaluation(Counting, every=8, world_model=model, seeds=(3,), num_workers=0)
+    callback.init_callback(agent)
+    original = SB3Policy.__init__
+
+    def spy(self: SB3Policy, *args: object, **options: object) -> None:
+        spied.append(options["normalize"])
+        original(self, *args, **options)  # type: ignore[arg-type]
+
+    del agent.predict
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SB3Policy, "__init__", spy)
+        agent.learn(16, callback=callback)
+    assert spied and all(n is env for n in spied)
+
+
+def test_processes_without_a_guarded_script_are_explained(tmp_path: Path) -> None:
+    script = tmp_path / "mine.py"
+    script.write_text(
+        "import functools, envs\nfrom agents.rollout import make_parallel\n"
+        'make_parallel(functools.partial(envs.make, "corridor"), 1)\n'
+    )
+    paths = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    ended = subprocess.run(
+        [sys.executable, str(script)],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 1
+    assert 'below `if __name__ == "__main__":`' in ended.stderr.strip().splitlines()[-1]

@@ -36,6 +36,8 @@ def test_the_map_is_laid_over_the_maze_by_the_believed_pose(turn: int) -> None:
         colours[expected], np.broadcast_to(FREE, (expected.sum(), 3)), atol=1
     )
     np.testing.assert_allclose(colours[~expected][:, 0], WALL[0], atol=1)
+    del memory[ORIGIN]  # of a model that sees no grid
+    np.testing.assert_array_equal(map_colours(model, memory, true.float(), layout.shape), colours)
     memory[CELLS] = torch.zeros_like(known)
     assert (map_colours(model, memory, true.float(), layout.shape) == UNKNOWN).all()
 
