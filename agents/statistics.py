@@ -35,3 +35,35 @@ def bootstrap_interval(
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def crossed_bootstrap_interval(
+    values: np.ndarray, *, confidence: float = 0.95, num_resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """The interval of the mean of values (n, m) of which rows and columns are both drawn.
+
+    Such as the results of n seeds of training on the same m mazes: both are drawn anew in every
+    resample. One row gives what `bootstrap_interval` gives.
+
+    Args:
+        values: (n, m) finite numbers.
+        confidence, num_resamples, seed: as for `bootstrap_interval`.
+
+    Raises:
+        ValueError: no values, or values that are not finite.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.ndim != 2 or sample.size == 0 or not np.isfinite(sample).all():
+        raise ValueError(f"values must be a table of finite numbers, got shape {sample.shape}")
+    if len(sample) == 1:
+        return bootstrap_interval(
+            sample[0], confidence=confidence, num_resamples=num_resamples, seed=seed
+        )
+    rng = np.random.default_rng(seed)
+    n, m = sample.shape
+    rows = rng.integers(n, size=(num_resamples, n, 1))
+    columns = rng.integers(m, size=(num_resamples, 1, m))
+    means = sample[rows, columns].mean(axis=(1, 2))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)

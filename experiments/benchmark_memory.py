@@ -102,7 +102,7 @@ def main(config: BenchmarkConfig) -> Path:
     benchmark = Benchmark(config, bar)
     with bar, Workers(benchmark, bar) as workers:
         if config.seeds:
-            rates = choose_rates(config, workers, bar)
+            rates = choose_rates(benchmark, workers, bar)
             pending = find_pending(benchmark, rates)
             write_reference(benchmark)
             bar.reset(total=len(pending) * config.dynamics.optimizer.steps)

@@ -29,8 +29,7 @@ from experiments.memory_report import (
     Runs,
     contact_rows,
     draw_contact_sheet,
-    draw_psnr,
-    draw_recall,
+    draw_runs,
     format_table,
     plot,
 )
@@ -96,7 +95,7 @@ def main(config: EvaluateMemoryConfig) -> dict[str, Any]:
     task = MazeTask(
         env=config.env,
         conditioning="action",
-        training_episodes=4,  # only to learn which colours there are
+        training_episodes=24,  # only to learn which colours there are
         test_episodes=config.episodes,
         context=config.context,
         horizon=config.horizon,
@@ -149,8 +148,7 @@ def main(config: EvaluateMemoryConfig) -> dict[str, Any]:
     write_json(config.output / "results.json", values)
     table = "\n".join([format_table(runs), "", *describe(differences)])
     (config.output / "table.md").write_text(table + "\n")
-    plot(config.output / "recall.png", [lambda axes: draw_recall(axes, runs)])
-    plot(config.output / "psnr.png", [lambda axes: draw_psnr(axes, runs)])
+    draw_runs(config.output, runs)
     save_video(config.output / "dreams.gif", stack_dreams(runs, config.work))
     rows = contact_rows(runs, config.work)
     if rows:

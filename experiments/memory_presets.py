@@ -145,7 +145,12 @@ def presets() -> dict[str, tuple[str, BenchmarkConfig]]:
         num_denoising_steps=1,
         dream_signal=0.5,
         maze=MazeTask(
-            env="memory-maze-7x7", training_episodes=300, test_episodes=12, context=128, horizon=128
+            env="memory-maze-7x7",
+            training_episodes=300,
+            test_episodes=12,
+            test_seed=30_000_000,
+            context=128,
+            horizon=128,
         ),
         output=Path("results/memory/maze-cpu"),
         work=Path("runs/memory/maze-cpu"),
@@ -175,6 +180,7 @@ def presets() -> dict[str, tuple[str, BenchmarkConfig]]:
         maze=MazeTask(
             env="memory-maze-9x9",
             training_episodes=240,
+            test_seed=30_000_000,
             context=400,
             horizon=400,
             batch_size=16,

@@ -15,15 +15,19 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import torch
 import tyro
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from agents.statistics import bootstrap_interval
+from agents.statistics import crossed_bootstrap_interval
 from experiments.memory_backbones import ALL
 from experiments.report import Runs, read_runs
+from worldsim.checkpoint import from_json
+from worldsim.world_model import WorldModel
+from worldsim.world_model_config import WorldModelConfig
 
 REFERENCE, REFERENCE_LABEL = "nearest_seen", "nearest seen frame, copied"
 MIN_FRAMES = 20
@@ -55,8 +59,7 @@ def write_report(output: Path, work: Path) -> str:
     if runs:
         tables += [format_table(runs), *format_differences(runs)]
         (output / "table.md").write_text("\n\n".join(tables) + "\n")
-        plot(output / "recall.png", [lambda axes: draw_recall(axes, runs)])
-        plot(output / "psnr.png", [lambda axes: draw_psnr(axes, runs)])
+        draw_runs(output, runs)
     if costs:
         tables.append(format_costs(costs))
         (output / "costs.md").write_text(tables[-1] + "\n")
@@ -74,6 +77,25 @@ def write_report(output: Path, work: Path) -> str:
     return "\n\n".join(tables)
 
 
+def draw_runs(output: Path, runs: Runs) -> None:
+    """Draw recall.png and psnr.png, one panel for each kind of task."""
+    kinds: list[str | None] = [*kinds_of(next(iter(runs.values()))[0])] or [None]
+    recall = [functools.partial(draw_recall, runs, kind) for kind in kinds]
+    plot(output / "recall.png", recall)
+    plot(output / "psnr.png", [functools.partial(draw_psnr, runs, kind) for kind in kinds])
+
+
+def kinds_of(result: dict[str, Any]) -> tuple[str, ...]:
+    """The tasks that a result is of, where there are several."""
+    return tuple(result["evaluation"].get("parts", {}))
+
+
+def part_of(result: dict[str, Any], kind: str | None) -> dict[str, Any]:
+    """The evaluation on one kind of task; None is all there is."""
+    evaluation = result["evaluation"]
+    return evaluation if kind is None else evaluation["parts"][kind]
+
+
 def mean_or_none(values: Sequence[float | None]) -> float | None:
     known = [v for v in values if v is not None]
     return float(np.mean(known)) if known else None
@@ -88,11 +110,12 @@ def format_number(value: float | None) -> str:
 def format_table(runs: Runs) -> str:
     """Markdown: one row per model, means over seeds and, with several, their range."""
     columns = list(columns_of(next(iter(runs.values()))[0]))
-    header = ["model", "M parameters", "layers x width", "seeds", *columns]
+    header = ["model", "M parameters", "layers x width", "state, KiB", "seeds", *columns]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for name, results in runs.items():
         parameters = f"{results[0]['parameters'] / 1e6:.2f}" if name != REFERENCE else "-"
-        cells = [results[0]["label"], parameters, shape_of(results[0]), str(len(results))]
+        shape, state = shape_of(results[0]), state_of(results[0])
+        cells = [results[0]["label"], parameters, shape, state, str(len(results))]
         for column in columns:
             values = [columns_of(r).get(column) for r in results]
             known = [v for v in values if v is not None]
@@ -101,6 +124,14 @@ def format_table(runs: Runs) -> str:
                 cell += f" ({format_number(min(known))} to {format_number(max(known))})"
             cells.append(cell)
         lines.append("| " + " | ".join(cells) + " |")
+    guesses = {
+        f"{kind} wall colours": part_of(next(iter(runs.values()))[0], kind)["chance"]
+        for kind in kinds_of(next(iter(runs.values()))[0])
+    }
+    if guesses:
+        label = next(iter(runs.values()))[0]["evaluation"].get("chance_label", "chance")
+        told = [format_number(guesses.get(column)) for column in columns]
+        lines.append("| " + " | ".join([label, "-", "-", "-", "-", *told]) + " |")
     if any("LPIPS" in column for column in columns):
         lines += ["", "LPIPS: where torchvision and its AlexNet weights are on the machine."]
     return "\n".join(lines)
@@ -110,6 +141,21 @@ def shape_of(result: dict[str, Any]) -> str:
     """How deep and wide a model is, which matching parameters decides."""
     backbone = result.get("settings", {}).get("model", {}).get("backbone", {})
     return f"{backbone['num_layers']} x {backbone['d_model']}" if backbone else "-"
+
+
+def state_of(result: dict[str, Any]) -> str:
+    """KiB that a model remembers after the context, of one episode."""
+    settings = result.get("settings", {})
+    if "model" not in settings:
+        return "-"
+    model = WorldModel(from_json(WorldModelConfig, settings["model"])).eval()
+    context = int(settings["task"]["context"])
+    _, tokens, channels = model.noise_shape
+    state = model.initial_state(1)
+    told = torch.zeros(1, context, 3) if model.told_poses else torch.zeros(1, context).long()
+    with torch.no_grad():
+        state, _ = model.observe_latents(state, told, torch.zeros(1, context, tokens, channels))
+    return f"{state.nbytes / 1024:.0f}"
 
 
 def columns_of(result: dict[str, Any]) -> dict[str, float | None]:
@@ -137,8 +183,8 @@ COMPARED = [
 def format_differences(runs: Runs, ours: str = "block_ssm") -> list[str]:
     """Markdown: how much better ours is than each other model, where results are kept by maze.
 
-    Means over mazes of paired differences, each the mean over the seeds that both have, with their
-    95 % bootstrap interval.
+    Means of paired differences over mazes and the seeds that both have, with their 95 % bootstrap
+    interval, for which both are drawn anew.
     """
     own = {result["seed"]: result for result in runs.get(ours, [])}
     titles = " | ".join(title for *_, title in COMPARED)
@@ -152,17 +198,32 @@ def format_differences(runs: Runs, ours: str = "block_ssm") -> list[str]:
             first, other = (
                 np.array([by_maze(pair[i], kind, metric, frames) for pair in pairs]) for i in (0, 1)
             )
-            gain = np.ma.masked_invalid(first - other).mean(axis=0).compressed()
-            if not len(gain):
-                cells.append("-")
-                continue
-            low, high = bootstrap_interval(gain)
-            cells.append(f"{gain.mean():+.2f} [{low:+.2f}, {high:+.2f}]")
+            cells.append(format_gain(first - other))
         lines.append("| " + " | ".join(cells) + " |")
     if len(lines) == 2:
         return []
-    lines += ["", "Paired by maze, means over seeds, 95 % bootstrap intervals over mazes."]
+    results = list(own.values())
+    if all("guess" in part_of(r, kind)["by_maze"] for r in results for kind in kinds_of(r)):
+        cells = [results[0]["evaluation"]["chance_label"]]
+        for kind, metric, frames, _ in COMPARED:
+            right, guess = (
+                np.array([by_maze(r, kind, name, frames) for r in results])
+                for name in ("colors", "guess")
+            )
+            cells.append(format_gain(right - guess) if metric == "colors" else "-")
+        lines.append("| " + " | ".join(cells) + " |")
+    seeds = f"{len(own)} seeds of training" if len(own) > 1 else "one seed of training"
+    lines += ["", f"Paired by maze; 95 % bootstrap intervals over mazes and {seeds}."]
     return ["\n".join(lines)]
+
+
+def format_gain(gains: np.ndarray) -> str:
+    """Mean and interval of gains (seeds, mazes), of which some may not be known."""
+    known = gains[:, ~np.isnan(gains).any(axis=0)]
+    if not known.size:
+        return "-"
+    low, high = crossed_bootstrap_interval(known)
+    return f"{known.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def kept_by_maze(result: dict[str, Any]) -> bool:
@@ -221,33 +282,25 @@ def plot(file: Path, panels: Sequence[Callable[[Axes], None]]) -> None:
     plt.close(figure)
 
 
-def recall_bins(result: dict[str, Any]) -> dict[int, tuple[float, float, int]]:
-    """Mean distance, share that is right and frames, by first distance, of all tasks of a run.
+def recall_bins(
+    result: dict[str, Any], kind: str | None = None
+) -> dict[int, tuple[float, float, int]]:
+    """Mean distance, share that is right and frames, by first distance, of one kind of task.
 
     Bins of a few frames say nothing and are left out.
     """
-    evaluation = result["evaluation"]
-    tables = [part["recall"] for part in evaluation.get("parts", {}).values()]
-    rows: dict[int, list[dict[str, Any]]] = {}
-    for table in tables or [evaluation["recall"]]:
-        for row in table["bins"]:
-            rows.setdefault(row["first"], []).append(row)
-    bins = {}
-    for first in sorted(rows):
-        count = np.array([row["count"] for row in rows[first]])
-        if count.sum() >= MIN_FRAMES:
-            distance, right = (
-                float(np.average([row[key] for row in rows[first]], weights=count))
-                for key in ("distance", evaluation["hit"])
-            )
-            bins[first] = (distance, right, int(count.sum()))
-    return bins
+    hit = result["evaluation"]["hit"]
+    return {
+        row["first"]: (row["distance"], row[hit], row["count"])
+        for row in part_of(result, kind)["recall"]["bins"]
+        if row["count"] >= MIN_FRAMES
+    }
 
 
-def draw_recall(axes: Axes, runs: Runs) -> None:
+def draw_recall(runs: Runs, kind: str | None, axes: Axes) -> None:
     """Share that is right against frames since last seen."""
     for results in runs.values():
-        seeds = [recall_bins(result) for result in results]
+        seeds = [recall_bins(result, kind) for result in results]
         common = [first for first in seeds[0] if all(first in bins for bins in seeds)]
         if not common:
             continue
@@ -257,15 +310,17 @@ def draw_recall(axes: Axes, runs: Runs) -> None:
         if len(results) > 1:
             low, high = values[..., 1].min(0), values[..., 1].max(0)
             axes.fill_between(distance, low, high, color=line.get_color(), alpha=0.15)
-    chance = next(iter(runs.values()))[0]["evaluation"]["chance"]
-    axes.axhline(chance, color="grey", linestyle="--", linewidth=1, label="chance")
+    first = next(iter(runs.values()))[0]
+    label = first["evaluation"].get("chance_label", "chance")
+    axes.axhline(part_of(first, kind)["chance"], color="grey", linestyle="--", label=label)
     axes.set(xscale="log", ylim=(0, 1.02), xlabel="frames since last seen", ylabel="recall")
+    axes.set_title(kind or "")
 
 
-def draw_psnr(axes: Axes, runs: Runs) -> None:
+def draw_psnr(runs: Runs, kind: str | None, axes: Axes) -> None:
     """PSNR against dreamed step."""
     for results in runs.values():
-        curves = np.array([r["evaluation"]["psnr"] for r in results])
+        curves = np.array([part_of(r, kind)["psnr"] for r in results])
         step = np.arange(1, curves.shape[1] + 1)
         (line,) = axes.plot(step, curves.mean(0), label=results[0]["label"])
         if len(curves) > 1:
@@ -273,6 +328,7 @@ def draw_psnr(axes: Axes, runs: Runs) -> None:
                 step, curves.min(0), curves.max(0), color=line.get_color(), alpha=0.15
             )
     axes.set(xlabel="dreamed step", ylabel="PSNR (dB)")
+    axes.set_title(kind or "")
 
 
 def draw_cost(

@@ -170,17 +170,18 @@ def try_rate(benchmark: Benchmark, trial: Trial) -> float:
     return loss
 
 
-def choose_rates(config: BenchmarkConfig, workers: Workers, bar: tqdm) -> dict[str, float]:
+def choose_rates(benchmark: Benchmark, workers: Workers, bar: tqdm) -> dict[str, float]:
     """The learning-rate factor of each model, by the sweep that was made or is asked for.
 
     Raises:
         ValueError: it was made with other settings.
     """
+    config = benchmark.config
     file = config.output / "sweep.json"
     kept = read_json(file) or {}
     optimizer = dataclasses.replace(config.dynamics.optimizer, steps=config.sweep_steps)
     settings = {
-        "task": config.corridor if config.task == "corridor" else config.maze,
+        **benchmark.learning_settings,
         "sizes": config.sizes,
         "dynamics": dataclasses.replace(config.dynamics, optimizer=optimizer),
         "diffusion": config.diffusion,
@@ -209,7 +210,13 @@ def choose_rates(config: BenchmarkConfig, workers: Workers, bar: tqdm) -> dict[s
 
     def best(name: str) -> float:
         tried = {k: v for k, v in losses.get(name, {}).items() if not asked or k in asked}
-        return float(min(tried, key=tried.__getitem__)) if tried else 1.0
+        if not tried:
+            return 1.0
+        rate = float(min(tried, key=tried.__getitem__))
+        others = [float(k) for k in tried if float(k) != rate]
+        if others and (rate > max(others) or rate < min(others)):
+            bar.write(f"sweep: {name} learns best at x{rate:g}, at the edge of what was tried")
+        return rate
 
     return {name: best(name) for name in config.backbones}
 

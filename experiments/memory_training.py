@@ -24,7 +24,7 @@ from experiments.memory_backbones import (
     training_for,
 )
 from experiments.memory_corridor import Corridor, Progress
-from experiments.memory_mazes import MemoryMazes
+from experiments.memory_mazes import MazeTask, MemoryMazes
 from experiments.memory_presets import BenchmarkConfig, TokenizerSource
 from experiments.memory_report import read_json
 from experiments.report import Settings, same_settings, write_json
@@ -183,7 +183,7 @@ class Benchmark:
         file = config.work / "tokenizer.safetensors"
         check_settings(
             config.work / "tokenizer.json",
-            {**self.task_settings, "tokenizer": self.tokenizer_config, "training": training},
+            {**self.learning_settings, "tokenizer": self.tokenizer_config, "training": training},
         )
         if not file.is_file():
             frames = self.task.training_frames()
@@ -324,6 +324,13 @@ class Benchmark:
         return {
             "task": self.config.corridor if self.config.task == "corridor" else self.config.maze
         }
+
+    @property
+    def learning_settings(self) -> Settings:
+        """The same without which mazes it is judged on, which nothing is learned from."""
+        if self.config.task == "corridor":
+            return self.task_settings
+        return {"task": dataclasses.replace(self.config.maze, test_seed=MazeTask.test_seed)}
 
     def settings(self, name: str, training: DynamicsTraining) -> Settings:
         """What decides a run's result; a kept result with other settings is not mixed in."""

@@ -26,7 +26,7 @@ from experiments.memory_backbones import (
     pose_for,
 )
 from experiments.memory_corridor import Corridor, CorridorTask, seen_in_context, simulate
-from experiments.memory_mazes import MazeTask, copy_nearest
+from experiments.memory_mazes import MazeTask, _summarise, commonest, copy_nearest
 from experiments.memory_presets import BenchmarkConfig, presets
 from experiments.memory_recall import (
     by_row,
@@ -180,7 +180,7 @@ def test_rewards_are_recalled_within_slack() -> None:
     assert reward_recall(real, dreamed) == 0.5
 
 
-def test_recall_is_pooled_over_tasks_and_rare_distances_are_left_out() -> None:
+def test_recall_is_told_by_task_and_rare_distances_are_left_out() -> None:
     def table(*rows: tuple[int, float, int]) -> dict[str, Any]:
         names = ("first", "colors", "count")
         return {"bins": [dict(zip(names, row, strict=True), distance=row[0]) for row in rows]}
@@ -191,9 +191,26 @@ def test_recall_is_pooled_over_tasks_and_rare_distances_are_left_out() -> None:
     }
     main = parts["retrieval"]["recall"]
     evaluation = {"recall": main, "hit": "colors", "parts": parts}
-    bins = recall_bins({"evaluation": evaluation})
-    assert bins == {1: (1, pytest.approx(0.85), 40), 9: (9, pytest.approx(0.2), 50)}
+    result = {"evaluation": evaluation}
+    assert recall_bins(result, "retrieval") == {1: (1, 1.0, 30)}
+    assert recall_bins(result, "reasoning") == {9: (9, 0.2, 50)}
     assert recall_bins({"evaluation": {"recall": main, "hit": "colors"}}) == {1: (1, 1.0, 30)}
+
+
+def test_the_commonest_color_takes_no_memory_of_places() -> None:
+    tour = np.array([[[3, 3, 5]], [[1, 0, 0]]])
+    assert commonest(tour).tolist() == [3, 0]
+    far = np.full((2, 1), 100)
+    values = {
+        "real_colors": np.array([[[3, 3, 1]], [[1, 1, 1]]]),
+        "dreamed_colors": np.array([[[3, 3, 1]], [[0, 0, 0]]]),
+        "tour_colors": tour,
+        **{name: np.zeros((2, 1)) for name in ("psnr", "ssim", "rewards", "dreamed_rewards")},
+        "distance": far,
+    }
+    summary = _summarise(values)
+    assert summary["chance"] == pytest.approx(1 / 3) and summary["colors"] == 0.5
+    assert summary["by_maze"]["guess"]["all"] == pytest.approx([2 / 3, 0.0])
 
 
 def test_rows_are_averaged_one_by_one() -> None:
@@ -489,15 +506,17 @@ def test_work_and_costs_of_other_settings_are_refused(tmp_path: Path) -> None:
 def test_a_sweep_chooses_among_what_is_asked_for_alone(tmp_path: Path) -> None:
     config = tiny(tmp_path, backbones=("ssm",), sweep=(1.0, 2.0))
     config.output.mkdir(parents=True)
-    with tqdm(disable=True) as bar, Workers(Benchmark(config), bar) as workers:
-        choose_rates(config, workers, bar)
+    benchmark = Benchmark(config)
+    with tqdm(disable=True) as bar, Workers(benchmark, bar) as workers:
+        choose_rates(benchmark, workers, bar)
         file = config.output / "sweep.json"
         kept = json.loads(file.read_text())
         kept["validation_loss"]["ssm"] = {"1.0": 0.3, "2.0": 0.2, "4.0": 0.1}
         file.write_text(json.dumps(kept))
-        assert choose_rates(config, workers, bar) == {"ssm": 2.0}
-        assert choose_rates(dataclasses.replace(config, sweep=()), workers, bar) == {"ssm": 4.0}
-        shorter = dataclasses.replace(config, sweep_steps=1)
+        assert choose_rates(benchmark, workers, bar) == {"ssm": 2.0}
+        all_of_it = Benchmark(dataclasses.replace(config, sweep=()))
+        assert choose_rates(all_of_it, workers, bar) == {"ssm": 4.0}
+        shorter = Benchmark(dataclasses.replace(config, sweep_steps=1))
         with pytest.raises(ValueError, match="result of other settings"):
             choose_rates(shorter, workers, bar)
 
@@ -533,7 +552,8 @@ def test_models_are_compared_maze_by_maze_over_the_seeds_that_both_have() -> Non
             "psnr": {"all": colors, "seen over 64 frames ago": far},
             "colors": {"all": colors, "seen over 64 frames ago": far},
         }
-        part = {"by_maze": maze, "recall": {"never": {"count": 1, "psnr": 9.0}}}
+        never = {"never": {"count": 1, "psnr": 9.0}}
+        part = {"by_maze": maze, "recall": never, "chance": 0.3}
         parts = {"retrieval": part, "reasoning": part}
         evaluation = {"columns": {"retrieval LPIPS": None}, "parts": parts}
         return {"label": f"seed {seed}", "seed": seed, "parameters": 1, "evaluation": evaluation}
@@ -547,10 +567,17 @@ def test_models_are_compared_maze_by_maze_over_the_seeds_that_both_have() -> Non
     (table,) = format_differences(runs)
     ssm, far = table.splitlines()[2:4]
     assert ssm.split("|")[2:4] == [" +1.00 [+1.00, +1.00] ", " +0.25 [+0.25, +0.25] "]
-    assert far.split("|")[2:4] == [" +3.00 [+3.00, +3.00] ", " +0.10 [+0.10, +0.10] "]
+    assert far.split("|")[2:4] == [" +3.00 [+2.00, +4.00] ", " +0.10 [+0.00, +0.20] "]
     assert len(table.splitlines()) == 6
     whole = format_table(runs)
     assert "retrieval PSNR, never seen" in whole and "| 9.0" in whole
+    for result in runs["block_ssm"]:
+        result["evaluation"]["chance_label"] = "a guess"
+        for part in result["evaluation"]["parts"].values():
+            part["by_maze"]["guess"] = {"all": [0.4] * 3}
+    (table,) = format_differences(runs)
+    guess = next(line for line in table.splitlines() if line.startswith("| a guess"))
+    assert guess.split("|")[2:4] == [" - ", " +0.20 [+0.10, +0.30] "]
     assert "LPIPS: where torchvision" in whole
     for result in runs["block_ssm"]:
         del result["evaluation"]["parts"]["retrieval"]["by_maze"]
