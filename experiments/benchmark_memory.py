@@ -67,8 +67,7 @@ def measure_all_costs(benchmark: Benchmark) -> None:
     file = config.output / "costs.json"
     found = read_json(file) or {}
     settings = {"config": config.costs, "sizes": config.sizes, "tokenizer": config.tokenizer}
-    known = {name: value for name, value in settings.items() if name in found}
-    if not same_settings(known, found):
+    if found and not same_settings(settings, found):
         raise ValueError(
             f"{file} has the costs of other settings: choose another --output, or move it away"
         )

@@ -358,8 +358,12 @@ def print_table(results: dict[str, Any]) -> None:
             print(
                 f"{label:17s} {real[name]:8.1f} steps/s alone, {both:.1f} on {real['cores']} cores"
             )
+    ours = results.get("real", {}).get("ours_all_cores")
     for row in results["dream"]:
-        against = f", x{row['steps_per_second'] / package:.1f}" if package else ""
+        against = ""
+        if package:
+            rate = row["steps_per_second"]
+            against = f", x{rate / package:.1f} of real as shipped, x{rate / ours:.1f} of ours"
         print(
             f"dream {row['num_envs']:4d} envs, {row['num_denoising_steps']} steps, "
             f"{row['obs']:8s} {row['steps_per_second']:8.1f} steps/s{against}, "

@@ -3,16 +3,48 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
 
+import worldsim.checkpoint as checkpoint
+from experiments.report import write_json
 from worldsim.episodes import DamagedEpisodeError, EpisodeDataset
 from worldsim.latents import discounted_returns
 from worldsim.pose import poses_of
 from worldsim.training import DynamicsTraining
 from worldsim.world_model_config import WorldModelConfig
+
+
+def held_out_of(train: EpisodeDataset, kept: Path) -> tuple[EpisodeDataset, EpisodeDataset]:
+    """Split off a tenth of the episodes for validation, the same in every call.
+
+    Args:
+        train: all episodes; further ones may have been added since the first call.
+        kept: JSON file of the names of those split off, written by `keep_held_out`.
+    """
+    if not kept.is_file():
+        return train.split(max(len(train) // 10, 1))
+    names, known = set(json.loads(kept.read_text())), train.names
+    chosen = np.array([name in names for name in known])
+    if not chosen.any():
+        raise ValueError(f"none of the episodes that {kept} holds out is among those given")
+    return train.select(np.flatnonzero(~chosen)), train.select(np.flatnonzero(chosen))
+
+
+def keep_held_out(held_out: EpisodeDataset, kept: Path) -> None:
+    """Write which episodes are held out, for `held_out_of`."""
+    if not kept.is_file():
+        write_json(kept, held_out.names)
+
+
+def learned_before(model: str | Path, datasets: Iterable[str]) -> list[str]:
+    """Those of the datasets that a checkpoint says it has learned from, if it says so."""
+    return sorted({*datasets} & {*checkpoint.load_metadata(model).get("learned_from", {})})
 
 
 def check_training_data(

@@ -13,6 +13,7 @@ and nothing else. Leaves results.json, plots, real/dream strips and a video in t
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from tqdm import tqdm
 import worldsim
 from agents.statistics import bootstrap_interval
 from experiments.command_line import run_script
+from experiments.data_checks import learned_before
 from experiments.dreamed_rewards import dreamed_rewards, format_shares
 from experiments.platform_settings import keep_memory
 from experiments.report import provenance, write_json
@@ -106,6 +108,8 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     model = worldsim.load(config.world_model, config.device)
     if config.map_dataset and (model.places is None or model.places.occupancy is None):
         raise ValueError(f"map_dataset is given, but {config.world_model} has no map")
+    for name in learned_before(config.world_model, config.dataset):
+        warnings.warn(f"{config.world_model} has learned from {name}", stacklevel=2)
     dataset = EpisodeDataset(config.dataset, config.datasets_root)
     length = config.context + config.horizon
     stretches = draw_stretches(dataset, config.num_contexts, length, config.seed)

@@ -132,6 +132,9 @@ def format_table(runs: Runs) -> str:
         label = next(iter(runs.values()))[0]["evaluation"].get("chance_label", "chance")
         told = [format_number(guesses.get(column)) for column in columns]
         lines.append("| " + " | ".join([label, "-", "-", "-", "-", *told]) + " |")
+    commits = {str(r.get("commit"))[:7] for results in runs.values() for r in results} - {"None"}
+    if len(commits) > 1:
+        lines += ["", f"Of several commits: {', '.join(sorted(commits))}."]
     if any("LPIPS" in column for column in columns):
         lines += ["", "LPIPS: where torchvision and its AlexNet weights are on the machine."]
     return "\n".join(lines)

@@ -36,7 +36,7 @@ def _real_rates(name: str, processes: int, steps: int, seed: int) -> float:
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(processes)
     with context.Pool(processes, initializer=_keep_barrier, initargs=(barrier,)) as pool:
-        jobs = [(name, steps, seed + i) for i in range(processes)]
+        jobs = [(name, steps, seed + i, processes) for i in range(processes)]
         return sum(pool.starmap(_time_real_process, jobs, chunksize=1))
 
 
@@ -45,9 +45,10 @@ def _keep_barrier(barrier: Any) -> None:
     _barrier = barrier
 
 
-def _time_real_process(name: str, steps: int, seed: int) -> float:
+def _time_real_process(name: str, steps: int, seed: int, processes: int) -> float:
     """Steps/s of one env in this process, by the median step, once all processes are ready."""
-    os.environ.setdefault("LP_NUM_THREADS", "0")  # one rendering thread per process
+    if processes > 1:
+        os.environ.setdefault("LP_NUM_THREADS", "0")  # one rendering thread per process
     if name == "package":
         env = packaged_memory_maze(seed)
         env.reset()

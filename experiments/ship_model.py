@@ -18,6 +18,7 @@ import torch
 
 import worldsim
 from experiments.command_line import run_script
+from experiments.data_checks import learned_before
 from experiments.dreamed_rewards import format_shares
 from experiments.evaluate_memory import describe
 from worldsim.backbone import count_parameters
@@ -94,8 +95,7 @@ def choose_contexts(config: ShipConfig) -> Contexts:
     """
     if not config.dataset:
         return load_contexts(config.checkpoint)
-    trained_on = load_metadata(config.checkpoint).get("config", {}).get("dataset", [])
-    if known := sorted({*config.dataset} & {*trained_on}):
+    if known := learned_before(config.checkpoint, config.dataset):
         raise ValueError(f"{', '.join(known)} was trained on: take contexts from other episodes")
     dataset = EpisodeDataset(config.dataset, config.datasets_root)
     drawn = draw_stretches(

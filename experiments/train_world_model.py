@@ -24,7 +24,12 @@ from tqdm import tqdm
 
 import worldsim.checkpoint as checkpoint
 from experiments.command_line import CONTINUES, run_script
-from experiments.data_checks import check_training_data
+from experiments.data_checks import (
+    check_training_data,
+    held_out_of,
+    keep_held_out,
+    learned_before,
+)
 from experiments.platform_settings import keep_memory
 from experiments.report import provenance
 from experiments.run_directory import as_json, check_config
@@ -52,13 +57,15 @@ from worldsim.world_model import WorldModel
 from worldsim.world_model_config import WorldModelConfig
 
 FREE_TO_CHANGE = {
-    *("output", "save_every", "validation", "validation_dataset", "compile", "device", "precision"),
+    *("output", "save_every", "validation", "compile", "device", "precision"),
     *("tokenizer_training", "odometry_training", "dynamics", "places_training"),
     "occupancy_training",
 }
 """Settings that may differ when a run goes on: of a rate that was too high, say."""
 
 
+HELD_OUT = "held_out.json"
+"""Names of the episodes that a run without a validation dataset does not train on."""
 NUM_CONTEXTS, CONTEXT_LENGTH = 8, 128
 """Held-out stretches kept with the checkpoint, for dreams to start from."""
 
@@ -89,7 +96,15 @@ def main(config: TrainConfig) -> Path:
         raise ValueError("places and maps are kept where odometry says: give --odometry too")
     for note in check_training_data(train, model.config, config.dynamics):
         tell(note)
+    if config.init is not None and not config.validation_dataset:
+        for name in learned_before(config.init, config.dataset):
+            tell(
+                f"{config.init} has learned from {name}: episodes of it that are held out now may "
+                "not be new to it; give --validation-dataset"
+            )
     check_config(config.output, config, FREE_TO_CHANGE, write=accelerator.is_main_process)
+    if accelerator.is_main_process and not config.validation_dataset:
+        keep_held_out(held_out, config.output / HELD_OUT)
     model.to(accelerator.device)
     if config.init is None and config.tokenizer_of is None:
         train_tokenizer(config, model.tokenizer, train, accelerator)
@@ -130,7 +145,7 @@ def open_datasets(config: TrainConfig) -> tuple[EpisodeDataset, EpisodeDataset]:
     """Training episodes and episodes never trained on."""
     train = EpisodeDataset(config.dataset, config.datasets_root, config.image_key)
     if not config.validation_dataset:
-        return train.split(max(len(train) // 10, 1))
+        return held_out_of(train, config.output / HELD_OUT)
     held_out = EpisodeDataset(config.validation_dataset, config.datasets_root, config.image_key)
     if (held_out.frame_shape, held_out.num_actions) != (train.frame_shape, train.num_actions):
         raise ValueError(

@@ -574,7 +574,7 @@ def test_models_are_compared_maze_by_maze_over_the_seeds_that_both_have() -> Non
     for result in runs["block_ssm"]:
         result["evaluation"]["chance_label"] = "a guess"
         for part in result["evaluation"]["parts"].values():
-            part["by_maze"]["guess"] = {"all": [0.4] * 3}
+            part["by_maze"]["guess"] = dict.fromkeys(("all", "seen over 64 frames ago"), [0.4] * 3)
     (table,) = format_differences(runs)
     guess = next(line for line in table.splitlines() if line.startswith("| a guess"))
     assert guess.split("|")[2:4] == [" - ", " +0.20 [+0.10, +0.30] "]

@@ -73,8 +73,12 @@ def test_a_tour_is_retraced_in_its_order() -> None:
 
 
 def test_random_walks_differ_from_the_tour() -> None:
-    path = walk(TouringExplorer(60, "random", epsilon=0.0), 200)
-    assert len(path) > 20
+    path = walk(TouringExplorer(120, "random", epsilon=0.0), 400)
+    split = path.index((-1, -1))
+    tour, after = path[:split], path[split + 1 :]
+    assert len(set(after)) > 10
+    following = iter(after[after.index(tour[0]) :] if tour[0] in after else after)
+    assert not all(cell in following for cell in tour[:15])
 
 
 def test_bad_settings_are_named() -> None:

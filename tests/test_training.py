@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import socket
@@ -19,6 +20,8 @@ from tiny import NUM_ACTIONS, tiny_config, write_dataset
 from torch import Tensor, nn
 
 import worldsim.checkpoint as checkpoint
+from experiments.data_checks import held_out_of
+from experiments.ship_model import ShipConfig, choose_contexts
 from experiments.train_config import TrainConfig, ValidationConfig, presets
 from experiments.train_stages import open_writer
 from experiments.train_world_model import main, new_model
@@ -503,6 +506,18 @@ def test_the_whole_training_from_episodes_to_a_checkpoint(
     assert main(other) == tmp_path / "killed" / "checkpoint"
     assert steps == [0, 1, 2, 3] + [2, 3] + [0, 1] + [0, 1, 2, 3, 4, 5]
     assert_equal(final_weights(tmp_path / "killed" / "checkpoint"), final_weights(path))
+
+    # What it did not train on stays held out where episodes are added.
+    kept = tmp_path / "run" / "held_out.json"
+    (name,) = json.loads(kept.read_text())
+    both = [dataset, write_dataset(tmp_path / "more", num_episodes=20, seed=1)]
+    train, held_out = held_out_of(EpisodeDataset(both), kept)
+    assert held_out.names == [name] and len(train) == 25 and name not in train.names
+    with pytest.raises(ValueError, match=r"none of the episodes that .*held_out.json holds out"):
+        held_out_of(EpisodeDataset(both[1]), kept)
+    config_to_ship = ShipConfig(checkpoint=path, name="x", dataset=(str(dataset),))
+    with pytest.raises(ValueError, match="was trained on: take contexts from other episodes"):
+        choose_contexts(config_to_ship)
 
     # It has all that a dream needs.
     contexts = checkpoint.load_contexts(path)

@@ -161,6 +161,11 @@ class EpisodeDataset:
         return self._lengths.copy()
 
     @property
+    def names(self) -> list[str]:
+        """What each episode is called in messages: its number and dataset."""
+        return [record.name for record in self._records]
+
+    @property
     def sources(self) -> dict[str, dict[str, int]]:
         """The number of `episodes` and `frames` that come from each source."""
         counts = {record.source: {"episodes": 0, "frames": 0} for record in self._records}
