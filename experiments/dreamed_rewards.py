@@ -37,6 +37,11 @@ def arrivals_at_other_targets(infos: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.flatnonzero(at_other[1:] & ~at_other[:-1]) + 1
 
 
+def half_a_reward(dataset: EpisodeDataset) -> float:
+    """What counts as a reward is above half of the largest one."""
+    return 0.5 * max(max(float(dataset.rewards(i).max()) for i in range(len(dataset))), 1e-6)
+
+
 def find_moments(
     dataset: EpisodeDataset, context: int, before: int, after: int, seed: int = 0
 ) -> Moments:
@@ -47,11 +52,11 @@ def find_moments(
         "elsewhere": as many moments as rewarded ones, drawn from the rest. Around moments of the
         last two kinds there is no reward.
     """
-    rng = np.random.default_rng(seed)
+    rng, half = np.random.default_rng(seed), half_a_reward(dataset)
     moments: Moments = {"target": [], "other target": [], "elsewhere": []}
     free = []
     for i in range(len(dataset)):
-        rewarded = dataset.rewards(i) > 0.5
+        rewarded = dataset.rewards(i) > half
         kernel = np.ones(2 * (before + after) + 1)
         quiet = np.convolve(rewarded, kernel, mode="same")[: len(rewarded)] < 0.5
         usable = np.zeros(len(rewarded), bool)
@@ -93,11 +98,12 @@ def dreamed_rewards(
 
     Returns:
         By lead, then by kind of moment (see `find_moments`): `count`; `rewarded`, the share of
-        dreams with a predicted reward above 0.5 at the moment or at most two steps from it; and
-        `expected`, the mean sum of the rewards predicted there, which is what a policy learns from.
+        dreams with a predicted reward above half of the largest recorded one, at the moment or at
+        most two steps from it; and `expected`, the mean sum of the rewards predicted there, which
+        is what a policy learns from.
     """
     result: dict[str, dict[str, dict[str, float]]] = {}
-    rng = np.random.default_rng(seed)
+    rng, half = np.random.default_rng(seed), half_a_reward(dataset)
     kinds = {
         kind: [found[k] for k in rng.permutation(len(found))[:max_moments]]
         for kind, found in find_moments(dataset, context, max(leads), SLACK, seed).items()
@@ -124,7 +130,7 @@ def dreamed_rewards(
                     )
                     _, rewards = model.dream(state, actions[:, context:], generator=generator)
                     near = rewards[:, max(lead - 1 - SLACK, 0) :]
-                    hits += (near > 0.5).any(1).tolist()
+                    hits += (near > half).any(1).tolist()
                     sums += near.sum(1).tolist()
                     bar.update(len(part))
                 if hits:

@@ -32,6 +32,10 @@ GRAB = 3
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> EpisodeDataset:
+    return record(tmp_path)
+
+
+def record(tmp_path: Path, reward: float = 1.0) -> EpisodeDataset:
     """Three episodes of 80 frames; targets 0 (current) and 1 hang at (1, 1) and (3, 3)."""
     spaces = (gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8), gymnasium.spaces.Discrete(6))
     with DatasetWriter("moments-v0", *spaces, {"seed": 0}, root=tmp_path) as writer:
@@ -45,7 +49,7 @@ def dataset(tmp_path: Path) -> EpisodeDataset:
             episode = RecordedEpisode(
                 observations=rng.integers(0, 256, (80, 64, 64, 3)).astype(np.uint8),
                 actions=actions,
-                rewards=(actions == GRAB).astype(np.float64),
+                rewards=reward * (actions == GRAB),
                 terminations=np.zeros(79, bool),
                 truncations=np.arange(79) == 78,
                 infos={
@@ -91,8 +95,8 @@ class Dreamer:
 
     device = torch.device("cpu")
 
-    def __init__(self, delay: int = 0, always: bool = False) -> None:
-        self.delay, self.always = delay, always
+    def __init__(self, delay: int = 0, always: bool = False, reward: float = 1.0) -> None:
+        self.delay, self.always, self.reward = delay, always, reward
 
     def initial_state(self, batch_size: int) -> None:
         return None
@@ -101,7 +105,7 @@ class Dreamer:
         assert actions.shape == frames.shape[:2] == (len(actions), 8)
 
     def dream(self, state: None, actions: torch.Tensor, **_: Any) -> tuple[None, torch.Tensor]:
-        rewards = (actions == GRAB).float()
+        rewards = self.reward * (actions == GRAB)
         late = torch.zeros_like(rewards)
         late[:, self.delay :] = rewards[:, : rewards.shape[1] - self.delay]
         return None, torch.ones_like(rewards) if self.always else late
@@ -127,6 +131,18 @@ def test_shares_count_what_is_dreamed_at_the_moment(
     # One reward of 1 at the most, unless every step is rewarded: 5 are near the moment.
     expected = {kind: value["expected"] for kind, value in result["4"].items()}
     assert expected == {k: v * (5 if dreamer.always else 1) for k, v in shares.items()}
+
+
+def test_rewards_of_any_size_count(tmp_path: Path) -> None:
+    for reward in (0.2, 10.0):
+        dataset = record(tmp_path / str(reward), reward)
+        dreamer: Any = Dreamer(reward=reward)
+        (row,) = dreamed_rewards(dreamer, dataset, leads=(1,), context=8).values()
+        assert {kind: value["rewarded"] for kind, value in row.items()} == {
+            "target": 1.0,
+            "other target": 0.0,
+            "elsewhere": 0.0,
+        }
 
 
 def test_a_model_is_judged_with_all_its_scores(dataset: EpisodeDataset, tmp_path: Path) -> None:
