@@ -189,7 +189,7 @@ class Corridor:
         progress("recall")
         recall = self._measure_recall(model)
         progress("long dreams")
-        dreams, frames = self._measure_dreams(model)
+        dreams, frames = self._measure_dreams(model, self.seed + 3)
         values = {"recall": recall, "hit": "color", "chance": CHANCE["color"], **dreams}
         values["columns"] = {
             "recall, 1-25 frames": share(recall, "color", 1, 25),
@@ -218,10 +218,17 @@ class Corridor:
         mark = np.stack([p.mark for p in seen], 1) == walks.mark[:, task.warm_up :]
         return recall_table(walks.distance[:, task.warm_up :], {"color": color, "mark": mark})
 
-    def _measure_dreams(self, model: WorldModel) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def development_psnr(self, model: WorldModel) -> float:
+        """PSNR of long dreams on walks that are no test."""
+        return float(np.mean(self._measure_dreams(model, self.seed + 4)[0]["psnr"]))
+
+    @torch.no_grad()
+    def _measure_dreams(
+        self, model: WorldModel, seed: int
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         task, device = self.task, model.device
         length = task.context + task.horizon
-        walks = simulate(task, task.dreams, length, self.seed + 3)
+        walks = simulate(task, task.dreams, length, seed)
         frames = torch.from_numpy(self._all_frames[self._index(walks)]).to(device)
         actions = torch.from_numpy(walks.actions).to(device)
         generator = torch.Generator(device).manual_seed(self.seed)

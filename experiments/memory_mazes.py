@@ -128,7 +128,7 @@ class MemoryMazes:
         recorded: another process has recorded all that is needed.
     """
 
-    VALIDATION_SEED = 20_000_000
+    VALIDATION_SEED, DEVELOPMENT_SEED = 20_000_000, 40_000_000
     """Far from every training seed and those of tests, so that no maze is in two."""
 
     def __init__(
@@ -173,17 +173,24 @@ class MemoryMazes:
         return EpisodeDataset([str(p) for p in paths if p is not None])
 
     @functools.cached_property
+    def development(self) -> dict[Kind, EpisodeDataset]:
+        """Walks of neither training nor test, half as many as these."""
+        return self._walks(-(-self.task.test_episodes // 2), self.DEVELOPMENT_SEED)
+
+    @functools.cached_property
     def tests(self) -> dict[Kind, EpisodeDataset]:
         """Walks of mazes that nothing is trained on."""
-        count, seed = self.task.test_episodes, self.task.test_seed
+        return self._walks(self.task.test_episodes, self.task.test_seed)
+
+    def _walks(self, count: int, seed: int) -> dict[Kind, EpisodeDataset]:
         paths = {kind: self._record(f"{kind}-{seed}", kind, count, seed) for kind in THEN}
         # A folder may hold more, of calls before.
         walks = {kind: EpisodeDataset(str(path)) for kind, path in paths.items()}
         return {kind: found.select(range(min(count, len(found)))) for kind, found in walks.items()}
 
     def prepare(self) -> None:
-        """Record what is missing of training and test now."""
-        _ = self.train, self.tests
+        """Record what is missing now."""
+        _ = self.train, self.tests, self.development
 
     def _record(self, label: str, kind: Kind, count: int, seed: int) -> Path | None:
         """Record what is missing of `count` walks of a kind, from seeds `seed` and up."""
@@ -267,6 +274,24 @@ class MemoryMazes:
         Returns:
             JSON values, and arrays for the contact sheet.
         """
+        return self._evaluate_with(self._dream_with(model, observed), model.device, progress)
+
+    @torch.no_grad()
+    def development_psnr(self, model: WorldModel) -> float:
+        """PSNR of dreams on both kinds of `development` walks."""
+        dream, task = self._dream_with(model), self.task
+        scores = []
+        for walks in self.development.values():
+            for start in range(0, len(walks), task.batch_size):
+                part = range(start, min(start + task.batch_size, len(walks)))
+                episodes = [walks.episode(i, 0, task.context + task.horizon) for i in part]
+                frames = torch.from_numpy(np.stack([e.frames for e in episodes])).to(model.device)
+                dreamed, _ = dream(episodes, frames)
+                scores += psnr(dreamed, frames[:, task.context :]).mean(1).tolist()
+        return float(np.mean(scores))
+
+    def _dream_with(self, model: WorldModel, observed: int | None = None) -> Predict:
+        """Observe the tour, or its last frames, and dream on."""
         context = self.task.context
         first = 0 if observed is None else context - observed
         generator = torch.Generator(model.device).manual_seed(0)
@@ -278,7 +303,7 @@ class MemoryMazes:
             state = model.observe(state, actions[:, first:context], frames[:, first:context])
             return model.dream(state, actions[:, context:], generator=generator)
 
-        return self._evaluate_with(dream, model.device, progress)
+        return dream
 
     def _evaluate_with(
         self, predict: Predict, device: torch.device, progress: Any

@@ -25,6 +25,14 @@ class TokenizerSource:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Judging:
+    """How trained models are judged."""
+
+    dream_signals: tuple[float, ...] = ()
+    """See `BenchmarkConfig`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig:
     """Compare memories on one task."""
 
@@ -54,6 +62,9 @@ class BenchmarkConfig:
     """Network evaluations per dreamed frame."""
     dream_signal: float = 0.9
     """Signal level at which dreamed frames are committed to memory."""
+    dream_signals: tuple[float, ...] = ()
+    """Levels of which each trained model gets the one whose dreams are best, by PSNR, on walks of
+    neither training nor test; with none, all have the one above."""
     sweep: tuple[float, ...] = ()
     """Factors on the learning rates to choose from for each family, by validation loss."""
     sweep_steps: int = 150
@@ -144,6 +155,7 @@ def presets() -> dict[str, tuple[str, BenchmarkConfig]]:
         ),
         num_denoising_steps=1,
         dream_signal=0.5,
+        dream_signals=(0.1, 0.3, 0.5, 0.9),
         maze=MazeTask(
             env="memory-maze-7x7",
             training_episodes=300,

@@ -110,12 +110,22 @@ def format_number(value: float | None) -> str:
 def format_table(runs: Runs) -> str:
     """Markdown: one row per model, means over seeds and, with several, their range."""
     columns = list(columns_of(next(iter(runs.values()))[0]))
-    header = ["model", "M parameters", "layers x width", "state, KiB", "seeds", *columns]
+    header = [
+        "model",
+        "M parameters",
+        "layers x width",
+        "state, KiB",
+        "dream signal",
+        "seeds",
+        *columns,
+    ]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for name, results in runs.items():
         parameters = f"{results[0]['parameters'] / 1e6:.2f}" if name != REFERENCE else "-"
         shape, state = shape_of(results[0]), state_of(results[0])
-        cells = [results[0]["label"], parameters, shape, state, str(len(results))]
+        signals = sorted({r["dream_signal"] for r in results if "dream_signal" in r})
+        signal = ", ".join(f"{level:g}" for level in signals) or "-"
+        cells = [results[0]["label"], parameters, shape, state, signal, str(len(results))]
         for column in columns:
             values = [columns_of(r).get(column) for r in results]
             known = [v for v in values if v is not None]
@@ -131,7 +141,7 @@ def format_table(runs: Runs) -> str:
     if guesses:
         label = next(iter(runs.values()))[0]["evaluation"].get("chance_label", "chance")
         told = [format_number(guesses.get(column)) for column in columns]
-        lines.append("| " + " | ".join([label, "-", "-", "-", "-", *told]) + " |")
+        lines.append("| " + " | ".join([label, *5 * ["-"], *told]) + " |")
     commits = {str(r.get("commit"))[:7] for results in runs.values() for r in results} - {"None"}
     if len(commits) > 1:
         lines += ["", f"Of several commits: {', '.join(sorted(commits))}."]

@@ -26,10 +26,12 @@ import worldsim.checkpoint as checkpoint
 from experiments.memory_backbones import ALL
 from experiments.memory_presets import BenchmarkConfig, TokenizerSource
 from experiments.memory_report import read_json
-from experiments.memory_training import Benchmark
+from experiments.memory_training import Benchmark, check_settings
 from experiments.platform_settings import keep_memory
 from experiments.report import is_done, provenance, same_settings, write_json
 from worldsim.backbone import count_parameters
+from worldsim.training import DynamicsTraining
+from worldsim.world_model import WorldModel
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -237,6 +239,33 @@ def find_pending(benchmark: Benchmark, rates: dict[str, float]) -> list[Pending]
     return pending
 
 
+def learn(
+    benchmark: Benchmark, name: str, training: DynamicsTraining, directory: Path
+) -> tuple[WorldModel, dict[str, float]]:
+    """The trained model, as its users load it, and what is to be noted of its training.
+
+    One that was trained before is only loaded.
+
+    Raises:
+        FloatingPointError: it diverges.
+        ValueError: the directory holds training with other settings.
+    """
+    path = directory / "checkpoint"
+    kept = checkpoint.load_metadata(path).get("learned") if path.is_dir() else None
+    if kept is None:
+        model, speed = benchmark.train(name, training, directory)
+        loss = benchmark.validation_loss(model)
+        kept = {"training_frames_per_second": speed, "validation_loss": loss}
+        seed = training.optimizer.seed
+        checkpoint.save(model, path, metadata={"seed": seed, "name": name, "learned": kept})
+        shutil.rmtree(directory / "latest", ignore_errors=True)
+    else:
+        settings = benchmark.settings_of_training(name, training)
+        check_settings(directory / "settings.json", settings)
+        benchmark.bar.update(training.optimizer.steps)
+    return benchmark.load(path), kept
+
+
 def train_and_judge(benchmark: Benchmark, pending: Pending) -> str:
     """Train a model, judge it, write its result; a line that tells it.
 
@@ -249,13 +278,16 @@ def train_and_judge(benchmark: Benchmark, pending: Pending) -> str:
     directory = config.work / f"{name}-seed{seed}"
     training = benchmark.training(name, seed, rate, None)
     try:
-        model, speed = benchmark.train(name, training, directory)
+        model, learned = learn(benchmark, name, training, directory)
     except FloatingPointError as error:
         return f"{title}: no result, {error} (--sweep with lower rates chooses one that works)"
     started = time.monotonic()
-    loss = benchmark.validation_loss(model)
-    checkpoint.save(model, directory / "checkpoint", metadata={"seed": seed, "name": name})
-    model = benchmark.load(directory / "checkpoint")
+    tried = {}
+    for level in config.dream_signals:
+        benchmark.describe(title, f"dreams of signal {level:g}")
+        tried[level] = benchmark.task.development_psnr(model.reconfigured(dream_signal=level))
+    if tried:
+        model = model.reconfigured(dream_signal=max(tried, key=tried.__getitem__))
     values, frames = benchmark.task.evaluate(model, functools.partial(benchmark.describe, title))
     np.savez_compressed(directory / "frames.npz", **frames)  # type: ignore[arg-type]
     result = {
@@ -266,9 +298,10 @@ def train_and_judge(benchmark: Benchmark, pending: Pending) -> str:
         "parameters": count_parameters(model.denoiser),
         "backbone_parameters": count_parameters(model.denoiser.backbone),
         "num_processes": config.num_processes,
-        "training_frames_per_second": speed,
+        **learned,
         "evaluation_seconds": time.monotonic() - started,
-        "validation_loss": loss,
+        "dream_signal": model.config.dream_signal,
+        "development_psnr": {f"{level:g}": value for level, value in tried.items()},
         "evaluation": values,
         "settings": {
             key: checkpoint.to_json(value)
@@ -277,7 +310,6 @@ def train_and_judge(benchmark: Benchmark, pending: Pending) -> str:
         **provenance(),
     }
     write_json(config.output / f"{name}-seed{seed}.json", result)
-    shutil.rmtree(directory / "latest", ignore_errors=True)
     columns = values["columns"].items()
     shown = ", ".join(f"{k} {v:.3f}" for k, v in columns if v is not None)
-    return f"{title}: loss {loss:.4f}, {shown}"
+    return f"{title}: loss {learned['validation_loss']:.4f}, {shown}"

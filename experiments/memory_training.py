@@ -25,7 +25,7 @@ from experiments.memory_backbones import (
 )
 from experiments.memory_corridor import Corridor, Progress
 from experiments.memory_mazes import MazeTask, MemoryMazes
-from experiments.memory_presets import BenchmarkConfig, TokenizerSource
+from experiments.memory_presets import BenchmarkConfig, Judging, TokenizerSource
 from experiments.memory_report import read_json
 from experiments.report import Settings, same_settings, write_json
 from experiments.train_config import TrainConfig
@@ -83,6 +83,9 @@ class Task(Protocol):
         self, model: WorldModel, progress: Progress
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """JSON values (`recall`, `hit`, `chance`, `psnr`, `ssim`, `columns`), and frames."""
+
+    def development_psnr(self, model: WorldModel) -> float:
+        """PSNR of dreams on walks of neither training nor test, by which to choose settings."""
 
     def reference(
         self, device: torch.device, progress: Progress
@@ -251,7 +254,7 @@ class Benchmark:
         Raises:
             ValueError: the directory holds training with other settings.
         """
-        check_settings(directory / "settings.json", self.settings(name, training))
+        check_settings(directory / "settings.json", self.settings_of_training(name, training))
         model = self.make_model(name, training.optimizer.seed)
         trainer = Trainer(
             model,
@@ -334,8 +337,14 @@ class Benchmark:
 
     def settings(self, name: str, training: DynamicsTraining) -> Settings:
         """What decides a run's result; a kept result with other settings is not mixed in."""
+        judging = Judging(dream_signals=self.config.dream_signals)
+        of_training = self.settings_of_training(name, training)
+        return {**of_training, **self.task_settings, "judging": judging}
+
+    def settings_of_training(self, name: str, training: DynamicsTraining) -> Settings:
+        """What decides what a run learns."""
         return {
-            **self.task_settings,
+            **self.learning_settings,
             "model": self.model_config(name),
             "training": training,
             "tokenizer_training": self.config.tokenizer_training,

@@ -434,6 +434,13 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert steps == [2]  # the tokenizer is kept, and training goes on after the checkpoint
     result = json.loads((output / "ssm-seed0.json").read_text())
     assert result["validation_loss"] == pytest.approx(whole["validation_loss"], rel=1e-5)
+    # What is trained is only judged, where it is to be judged otherwise.
+    other = dataclasses.replace(config, dream_signals=(0.2, 0.9), output=tmp_path / "other")
+    judged = json.loads((benchmark_memory.main(other) / "ssm-seed0.json").read_text())
+    assert steps == [2] and judged["validation_loss"] == result["validation_loss"]
+    tried = judged["development_psnr"]
+    assert set(tried) == {"0.2", "0.9"}
+    assert judged["dream_signal"] == float(max(tried, key=tried.__getitem__))
 
 
 @pytest.mark.slow
