@@ -74,6 +74,8 @@ class EvaluateConfig:
     """Frames dreamed."""
     num_denoising_steps: tuple[int, ...] = ()
     """Also score these numbers of denoising steps, without floors."""
+    dream_signals: tuple[float, ...] = ()
+    """Also score dreams that are committed to memory at these signal levels, without floors."""
     precisions: tuple[Literal["float32", "bfloat16"], ...] = ()
     """Also score dreams in these, without floors; by default it is what the device is fast in."""
     shorter_contexts: tuple[int, ...] = (8, 64)
@@ -128,6 +130,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         "state_bytes_per_env": model.initial_state(1).nbytes,
         "precision": str(model.compute_dtype).removeprefix("torch."),
         "denoising_steps": {},
+        "dream_signals": {},
         "precisions": {},
         "shorter_contexts": {},
     }
@@ -143,6 +146,15 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     for steps in config.num_denoising_steps:
         other = dream_in_batches(model, stretches, config, f"{steps} steps", steps, floors=False)
         values["denoising_steps"][steps] = summarise_first(other)
+    for level in config.dream_signals:
+        other = dream_in_batches(
+            model.reconfigured(dream_signal=level).eval(),
+            stretches,
+            config,
+            f"committed at {level:g}",
+            floors=False,
+        )
+        values["dream_signals"][f"{level:g}"] = summarise_first(other)
     for precision in config.precisions:
         same = worldsim.load(config.world_model, config.device, getattr(torch, precision))
         other = dream_in_batches(same, stretches, config, precision, floors=False)
@@ -286,6 +298,7 @@ def print_tables(values: Mapping[str, Any]) -> None:
         )
         print(f"{label:28s}" + "".join(f"{c:>16s}" for c in cells))
     others = {f"{n} denoising steps": v for n, v in values["denoising_steps"].items()}
+    others |= {f"committed at signal {n}": v for n, v in values["dream_signals"].items()}
     others |= {f"in {name}": v for name, v in values["precisions"].items()}
     others |= {f"context of {n} frames": v for n, v in values["shorter_contexts"].items()}
     for label, scores in others.items():

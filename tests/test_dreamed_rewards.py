@@ -157,6 +157,7 @@ def test_a_model_is_judged_with_all_its_scores(dataset: EpisodeDataset, tmp_path
         shorter_contexts=(4,),
         num_denoising_steps=(1,),
         precisions=("float32", "bfloat16"),
+        dream_signals=(0.1, 0.9),
         reward_episodes=1,
         output=tmp_path / "results",
     )
@@ -167,5 +168,7 @@ def test_a_model_is_judged_with_all_its_scores(dataset: EpisodeDataset, tmp_path
     first = {name: scores["first_8"] for name, scores in values["precisions"].items()}
     assert first[values["precision"]] == values["open_loop"]["dream"]["first_8"]
     assert first["float32"] != first["bfloat16"]
+    levels = {level: scores["first_8"] for level, scores in values["dream_signals"].items()}
+    assert levels["0.9"] == values["open_loop"]["dream"]["first_8"] != levels["0.1"]
     for name in ("quality_by_step.png", "strips.png", "dreams.gif"):
         assert (config.output / name).stat().st_size > 0
