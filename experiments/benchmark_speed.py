@@ -317,7 +317,12 @@ def time_parts(
             "fork_two": lambda: kept.repeat(2),
             "gather": lambda: state[torch.randperm(num_envs)],
         }
-        times = {k: 1000 * median_time(f, repetitions, model.device) for k, f in parts.items()}
+        # Taking turns, so that what else the machine does slows all alike.
+        rounds = [
+            {k: median_time(f, 1, model.device, warm_up=0) for k, f in parts.items()}
+            for _ in range(repetitions + 2)
+        ]
+    times = {k: 1000 * float(np.median([r[k] for r in rounds[2:]])) for k in parts}
     inner = sum(times[name] for name in ("network_pass", "commit", "decode", "heads"))
     times["env_overhead"] = times["step"] - inner
     return {"num_envs": num_envs, **times}

@@ -326,8 +326,10 @@ def draw_recall(runs: Runs, kind: str | None, axes: Axes) -> None:
     first = next(iter(runs.values()))[0]
     label = first["evaluation"].get("chance_label", "chance")
     axes.axhline(part_of(first, kind)["chance"], color="grey", linestyle="--", label=label)
-    axes.set(xscale="log", ylim=(0, 1.02), xlabel="frames since last seen", ylabel="recall")
-    axes.set_title(kind or "")
+    axes.set(ylim=(0, 1.02), xlabel="frames since last seen", ylabel="recall", title=kind or "")
+    shown = [x for line in axes.lines[:-1] for x in line.get_xdata()]
+    if shown and max(shown) > 10 * min(shown):
+        axes.set_xscale("log")
 
 
 def draw_psnr(runs: Runs, kind: str | None, axes: Axes) -> None:
