@@ -312,6 +312,7 @@ def recall_bins(
 
 def draw_recall(runs: Runs, kind: str | None, axes: Axes) -> None:
     """Share that is right against frames since last seen."""
+    shown: list[float] = []
     for results in runs.values():
         seeds = [recall_bins(result, kind) for result in results]
         common = [first for first in seeds[0] if all(first in bins for bins in seeds)]
@@ -319,6 +320,7 @@ def draw_recall(runs: Runs, kind: str | None, axes: Axes) -> None:
             continue
         values = np.array([[bins[first] for first in common] for bins in seeds])
         distance, right, _ = values.mean(0).T
+        shown += distance.tolist()
         (line,) = axes.plot(distance, right, marker="o", markersize=3, label=results[0]["label"])
         if len(results) > 1:
             low, high = values[..., 1].min(0), values[..., 1].max(0)
@@ -327,7 +329,6 @@ def draw_recall(runs: Runs, kind: str | None, axes: Axes) -> None:
     label = first["evaluation"].get("chance_label", "chance")
     axes.axhline(part_of(first, kind)["chance"], color="grey", linestyle="--", label=label)
     axes.set(ylim=(0, 1.02), xlabel="frames since last seen", ylabel="recall", title=kind or "")
-    shown = [x for line in axes.lines[:-1] for x in line.get_xdata()]
     if shown and max(shown) > 10 * min(shown):
         axes.set_xscale("log")
 
