@@ -347,7 +347,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
             style = "--" if name.startswith("package") else ":"
             axis.axhline(results["real"][name], color="black", linestyle=style, label=label)
     axis.set(xlabel="dreams in the batch", ylabel="steps/s", xscale="log", yscale="log")
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="lower right")
     axis.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
     plt.close(figure)
