@@ -283,11 +283,13 @@ def train_and_judge(benchmark: Benchmark, pending: Pending) -> str:
         return f"{title}: no result, {error} (--sweep with lower rates chooses one that works)"
     started = time.monotonic()
     tried = {}
-    for level in config.dream_signals:
-        benchmark.describe(title, f"dreams of signal {level:g}")
-        tried[level] = benchmark.task.development_psnr(model.reconfigured(dream_signal=level))
-    if tried:
-        model = model.reconfigured(dream_signal=max(tried, key=tried.__getitem__))
+    if len(config.dream_signals) > 1:
+        for level in config.dream_signals:
+            benchmark.describe(title, f"dreams of signal {level:g}")
+            tried[level] = benchmark.task.development_psnr(model.reconfigured(dream_signal=level))
+    if config.dream_signals:
+        best = max(config.dream_signals, key=lambda level: tried.get(level, 0.0))
+        model = model.reconfigured(dream_signal=best)
     values, frames = benchmark.task.evaluate(model, functools.partial(benchmark.describe, title))
     np.savez_compressed(directory / "frames.npz", **frames)  # type: ignore[arg-type]
     result = {
