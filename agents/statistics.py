@@ -32,9 +32,7 @@ def bootstrap_interval(
         raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
     rng = np.random.default_rng(seed)
     means = rng.choice(sample, (num_resamples, sample.size)).mean(axis=1)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
+    return _middle(means, confidence)
 
 
 def crossed_bootstrap_interval(
@@ -63,7 +61,11 @@ def crossed_bootstrap_interval(
     n, m = sample.shape
     rows = rng.integers(n, size=(num_resamples, n, 1))
     columns = rng.integers(m, size=(num_resamples, 1, m))
-    means = sample[rows, columns].mean(axis=(1, 2))
+    return _middle(sample[rows, columns].mean(axis=(1, 2)), confidence)
+
+
+def _middle(means: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Between what means of resamples lie, but for equal tails."""
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)

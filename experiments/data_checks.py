@@ -26,6 +26,9 @@ def held_out_of(train: EpisodeDataset, kept: Path) -> tuple[EpisodeDataset, Epis
     Args:
         train: all episodes; further ones may have been added since the first call.
         kept: JSON file of the names of those split off, written by `keep_held_out`.
+
+    Raises:
+        ValueError: there are too few episodes, or none of those split off is among them.
     """
     if not kept.is_file():
         return train.split(max(len(train) // 10, 1))

@@ -109,7 +109,8 @@ def format_number(value: float | None) -> str:
 
 def format_table(runs: Runs) -> str:
     """Markdown: one row per model, means over seeds and, with several, their range."""
-    columns = list(columns_of(next(iter(runs.values()))[0]))
+    first = next(iter(runs.values()))[0]
+    columns = list(columns_of(first))
     header = [
         "model",
         "M parameters",
@@ -134,12 +135,9 @@ def format_table(runs: Runs) -> str:
                 cell += f" ({format_number(min(known))} to {format_number(max(known))})"
             cells.append(cell)
         lines.append("| " + " | ".join(cells) + " |")
-    guesses = {
-        f"{kind} wall colours": part_of(next(iter(runs.values()))[0], kind)["chance"]
-        for kind in kinds_of(next(iter(runs.values()))[0])
-    }
+    guesses = {f"{kind} wall colours": part_of(first, kind)["chance"] for kind in kinds_of(first)}
     if guesses:
-        label = next(iter(runs.values()))[0]["evaluation"].get("chance_label", "chance")
+        label = first["evaluation"].get("chance_label", "chance")
         told = [format_number(guesses.get(column)) for column in columns]
         lines.append("| " + " | ".join([label, *5 * ["-"], *told]) + " |")
     commits = {str(r.get("commit"))[:7] for results in runs.values() for r in results} - {"None"}
@@ -225,8 +223,10 @@ def format_differences(runs: Runs, ours: str = "block_ssm") -> list[str]:
             )
             cells.append(format_gain(right - guess) if metric == "colors" else "-")
         lines.append("| " + " | ".join(cells) + " |")
-    seeds = f"{len(own)} seeds of training" if len(own) > 1 else "one seed of training"
-    lines += ["", f"Paired by maze; 95 % bootstrap intervals over mazes and {seeds}."]
+    note = (
+        "Paired by maze and by the seeds of training that both have; 95 % bootstrap intervals over"
+    )
+    lines += ["", f"{note} both: those of one seed tell nothing of how seeds differ."]
     return ["\n".join(lines)]
 
 

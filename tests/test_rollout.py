@@ -16,7 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from agents.rollout import evaluate, make_parallel, rollout, unbatch_infos
 from agents.sb3 import SB3Policy, algorithm_of
-from agents.statistics import bootstrap_interval
+from agents.statistics import bootstrap_interval, crossed_bootstrap_interval
 
 
 class Countdown(gymnasium.Env):
@@ -173,6 +173,14 @@ def test_bootstrap_interval_covers_the_mean() -> None:
         covered += low <= 3 <= high
     assert 0.88 < covered / 200 < 0.99
     assert bootstrap_interval([5.0, 5.0]) == (5.0, 5.0)
+
+
+def test_rows_are_drawn_anew_as_columns_are() -> None:
+    values = np.random.default_rng(0).normal(size=12)
+    assert crossed_bootstrap_interval(values[None]) == bootstrap_interval(values)
+    assert crossed_bootstrap_interval(np.array([[1.0, 1.0], [3.0, 3.0]])) == (1.0, 3.0)
+    with pytest.raises(ValueError, match="must be a table of finite numbers"):
+        crossed_bootstrap_interval(values)
 
 
 @pytest.mark.parametrize("values", [[], [1.0, float("nan")], [[1.0]]])
