@@ -36,7 +36,12 @@ def bootstrap_interval(
 
 
 def crossed_bootstrap_interval(
-    values: np.ndarray, *, confidence: float = 0.95, num_resamples: int = 10_000, seed: int = 0
+    values: np.ndarray,
+    counts: np.ndarray | None = None,
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = 10_000,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """The interval of the mean of values (n, m) of which rows and columns are both drawn.
 
@@ -45,15 +50,19 @@ def crossed_bootstrap_interval(
 
     Args:
         values: (n, m) finite numbers.
+        counts: (n, m) of how many observations each value is the sum; the interval is then of the
+            mean of those, so that a maze counts for as much as was observed in it.
         confidence, num_resamples, seed: as for `bootstrap_interval`.
 
     Raises:
-        ValueError: no values, or values that are not finite.
+        ValueError: no values, values that are not finite, or counts of which all are 0.
     """
     sample = np.asarray(values, dtype=np.float64)
     if sample.ndim != 2 or sample.size == 0 or not np.isfinite(sample).all():
         raise ValueError(f"values must be a table of finite numbers, got shape {sample.shape}")
-    if len(sample) == 1:
+    if counts is not None and (np.shape(counts) != sample.shape or not np.any(counts)):
+        raise ValueError(f"counts must be of shape {sample.shape} and not all 0, got {counts!r}")
+    if len(sample) == 1 and counts is None:
         return bootstrap_interval(
             sample[0], confidence=confidence, num_resamples=num_resamples, seed=seed
         )
@@ -61,7 +70,11 @@ def crossed_bootstrap_interval(
     n, m = sample.shape
     rows = rng.integers(n, size=(num_resamples, n, 1))
     columns = rng.integers(m, size=(num_resamples, 1, m))
-    return _middle(sample[rows, columns].mean(axis=(1, 2)), confidence)
+    if counts is None:
+        return _middle(sample[rows, columns].mean(axis=(1, 2)), confidence)
+    observed = np.asarray(counts)[rows, columns].sum(axis=(1, 2))
+    sums = sample[rows, columns].sum(axis=(1, 2))
+    return _middle(sums[observed > 0] / observed[observed > 0], confidence)
 
 
 def _middle(means: np.ndarray, confidence: float) -> tuple[float, float]:

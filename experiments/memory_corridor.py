@@ -33,7 +33,7 @@ from envs.corridor import (
     read_panels,
     recall_distance,
 )
-from experiments.memory_recall import recall_table, share
+from experiments.memory_recall import count_by_row, recall_by_time, recall_table
 from worldsim.latents import LatentEpisodes
 from worldsim.metrics import psnr, ssim
 from worldsim.pose import PoseConfig
@@ -58,8 +58,10 @@ class CorridorTask:
     turn_probability: float = 0.08
     stay_probability: float = 0.04
     reverse_probability: float = 0.04
-    test_episodes: int = 32
+    test_episodes: int = 64
     """Episodes for recall against distance, all their frames."""
+    test_turn_probability: float = 0.02
+    """Of these: the rarer the turns, the longer ago the other side was seen."""
     warm_up: int = 16
     """Frames at the start of an episode that are observed only."""
     dreams: int = 32
@@ -82,8 +84,15 @@ class Walks:
     """Frames since the panel was last seen, or `NEVER`."""
 
 
-def simulate(task: CorridorTask, num_episodes: int, length: int, seed: int) -> Walks:
+def simulate(
+    task: CorridorTask,
+    num_episodes: int,
+    length: int,
+    seed: int,
+    turn_probability: float | None = None,
+) -> Walks:
     """Walk in one direction, with turns of the head, stops and reversals at random."""
+    turns = task.turn_probability if turn_probability is None else turn_probability
     rng = np.random.default_rng(seed)
     panels = [draw_panels(task.num_cells, rng) for _ in range(num_episodes)]
     colors, marks = (np.stack([p[i] for p in panels]) for i in range(2))
@@ -97,8 +106,8 @@ def simulate(task: CorridorTask, num_episodes: int, length: int, seed: int) -> W
         forward ^= rng.random(num_episodes) < task.reverse_probability
         draw = rng.random(num_episodes)
         action = np.where(forward, FORWARD, BACK)
-        action[draw < task.turn_probability + task.stay_probability] = STAY
-        action[draw < task.turn_probability] = TURN
+        action[draw < turns + task.stay_probability] = STAY
+        action[draw < turns] = TURN
         cell, side = move(cell, side, action, task.num_cells)
         actions[:, t], cells[:, t], sides[:, t] = action, cell, side
     if task.conditioning == "pose":
@@ -187,23 +196,39 @@ class Corridor:
             JSON values, and arrays for the contact sheet.
         """
         progress("recall")
-        recall = self._measure_recall(model)
+        distance, hits = self._measure_recall(model)
+        recall = recall_table(distance, hits)
         progress("long dreams")
         dreams, frames = self._measure_dreams(model, self.seed + 3)
         values = {"recall": recall, "hit": "color", "chance": CHANCE["color"], **dreams}
+        frame = np.arange(self.task.warm_up, self.task.episode_length) + 1  # of the walk
+        chosen = {
+            "recall, 1-25 frames": (distance >= 1) & (distance <= 25),
+            "recall, 26-64 frames": (distance > 25) & (distance <= 64),
+            "recall, over 64 frames": distance > 64,
+            "in the first 64 of a walk": (distance >= 1) & (frame <= 64),
+            "in the last 64": (distance >= 1) & (frame > self.task.episode_length - 64),
+        }
+        values["by_time"] = recall_by_time(distance, hits["color"], self.task.warm_up)
+        values["by_walk"] = {k: count_by_row(hits["color"], v) for k, v in chosen.items()}
         values["columns"] = {
-            "recall, 1-25 frames": share(recall, "color", 1, 25),
-            "recall, 26-64 frames": share(recall, "color", 26, 64),
-            "recall, over 64 frames": share(recall, "color", 65, None),
+            **{k: float(hits["color"][v].mean()) if v.any() else None for k, v in chosen.items()},
             "PSNR": float(np.mean(dreams["psnr"])),
             "SSIM": float(np.mean(dreams["ssim"])),
             "long dream, seen panels right": dreams["seen_before_color"],
         }
         return values, frames
 
-    def _measure_recall(self, model: WorldModel) -> dict[str, Any]:
+    def _measure_recall(self, model: WorldModel) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Distances (n, t) of all frames after the warm-up, and what is told right in each."""
         task, device = self.task, model.device
-        walks = simulate(task, task.test_episodes, task.episode_length, self.seed + 2)
+        walks = simulate(
+            task,
+            task.test_episodes,
+            task.episode_length,
+            self.seed + 2,
+            task.test_turn_probability,
+        )
         latents = self._encode_all(model)[torch.from_numpy(self._index(walks))]
         latents, actions = latents.to(device), torch.from_numpy(walks.actions).to(device)
         generator = torch.Generator(device).manual_seed(self.seed)
@@ -216,7 +241,7 @@ class Corridor:
             state, _ = model.observe_latents(state, actions[:, t : t + 1], latents[:, t : t + 1])
         color = np.stack([p.color for p in seen], 1) == walks.color[:, task.warm_up :]
         mark = np.stack([p.mark for p in seen], 1) == walks.mark[:, task.warm_up :]
-        return recall_table(walks.distance[:, task.warm_up :], {"color": color, "mark": mark})
+        return walks.distance[:, task.warm_up :], {"color": color, "mark": mark}
 
     def development_psnr(self, model: WorldModel) -> float:
         """PSNR of long dreams on walks that are no test."""

@@ -37,6 +37,33 @@ def recall_table(distance: np.ndarray, hits: dict[str, np.ndarray]) -> dict[str,
     return {"bins": rows, "never": row(never) if never.any() else {"count": 0}}
 
 
+def recall_by_time(
+    distance: np.ndarray, right: np.ndarray, first: int, width: int = 16
+) -> list[dict[str, Any]]:
+    """Share of frames, of what was seen before, that are right, by frame of the episode.
+
+    Args:
+        distance: (n, t) frames since last seen, or -1 for never.
+        right: (n, t) bool.
+        first: which frame of the episode the first column is, counted from 0.
+        width: frames of a bin.
+    """
+    rows = []
+    for start in range(0, distance.shape[1], width):
+        columns = slice(start, start + width)
+        seen = distance[:, columns] >= 1
+        if seen.any():
+            middle = first + (start + min(start + width, distance.shape[1]) - 1) / 2 + 1
+            value = float(right[:, columns][seen].mean())
+            rows.append({"frame": middle, "count": int(seen.sum()), "right": value})
+    return rows
+
+
+def count_by_row(right: np.ndarray, chosen: np.ndarray) -> list[tuple[int, int]]:
+    """Of each row of (n, t): how many of what is chosen are right, and how many there are."""
+    return list(zip((right & chosen).sum(1).tolist(), chosen.sum(1).tolist(), strict=True))
+
+
 def share(table: dict[str, Any], name: str, first: int, last: int | None) -> float | None:
     """Mean of a hit over the bins of a recall table from one distance to another, None if empty.
 

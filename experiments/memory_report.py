@@ -1,37 +1,37 @@
 """Table and plots of the memory benchmark, made from the JSON files of its runs.
 
-    python experiments/memory_report.py --output results/memory/corridor --work runs/memory/corridor
-
-Lines are means over seeds; shaded is what lies between the lowest and the highest seed.
+python experiments/memory_report.py --output results/memory/corridor --work runs/memory/corridor
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 import tyro
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-
 from agents.statistics import crossed_bootstrap_interval
 from experiments.memory_backbones import ALL
+from experiments.memory_plots import (
+    contact_rows,
+    draw_contact_sheet,
+    draw_cost,
+    draw_runs,
+    kinds_of,
+    part_of,
+    plot,
+)
 from experiments.report import Runs, read_runs
 from worldsim.checkpoint import from_json
 from worldsim.world_model import WorldModel
 from worldsim.world_model_config import WorldModelConfig
 
 REFERENCE, REFERENCE_LABEL = "nearest_seen", "nearest seen frame, copied"
-MIN_FRAMES = 20
-"""Frames that a point of the recall plot stands for, at least."""
 
 
 def read_json(path: Path) -> Any:
@@ -77,25 +77,6 @@ def write_report(output: Path, work: Path) -> str:
     return "\n\n".join(tables)
 
 
-def draw_runs(output: Path, runs: Runs) -> None:
-    """Draw recall.png and psnr.png, one panel for each kind of task."""
-    kinds: list[str | None] = [*kinds_of(next(iter(runs.values()))[0])] or [None]
-    recall = [functools.partial(draw_recall, runs, kind) for kind in kinds]
-    plot(output / "recall.png", recall)
-    plot(output / "psnr.png", [functools.partial(draw_psnr, runs, kind) for kind in kinds])
-
-
-def kinds_of(result: dict[str, Any]) -> tuple[str, ...]:
-    """The tasks that a result is of, where there are several."""
-    return tuple(result["evaluation"].get("parts", {}))
-
-
-def part_of(result: dict[str, Any], kind: str | None) -> dict[str, Any]:
-    """The evaluation on one kind of task; None is all there is."""
-    evaluation = result["evaluation"]
-    return evaluation if kind is None else evaluation["parts"][kind]
-
-
 def mean_or_none(values: Sequence[float | None]) -> float | None:
     known = [v for v in values if v is not None]
     return float(np.mean(known)) if known else None
@@ -131,10 +112,18 @@ def format_table(runs: Runs) -> str:
             values = [columns_of(r).get(column) for r in results]
             known = [v for v in values if v is not None]
             cell = format_number(mean_or_none(values))
-            if len(known) > 1:
+            if all(column in r["evaluation"].get("by_walk", {}) for r in results):
+                cell += format_interval([r["evaluation"]["by_walk"][column] for r in results])
+            elif len(known) > 1:
                 cell += f" ({format_number(min(known))} to {format_number(max(known))})"
             cells.append(cell)
         lines.append("| " + " | ".join(cells) + " |")
+    if "by_walk" in first["evaluation"]:
+        lines += [
+            "",
+            "In square brackets: 95 % bootstrap intervals over seeds and walks. Chance is",
+        ]
+        lines[-1] += f" {format_number(first['evaluation']['chance'])}."
     guesses = {f"{kind} wall colours": part_of(first, kind)["chance"] for kind in kinds_of(first)}
     if guesses:
         label = first["evaluation"].get("chance_label", "chance")
@@ -146,6 +135,15 @@ def format_table(runs: Runs) -> str:
     if any("LPIPS" in column for column in columns):
         lines += ["", "LPIPS: where torchvision and its AlexNet weights are on the machine."]
     return "\n".join(lines)
+
+
+def format_interval(counted: Sequence[Sequence[tuple[int, int]]]) -> str:
+    """Interval of a share, from how many were right and how many there were by seed and walk."""
+    right, counts = np.moveaxis(np.array(counted), -1, 0)
+    if not counts.any():
+        return ""
+    low, high = crossed_bootstrap_interval(right, counts)
+    return f" [{format_number(low)}, {format_number(high)}]"
 
 
 def shape_of(result: dict[str, Any]) -> str:
@@ -274,130 +272,6 @@ def format_costs(costs: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "Training by frames of a segment, dreaming a batch of one by frames of context."]
     return "\n".join(lines)
-
-
-def plot(file: Path, panels: Sequence[Callable[[Axes], None]]) -> None:
-    """Draw panels side by side, at most two in a row."""
-    columns = min(len(panels), 2)
-    rows = -(-len(panels) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(7 * columns, 4.5 * rows), squeeze=False, layout="constrained"
-    )
-    for ax, draw in zip(axes.flat, panels, strict=True):
-        ax.grid(alpha=0.3)
-        draw(ax)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    if handles and len(panels) > 1:  # which one would hide lines of the first panel
-        figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=4)
-    elif handles:
-        axes[0, 0].legend(fontsize=8)
-    figure.savefig(file, dpi=120, bbox_inches="tight")  # long labels stand outside
-    plt.close(figure)
-
-
-def recall_bins(
-    result: dict[str, Any], kind: str | None = None
-) -> dict[int, tuple[float, float, int]]:
-    """Mean distance, share that is right and frames, by first distance, of one kind of task.
-
-    Bins of a few frames say nothing and are left out.
-    """
-    hit = result["evaluation"]["hit"]
-    return {
-        row["first"]: (row["distance"], row[hit], row["count"])
-        for row in part_of(result, kind)["recall"]["bins"]
-        if row["count"] >= MIN_FRAMES
-    }
-
-
-def draw_recall(runs: Runs, kind: str | None, axes: Axes) -> None:
-    """Share that is right against frames since last seen."""
-    shown: list[float] = []
-    for results in runs.values():
-        seeds = [recall_bins(result, kind) for result in results]
-        common = [first for first in seeds[0] if all(first in bins for bins in seeds)]
-        if not common:
-            continue
-        values = np.array([[bins[first] for first in common] for bins in seeds])
-        distance, right, _ = values.mean(0).T
-        shown += distance.tolist()
-        (line,) = axes.plot(distance, right, marker="o", markersize=3, label=results[0]["label"])
-        if len(results) > 1:
-            low, high = values[..., 1].min(0), values[..., 1].max(0)
-            axes.fill_between(distance, low, high, color=line.get_color(), alpha=0.15)
-    first = next(iter(runs.values()))[0]
-    label = first["evaluation"].get("chance_label", "chance")
-    axes.axhline(part_of(first, kind)["chance"], color="grey", linestyle="--", label=label)
-    axes.set(ylim=(0, 1.02), xlabel="frames since last seen", ylabel="recall", title=kind or "")
-    if shown and max(shown) > 10 * min(shown):
-        axes.set_xscale("log")
-
-
-def draw_psnr(runs: Runs, kind: str | None, axes: Axes) -> None:
-    """PSNR against dreamed step."""
-    for results in runs.values():
-        curves = np.array([part_of(r, kind)["psnr"] for r in results])
-        step = np.arange(1, curves.shape[1] + 1)
-        (line,) = axes.plot(step, curves.mean(0), label=results[0]["label"])
-        if len(curves) > 1:
-            axes.fill_between(
-                step, curves.min(0), curves.max(0), color=line.get_color(), alpha=0.15
-            )
-    axes.set(xlabel="dreamed step", ylabel="PSNR (dB)")
-    axes.set_title(kind or "")
-
-
-def draw_cost(
-    costs: dict[str, Any], part: str, x: str, y: str, x_label: str, y_label: str, axes: Axes
-) -> None:
-    """One cost of every model."""
-    for name, values in costs.items():
-        rows = values[part]
-        axes.plot([r[x] for r in rows], [r[y] for r in rows], marker="o", label=ALL[name].label)
-    axes.set(xscale="log", yscale="log", xlabel=x_label, ylabel=y_label)
-
-
-def contact_rows(runs: Runs, work: Path, num_columns: int = 12) -> dict[str, np.ndarray]:
-    """Frames (n, h, w, c) by label: real ones, then each model's dreams of them.
-
-    All are of the same dreamed steps, which return to a seen place. Empty where the frames of the
-    runs are not on this machine.
-    """
-    rows: dict[str, np.ndarray] = {}
-    chosen = None
-    for name, results in runs.items():
-        file = work / f"{name}-seed{results[0]['seed']}" / "frames.npz"
-        if not file.is_file():
-            continue
-        with np.load(file) as frames:
-            if chosen is None:
-                episode = int(frames["known"].sum(1).argmax())
-                steps = np.flatnonzero(frames["known"][episode])
-                if not len(steps):
-                    return {}
-                spaced = np.linspace(0, len(steps) - 1, min(num_columns, len(steps)))
-                chosen = steps[spaced.round().astype(int)]
-                rows["real"] = frames["real"][episode][chosen]
-            rows[results[0]["label"]] = frames["dreamed"][episode][chosen]
-    return rows
-
-
-def draw_contact_sheet(axes: Axes, rows: dict[str, np.ndarray]) -> None:
-    """One row of frames for each label."""
-    sheet = np.concatenate([_in_a_row(frames) for frames in rows.values()])
-    height = len(sheet) / len(rows)
-    axes.imshow(sheet)
-    axes.set_yticks(height * (np.arange(len(rows)) + 0.5), list(rows), fontsize=7)
-    axes.set(xticks=[], xlabel="dreamed steps that return to a seen place")
-    axes.tick_params(length=0)
-    axes.grid(False)
-    axes.set_frame_on(False)
-
-
-def _in_a_row(frames: np.ndarray) -> np.ndarray:
-    """Frames (n, h, w, c) side by side with a white line between, (h + 2, n (w + 2), c)."""
-    padded = np.pad(frames, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
-    return np.concatenate(list(padded), axis=1)
 
 
 def main(output: Path = Path("results/memory/corridor"), work: Path | None = None) -> None:

@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldsim.attention import AttentionConfig, AttentionState, FrameLocalAttention, rotate
+from worldsim.attention import (
+    AttentionConfig,
+    AttentionState,
+    FrameLocalAttention,
+    HeadRotation,
+    rotate,
+)
 from worldsim.backbone_far import FARBackbone, FARConfig
 from worldsim.frame_attention import FrameProjection
 from worldsim.pose import PoseConfig
@@ -195,6 +201,20 @@ def test_what_recalls_begins_as_a_lookup() -> None:
     for recalling in (windowed, FrameProjection(width, 32)):  # told poses, and told none
         to_q, to_k, _ = recalling.qkv.weight.chunk(3)
         torch.testing.assert_close(to_q, to_k)
-    mixing = FrameProjection(width, 32, recalls=False)  # within a frame
+    mixing = FrameProjection(width, 32, recalls=False)  # among neighbours
     to_q, to_k, _ = mixing.qkv.weight.chunk(3)
     assert (to_q - to_k).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_what_recalls_finds_memories_of_any_age() -> None:
+    """Without poses, a key is as much like the same query after 1,000 frames as after 100."""
+    x = torch.randn(1, 64, 1, 1, 16)
+    likeness = {}
+    for recalls in (True, False):
+        rotation = HeadRotation(64, 16, None, seed=0, recalls=recalls)
+        turned = [rotation(x, torch.tensor([[age]])) for age in range(1100)]
+        products = torch.stack([(turned[0] * k).sum() for k in turned]) / x.square().sum()
+        likeness[recalls] = [products[at : at + 100].mean() for at in (100, 1000)]
+    assert min(likeness[True]) > 0.4
+    assert max(likeness[False]) < 0.2  # what attention over the last few frames need not find

@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState
 from tqdm import tqdm
 
 import experiments.benchmark_memory as benchmark_memory
+from agents.statistics import crossed_bootstrap_interval
 from envs.corridor import Corridor as CorridorEnv
 from experiments.memory_backbones import (
     ABLATIONS,
@@ -27,15 +28,22 @@ from experiments.memory_backbones import (
 )
 from experiments.memory_corridor import Corridor, CorridorTask, seen_in_context, simulate
 from experiments.memory_mazes import MazeTask, _summarise, commonest, copy_nearest
+from experiments.memory_plots import recall_bins
 from experiments.memory_presets import BenchmarkConfig, presets
 from experiments.memory_recall import (
     by_row,
     pose_recall_distance,
+    recall_by_time,
     recall_table,
     reward_recall,
     share,
 )
-from experiments.memory_report import REFERENCE, format_differences, format_table, recall_bins
+from experiments.memory_report import (
+    REFERENCE,
+    format_differences,
+    format_interval,
+    format_table,
+)
 from experiments.memory_runs import Workers, choose_rates, find_pending
 from experiments.memory_training import Benchmark
 from experiments.report import read_runs
@@ -78,11 +86,12 @@ def test_poses_are_told_of_the_same_walks() -> None:
     assert posed.actions.max() < Corridor(task).num_actions == 12
 
 
-def test_walks_ask_for_recall_over_all_laps() -> None:
-    task = CorridorTask()
-    distance = simulate(task, 50, task.episode_length, seed=0).distance
+@pytest.mark.parametrize("task", [CorridorTask(), presets()["corridor"][1].corridor])
+def test_walks_ask_for_recall_over_all_laps(task: CorridorTask) -> None:
+    walks = simulate(task, task.test_episodes, task.episode_length, 0, task.test_turn_probability)
     for low, high in ((1, 25), (26, 64), (65, 128)):
-        assert ((distance >= low) & (distance <= high)).sum() > 200
+        assert ((walks.distance >= low) & (walks.distance <= high)).sum() > 200
+    assert (walks.distance > 128).sum() > 20
 
 
 def test_what_was_seen_in_the_context_is_known() -> None:
@@ -109,6 +118,25 @@ def test_recall_table_counts_by_distance() -> None:
     assert share(table, "color", 1, 25) == 1
     assert share(table, "color", 26, None) == pytest.approx(0.5)
     assert share(table, "color", 129, None) is None
+
+
+def test_recall_by_time_is_of_what_was_seen_before() -> None:
+    distance = np.array([[-1, 1, 1, 1, 5], [-1, -1, 2, -1, 7]])
+    right = np.array([[1, 1, 1, 0, 1], [1, 1, 0, 1, 0]], bool)
+    rows = recall_by_time(distance, right, first=4, width=2)
+    assert [row["frame"] for row in rows] == [5.5, 7.5, 9]  # frames 5 and 6, 7 and 8, 9
+    assert [row["count"] for row in rows] == [1, 3, 2]
+    assert [row["right"] for row in rows] == pytest.approx([1, 1 / 3, 1 / 2])
+
+
+def test_intervals_weigh_walks_by_their_frames() -> None:
+    many, few = [[99, 100]], [[0, 1]]
+    low, high = map(float, format_interval([many + few]).strip(" []").split(", "))
+    assert low == 0 and high == pytest.approx(0.99)
+    assert format_interval([[(3, 3), (5, 5)], [(3, 3), (5, 5)]]) == " [1.000, 1.000]"
+    assert format_interval([[(0, 0), (0, 0)]]) == ""
+    with pytest.raises(ValueError, match="counts must be of shape"):
+        crossed_bootstrap_interval(np.ones((2, 3)), np.zeros((2, 3)))
 
 
 def test_pose_recall_needs_place_and_heading() -> None:
@@ -272,7 +300,7 @@ def test_runs_add_up_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert trained == ["frame_ssm", "frame_ssm", "frame_ssm"]  # two rates, then the run
     assert json.loads((output / "block_ssm-seed0.json").read_text()) == first
     table = format_table(read_runs(output, (*ALL, REFERENCE)))
-    assert table.count("\n") == 3 and "SSM over frame vectors" in table
+    assert table.count("\n") == 5 and "SSM over frame vectors" in table
     plots = ("recall.png", "psnr.png", "costs.png", "contact_sheet.png")
     for name in ("table.md", "costs.md", *plots):
         assert (output / name).stat().st_size > 0

@@ -55,7 +55,11 @@ def rotate(x: Tensor, index: Tensor) -> Tensor:
 class HeadRotation(nn.Module):
     """Rotary embeddings of queries and keys: of the frame index, and of the pose where it is told.
 
-    With poses, half of each head's numbers turn with the one and half with the other.
+    With poses, half of each head's numbers turn with the one and half with the other. Where
+    attention recalls and there are no poses, that other half does not turn, so that memories are
+    found by what they are, however long ago they were (partial rotary embeddings, as in Barbero
+    et al. 2024, arXiv 2410.06205): were all to turn, memories would be alike by age, and ages
+    beyond those of training would never be learned.
 
     Args:
         num_heads, head_dim: of the attention.
@@ -92,9 +96,11 @@ class HeadRotation(nn.Module):
             x: (b, h, t, n, e). index: (b, t) frame numbers. poses: (b, t, n, 3) of the tokens.
             keys: these are keys.
         """
-        if self.pose is None or poses is None:
-            return rotate(x, index)
         timed, placed = x.chunk(2, dim=-1)
+        if self.pose is None or poses is None:
+            if self.recalls:
+                return torch.cat([rotate(timed, index), placed], dim=-1)
+            return rotate(x, index)
         if self.map_bias is not None:
             placed = placed + self.map_bias[int(keys)].to(placed.dtype)
         angle = rearrange(self.pose.angles(poses), "b t n h f -> b h t n f")
