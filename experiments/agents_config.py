@@ -12,11 +12,11 @@ from agents.planner import PlannerConfig
 from experiments.agents_report import LABELS
 
 DREAM_TRAINED: dict[str, dict[str, Any]] = {
-    "ppo_pixels": {"algorithm": "ppo", "obs": "pixels"},
-    "recurrent_ppo_pixels": {"algorithm": "recurrent_ppo", "obs": "pixels"},
-    "ppo_features": {"algorithm": "ppo", "obs": "features"},
-    "actor_critic": {"algorithm": "actor_critic", "obs": "features"},
-    "actor_critic_cloned": {"algorithm": "actor_critic", "obs": "features"},
+    "ppo_pixels": {"agent": "ppo", "obs": "pixels"},
+    "recurrent_ppo_pixels": {"agent": "recurrent-ppo", "obs": "pixels"},
+    "ppo_features": {"agent": "ppo", "obs": "features"},
+    "actor_critic": {"agent": "actor-critic", "obs": "features"},
+    "actor_critic_cloned": {"agent": "actor-critic", "obs": "features"},
 }
 """Agents trained by dream_train, with its options."""
 FROM_EPISODES = ("advantage_weighted", "actor_critic_cloned")

@@ -258,7 +258,7 @@ class AgentsBenchmark:
         dream_train(run)
         last_round = json.loads((run.run_directory / "progress.json").read_text())["last_round"]
         details = {
-            "training": run.algorithm,
+            "training": run.agent,
             "training_minutes": last_round["seconds"] / 60,
             "curve": read_curve(run.run_directory),
         }

@@ -1,12 +1,14 @@
 """The main job: train a policy inside the dream of a real env, judge it on the real env.
 
     python experiments/dream_train.py
-    python experiments/dream_train.py --algorithm ppo --total-timesteps 200000 --seed 1
+    python experiments/dream_train.py --agent ppo --total-timesteps 200000 --seed 1
+    python experiments/dream_train.py --agent planner
     python experiments/dream_train.py --rounds 3
 
-The policy is trained in the dream only, by PPO or as an imagination actor-critic. It, a random
-policy and the policy that recorded the world model's data then play the same episodes of the real
-env, from seeds that nothing was trained on. With more rounds, the policy collects new real
+The policy is trained in the dream only, by PPO or as an imagination actor-critic; a planner, and
+the world model's own behaviour, need no training. The policy, the behaviour that it starts from, a
+random policy and the policy that recorded the world model's data then play the same episodes of the
+real env, from seeds that nothing was trained on. With more rounds, the policy collects new real
 episodes, the world model learns from them, and the policy trains on in the new dream. Stopped at
 any moment, the same command continues.
 
@@ -17,31 +19,19 @@ and tensorboard/.
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from gymnasium.vector import AutoresetMode
-from sb3_contrib import RecurrentPPO
-from stable_baselines3 import PPO
-from stable_baselines3.common.logger import configure
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
-from agents.actor_critic import world_model_note
 from agents.cloning import CloningConfig
 from agents.explorers import RandomPolicy
-from agents.features import (
-    FeaturePolicy,
-    feature_policy_kwargs,
-    load_policy,
-    start_from_behaviour,
-)
+from agents.features import FeaturePolicy, behaviour_policy, load_policy
 from agents.imagination import ActorCriticConfig
+from agents.planner import Planner
+from agents.planner_search import PlannerConfig
 from agents.rollout import Policy
-from agents.sb3 import BatchedVecEnv
 from agents.scripted import has_scripted_player, scripted_player
 from experiments.actor_critic_training import train_actor_critic
 from experiments.command_line import CONTINUES, run_script
@@ -51,31 +41,21 @@ from experiments.dream_judging import (
     evaluate_on_real,
     log_returns,
 )
-from experiments.dream_progress import DreamProgress
 from experiments.improve_world_model import improve_world_model
 from experiments.platform_settings import keep_memory
-from experiments.report import format_table, write_json
+from experiments.report import format_table
 from experiments.run_directory import RunDirectory
+from experiments.sb3_training import PPOConfig, train_with_sb3
 from worldsim.checkpoint import fingerprint, load
-from worldsim.contexts import ContextBank, open_contexts
-from worldsim.dream import DreamVectorEnv
+from worldsim.contexts import open_contexts
 from worldsim.world_model import WorldModel
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PPOConfig:
-    """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347)."""
-
-    learning_rate: float = 3e-4
-    num_steps: int = 64
-    """Steps of every dream between two updates."""
-    batch_size: int = 256
-    num_epochs: int = 4
-    gamma: float = 0.98
-    gae_lambda: float = 0.95
-    clip_range: float = 0.2
-    ent_coef: float = 0.01
-    vf_coef: float = 0.5
+TRAINERS = {
+    "actor-critic": train_actor_critic,
+    "ppo": train_with_sb3,
+    "recurrent-ppo": train_with_sb3,
+}
+"""What trains agents in the dream; the others need no training."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,14 +74,16 @@ class DreamTrainConfig:
     """Real frames in each of them, or as many as half of the episodes have."""
     frames_to_reward: int | None = None
     """Draw only stretches that a reward followed within so many frames."""
-    algorithm: Literal["ppo", "recurrent_ppo", "actor_critic"] = "actor_critic"
-    """SB3's PPO or RecurrentPPO, or the imagination actor-critic."""
+    agent: Literal["actor-critic", "ppo", "recurrent-ppo", "planner", "behaviour"] = "actor-critic"
+    """The imagination actor-critic, SB3's PPO or RecurrentPPO; or, without any training, a planner
+    that looks ahead in the dream, or the world model's own behaviour, which walks to where it
+    expects rewards where it remembers places."""
     obs: Literal["pixels", "features"] = "features"
     """What the policy sees: frames, or the world model's memory read-out. On features, PPO starts
-    from the recorded behaviour that the world model has learned to predict."""
+    from the world model's own behaviour."""
     behaviour_temperature: float = 0.6
-    """At which a policy on features draws the actions of the recorded behaviour that it starts
-    from; below 1 likely actions become likelier, and less of the recorded noise is left."""
+    """At which that behaviour draws its actions; below 1 likely ones become likelier, and less of
+    the noise in the recordings is left."""
     total_timesteps: int | None = None
     """Dream steps per round; by default as many as --minutes allow."""
     minutes: float = 5.0
@@ -117,6 +99,9 @@ class DreamTrainConfig:
     """Sampler steps per dreamed frame; by default the model's own."""
     ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
     actor_critic: ActorCriticConfig = dataclasses.field(default_factory=ActorCriticConfig)
+    planner: PlannerConfig = dataclasses.field(
+        default_factory=lambda: PlannerConfig(horizon=10, num_candidates=8, replan_every=5)
+    )
     clone: str | None = None
     """Dataset from which the actor-critic first learns which recorded actions turned out well; by
     default it starts from the behaviour that the world model has learned to predict."""
@@ -142,7 +127,7 @@ class DreamTrainConfig:
     """Dataset that the world model goes on learning from besides, in later rounds."""
     seed: int = 0
     output: Path | None = None
-    """Run directory; by default runs/dream_train/<env>-<algorithm>-<obs>-seed<seed>."""
+    """Run directory; by default runs/dream_train/<env>-<agent>-<obs>-seed<seed>."""
     compile: bool = False
     """Compile the world model (torch.compile): a minute or so at the start, then faster dreams."""
     cuda_graphs: bool = True
@@ -151,7 +136,10 @@ class DreamTrainConfig:
     """Where the world model and the policy run."""
 
     def __post_init__(self) -> None:
-        for name in ("num_envs", "horizon", "eval_episodes", "dream_eval_episodes", "rounds"):
+        for name in (
+            *("num_envs", "horizon", "eval_episodes", "dream_eval_episodes", "rounds"),
+            *("num_contexts", "num_starts", "context_length", "collect_episodes"),
+        ):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.total_timesteps is not None and self.total_timesteps < 1:
@@ -163,24 +151,24 @@ class DreamTrainConfig:
                 f"behaviour_temperature must be above 0, got {self.behaviour_temperature}"
             )
         num_steps = self.actor_critic.num_steps
-        if self.algorithm == "actor_critic" and self.training_horizon % num_steps:
+        if self.agent == "actor-critic" and self.training_horizon % num_steps:
             raise ValueError(
                 f"horizon {self.training_horizon} is not a multiple of the {num_steps} steps of "
                 "actor_critic.num_steps"
             )
-        if self.algorithm == "actor_critic" and self.obs != "features":
-            raise ValueError("the actor_critic acts on features: give --obs features")
+        if self.agent == "actor-critic" and self.obs != "features":
+            raise ValueError("the actor-critic acts on features: give --obs features")
         if self.frames_to_reward is not None and self.contexts is None and self.rounds == 1:
             raise ValueError(
                 "frames_to_reward chooses among the stretches of a dataset: give --contexts"
             )
-        if self.clone is not None and self.algorithm != "actor_critic":
-            raise ValueError(f"clone is for the actor_critic, not for {self.algorithm}")
+        if self.clone is not None and self.agent != "actor-critic":
+            raise ValueError(f"clone is for the actor-critic, not for the agent {self.agent}")
 
     @property
     def training_horizon(self) -> int:
         """Steps of a dreamed episode to train on."""
-        return self.horizon or (16 if self.algorithm == "actor_critic" else 64)
+        return self.horizon or (16 if self.agent == "actor-critic" else 64)
 
     @property
     def judging_horizon(self) -> int:
@@ -189,12 +177,12 @@ class DreamTrainConfig:
 
     @property
     def run_directory(self) -> Path:
-        name = f"{self.env}-{self.algorithm}-{self.obs}-seed{self.seed}"
+        name = f"{self.env}-{self.agent}-{self.obs}-seed{self.seed}"
         return self.output or Path("runs/dream_train") / name
 
     @property
     def policy_path(self) -> Path:
-        suffix = "safetensors" if self.algorithm == "actor_critic" else "zip"
+        suffix = "safetensors" if self.agent == "actor-critic" else "zip"
         return self.run_directory / f"policy.{suffix}"
 
     @property
@@ -222,84 +210,27 @@ FREE_TO_CHANGE = (
 )
 
 
-def make_agent(config: DreamTrainConfig, env: VecEnv, model: WorldModel) -> OnPolicyAlgorithm:
-    """Make the SB3 agent; on features it starts from the behaviour that the model predicts."""
-    ppo, recurrent = config.ppo, config.algorithm == "recurrent_ppo"
-    kind = "Cnn" if config.obs == "pixels" else "Mlp"
-    from_behaviour = config.obs == "features" and not recurrent
-    algorithm: type[OnPolicyAlgorithm] = RecurrentPPO if recurrent else PPO
-    agent = algorithm(
-        f"{kind}{'Lstm' if recurrent else ''}Policy",
-        env,
-        learning_rate=ppo.learning_rate,
-        n_steps=ppo.num_steps,
-        batch_size=min(ppo.batch_size, ppo.num_steps * env.num_envs),  # type: ignore[call-arg]
-        n_epochs=ppo.num_epochs,  # type: ignore[call-arg]
-        gamma=ppo.gamma,
-        gae_lambda=ppo.gae_lambda,
-        clip_range=ppo.clip_range,  # type: ignore[call-arg]
-        ent_coef=ppo.ent_coef,
-        vf_coef=ppo.vf_coef,
-        policy_kwargs=feature_policy_kwargs(model) if from_behaviour else None,
+def own_behaviour(config: DreamTrainConfig, model: WorldModel) -> FeaturePolicy:
+    """What a world model does itself; it walks to where it expects rewards if it can."""
+    return behaviour_policy(
+        model,
+        walking=model.places is not None,
         seed=config.seed,
-        device=config.torch_device,
+        temperature=config.behaviour_temperature,
     )
-    if from_behaviour:
-        start_from_behaviour(agent, model, temperature=config.behaviour_temperature)
-    return agent
 
 
-def train_in_dream(
-    run: RunDirectory, model: WorldModel, bank: ContextBank, round_index: int, world_model: str
-) -> None:
-    """Train the policy for one round, or the rest of one, and save it."""
-    config, path = run.config, run.config.policy_path
-    if config.algorithm == "actor_critic":
-        train_actor_critic(run, model, bank, round_index, world_model)
-        return
-    dreams = DreamVectorEnv(
-        config.num_envs,
-        world_model=model,
-        contexts=bank,
-        horizon=config.training_horizon,
-        obs=config.obs,
-        autoreset_mode=AutoresetMode.SAME_STEP,
-        num_denoising_steps=config.num_denoising_steps,
-    )
-    env = VecMonitor(BatchedVecEnv(dreams))
-    agent = make_agent(config, env, model)
-    if path.is_file():
-        agent = type(agent).load(path, env=env, device=config.torch_device)
-    # Afterwards, for SB3 seeds envs with the agent's own seed, every time the same.
-    first_seed = 10_000_000 * config.seed + 1_000_000 * round_index
-    env.seed(first_seed + run.get("round_timesteps", 0))
-    agent.set_logger(configure(str(run.path / "tensorboard"), ["tensorboard"]))
-    first_step = agent.num_timesteps - run.get("round_timesteps", 0)
-
-    def save(seconds: float) -> None:
-        temporary = path.with_suffix(".tmp.zip")
-        agent.save(temporary)
-        temporary.replace(path)
-        note = {**world_model_note(world_model), "obs": config.obs}
-        write_json(path.with_suffix(".json"), note)
-        run.keep(round_seconds=seconds, round_timesteps=agent.num_timesteps - first_step)
-
-    limit = None if config.total_timesteps is None else first_step + config.total_timesteps
-    progress = DreamProgress(
-        save,
-        description=f"dream training, round {round_index}",
-        total_timesteps=limit,
-        time_limit=60 * config.minutes if limit is None else None,
-        seconds_before=run.get("round_seconds", 0.0),
-    )
-    steps = sys.maxsize // 2 if limit is None else limit - agent.num_timesteps
-    if steps <= 0:
-        return
-    try:
-        agent.learn(steps, callback=progress, reset_num_timesteps=False)
-    finally:
-        progress.close()
-        save(progress.seconds)
+def finished_policy(config: DreamTrainConfig, model: WorldModel) -> Policy:
+    """The agent as it is after a round, acting on frames."""
+    if config.agent == "planner":
+        return Planner(
+            model,
+            dataclasses.replace(config.planner, policy_temperature=config.behaviour_temperature),
+            seed=config.seed,
+        )
+    if config.agent == "behaviour":
+        return own_behaviour(config, model)
+    return load_policy(config.policy_path, seed=config.seed, device=config.torch_device)
 
 
 def take_up_again(run: RunDirectory) -> None:
@@ -307,7 +238,9 @@ def take_up_again(run: RunDirectory) -> None:
     config, last = run.config, run.get("last_round", None)
     if last is None or run.get("finished_rounds", 0) != config.rounds:
         return
-    if config.total_timesteps is not None:
+    if config.agent not in TRAINERS:
+        longer = False
+    elif config.total_timesteps is not None:
         longer = config.total_timesteps > last["timesteps"]
     else:
         longer = 60 * config.minutes > last["seconds"]
@@ -339,8 +272,9 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
     start = time.monotonic()
     keep_memory()
     run = RunDirectory(config.run_directory, config, FREE_TO_CHANGE)
-    policy_path, device = config.policy_path, config.torch_device
+    device = config.torch_device
     world_model, contexts = config.world_model or config.env, config.contexts
+    collected: list[str] = []
     if config.judge or config.rounds > 1:
         check_env(config.env, world_model)
     take_up_again(run)
@@ -348,7 +282,8 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
         if round_index > 1:
             world_model, contexts = improve_world_model(
                 env=config.env,
-                policy=policy_path,
+                policy=config.policy_path if config.agent in TRAINERS else None,
+                temperature=config.behaviour_temperature,
                 world_model=world_model,
                 output=run.path / f"round-{round_index}",
                 episodes=config.collect_episodes,
@@ -356,9 +291,10 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
                 first_seed=FIRST_COLLECTION_SEED + 1000 * round_index,
                 num_workers=config.num_workers,
                 max_episode_steps=config.max_episode_steps,
-                dataset=config.dataset,
+                datasets=[*collected, *([config.dataset] if config.dataset is not None else [])],
                 device=device,
             )
+            collected.append(contexts)
         check_weights(run, f"round {round_index}", world_model)
         if round_index <= run.get("finished_rounds", 0):
             continue
@@ -382,17 +318,23 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
         if has_scripted_player(config.env):
             player = scripted_player(config.env, config.seed)
             baselines["data"] = (player, "scripted, as in the data")
+        if config.agent in ("actor-critic", "ppo") and config.obs == "features":
+            baselines["start"] = (own_behaviour(config, model), "the behaviour that it starts from")
         if config.judge:
             evaluate_on_real(run, baselines)
             evaluate_in_dream(run, model, bank, "random in dream", random, "random", obs="pixels")
 
-        train_in_dream(run, model, bank, round_index, world_model)
-        name, label = f"round {round_index}", f"trained in the dream, round {round_index}"
+        name, label = f"round {round_index}", f"{config.agent}, round {round_index}"
+        if config.agent in TRAINERS:
+            label = f"trained in the dream, round {round_index}"
+            TRAINERS[config.agent](run, model, bank, round_index, world_model)
         if config.judge:
-            policy = load_policy(policy_path, seed=config.seed, device=device)
+            policy = finished_policy(config, model)
             # The dream shows the features itself, with all that the context has put into them.
             inner = policy.policy if isinstance(policy, FeaturePolicy) else policy
-            evaluate_in_dream(run, model, bank, f"{name} in dream", inner, label, obs=config.obs)
+            if config.agent != "planner":  # it would dream of dreams
+                obs: Literal["pixels", "features"] = "features" if inner is not policy else "pixels"
+                evaluate_in_dream(run, model, bank, f"{name} in dream", inner, label, obs=obs)
             evaluate_on_real(run, {name: (policy, label)})
         run.keep(
             finished_rounds=round_index,

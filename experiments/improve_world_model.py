@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import collect, train_world_model
@@ -19,7 +21,7 @@ SEGMENT_LENGTH = 128
 def improve_world_model(
     *,
     env: str,
-    policy: Path,
+    policy: Path | None,
     world_model: str,
     output: Path,
     episodes: int,
@@ -27,14 +29,15 @@ def improve_world_model(
     first_seed: int,
     num_workers: int = 2,
     max_episode_steps: int | None = None,
-    dataset: str | None = None,
+    temperature: float = 1.0,
+    datasets: Sequence[str] = (),
     device: str = "auto",
 ) -> tuple[str, str]:
     """Collect real episodes and let the world model learn from them. What is done is not repeated.
 
     Args:
         env: name of the real env.
-        policy: saved policy that collects.
+        policy: saved policy that collects; None is the world model's own behaviour.
         world_model: name or directory of the model to go on from; left as it is.
         output: directory for the episodes and the new model.
         episodes: episodes to collect.
@@ -42,16 +45,26 @@ def improve_world_model(
         first_seed: seed of the first episode.
         num_workers: envs that run side by side.
         max_episode_steps: cuts collected episodes shorter than they are.
-        dataset: another dataset to go on learning from besides.
+        temperature: at which the world model's own behaviour draws its actions.
+        datasets: others to go on learning from besides.
         device: where the world model is trained.
 
     Returns:
         The new model's directory and the path of the new dataset.
     """
+    if not datasets:
+        warnings.warn(
+            f"the world model now learns from {episodes} collected episodes alone and may forget "
+            "others: name the dataset that it has learned from with --dataset",
+            stacklevel=2,
+        )
+    own = "behaviour" if load_config(world_model).places is None else "walker"
     collected = collect.main(
         collect.CollectConfig(
             env=env,
-            policy=str(_keep_policy(policy, output)),
+            policy=own if policy is None else str(_keep_policy(policy, output)),
+            world_model=world_model if policy is None else None,
+            temperature=temperature,
             episodes=episodes,
             seed=first_seed,
             dataset="collected-v0",
@@ -64,12 +77,12 @@ def improve_world_model(
     checkpoint = output / "checkpoint"
     finished = output / "finished"
     if not finished.is_file():
-        datasets = (str(collected.path), *([dataset] if dataset is not None else []))
+        learned = (str(collected.path), *datasets)
         # Segments as long as the real episodes allow: memory is not to be unlearned.
-        length = min(SEGMENT_LENGTH, int(EpisodeDataset(datasets).lengths.max()))
+        length = min(SEGMENT_LENGTH, int(EpisodeDataset(learned).lengths.max()))
         train_world_model.main(
             TrainConfig(
-                dataset=datasets,
+                dataset=learned,
                 init=world_model,
                 output=output,
                 dynamics=DynamicsTraining(

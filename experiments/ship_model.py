@@ -161,9 +161,8 @@ def model_card(
         ),
         *learned_from(metadata),
         *made_with(metadata),
-        f"- {c.num_denoising_steps} denoising step{'s' * (c.num_denoising_steps > 1)}, dreamed frames "
-        "committed at signal level "
-        f"{c.dream_signal}.",
+        f"- {c.num_denoising_steps} denoising step{'s' * (c.num_denoising_steps > 1)}, dreamed "
+        f"frames committed at signal level {c.dream_signal}.",
         f"- Ships {contexts.frames.shape[0]} contexts of {contexts.frames.shape[1]} real frames, "
         "from episodes never trained on.",
     ]

@@ -46,7 +46,7 @@ def make_config(checkpoint: Path, output: Path, **changes: Any) -> DreamTrainCon
     config = DreamTrainConfig(
         env="memory-maze-5x5",
         world_model=str(checkpoint),
-        algorithm="ppo",
+        agent="ppo",
         total_timesteps=64,
         num_envs=2,
         horizon=8,
@@ -62,29 +62,30 @@ def make_config(checkpoint: Path, output: Path, **changes: Any) -> DreamTrainCon
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "obs"),
+    ("agent", "obs"),
     [
         ("ppo", "pixels"),
-        ("recurrent_ppo", "pixels"),
+        ("recurrent-ppo", "pixels"),
         ("ppo", "features"),
-        ("actor_critic", "features"),
+        ("actor-critic", "features"),
     ],
 )
 def test_a_policy_is_trained_judged_and_left_ready_to_use(
     checkpoint: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    algorithm: Any,
+    agent: Any,
     obs: Any,
 ) -> None:
-    config = make_config(checkpoint, tmp_path / "run", algorithm=algorithm, obs=obs)
+    config = make_config(checkpoint, tmp_path / "run", agent=agent, obs=obs)
     results = dream_train.main(config)
 
     table = capsys.readouterr().out
     assert "trained in the dream, round 1" in table and "95 % interval" in table
     assert json.loads((tmp_path / "run/results.json").read_text()).keys() == results.keys()
     evaluations = results["evaluations"]
-    assert set(evaluations) == {"random", "data", "random in dream", "round 1 in dream", "round 1"}
+    names = {"random", "data", "random in dream", "round 1 in dream", "round 1"}
+    assert set(evaluations) == names | ({"start"} if obs == "features" else set())
     for name, evaluation in evaluations.items():
         in_dream = "dream" in name
         assert evaluation["lengths"] == ([8] * 3 if in_dream else [6] * 2)
@@ -124,6 +125,35 @@ def test_a_policy_is_trained_judged_and_left_ready_to_use(
     assert dreamed["results"]["seeds"] == evaluations["round 1 in dream"]["seeds"]
     assert (tmp_path / "episode.gif").read_bytes()[:3] == b"GIF"
     assert json.loads((tmp_path / "evaluation.json").read_text())["config"]["num_episodes"] == 2
+
+
+@pytest.mark.parametrize("agent", ["planner", "behaviour"])
+def test_agents_without_training_are_judged(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], agent: Any
+) -> None:
+    planner = PlannerConfig(horizon=2, num_candidates=2)
+    config = make_config(checkpoint, tmp_path / "run", agent=agent, planner=planner)
+    evaluations = dream_train.main(config)["evaluations"]
+    in_dream = {"round 1 in dream"} if agent == "behaviour" else set()
+    assert set(evaluations) == {"random", "data", "random in dream", "round 1"} | in_dream
+    assert f"{agent}, round 1" in capsys.readouterr().out
+    assert not list((tmp_path / "run").glob("policy.*"))
+    assert dream_train.main(config)["evaluations"] == evaluations
+
+
+@pytest.mark.slow
+def test_rounds_without_training_are_played_by_the_model_itself(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    config = make_config(checkpoint, tmp_path / "run", agent="behaviour", rounds=3, judge=False)
+    config = dataclasses.replace(config, world_model_steps=2, num_contexts=3, context_length=5)
+    with pytest.warns(UserWarning, match="learns from 2 collected episodes alone"):
+        dream_train.main(dataclasses.replace(config, collect_episodes=2))
+    metadata = json.loads(
+        (tmp_path / "run/round-3/world_model/checkpoint/metadata.json").read_text()
+    )
+    learned = metadata["learned_from"]
+    assert sum("collected-v0" in name for name in learned) == 2, learned  # of both rounds
 
 
 @pytest.mark.slow
@@ -216,7 +246,7 @@ def test_a_policy_is_judged_in_the_dream(checkpoint: Path) -> None:
 def test_an_interrupted_actor_critic_goes_on_where_it_was(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_config(checkpoint, tmp_path / "run", algorithm="actor_critic", obs="features")
+    config = make_config(checkpoint, tmp_path / "run", agent="actor-critic", obs="features")
     original, calls = ImaginationTrainer.update, []
 
     def interrupt(trainer: ImaginationTrainer) -> dict[str, float]:
@@ -232,7 +262,7 @@ def test_an_interrupted_actor_critic_goes_on_where_it_was(
     dream_train.main(config)
     assert calls[4:] == [24, 32, 40, 48, 56], "64 steps in all, in updates of 2 dreams x 4 steps"
     with pytest.raises(ValueError, match="obs features"):
-        make_config(checkpoint, tmp_path / "run", algorithm="actor_critic", obs="pixels")
+        make_config(checkpoint, tmp_path / "run", agent="actor-critic", obs="pixels")
 
 
 def test_an_actor_critic_learns_from_episodes_first_and_once(
@@ -240,7 +270,7 @@ def test_an_actor_critic_learns_from_episodes_first_and_once(
 ) -> None:
     dataset = str(write_dataset(tmp_path, size=64))
     config = dataclasses.replace(
-        make_config(checkpoint, tmp_path / "run", algorithm="actor_critic", obs="features"),
+        make_config(checkpoint, tmp_path / "run", agent="actor-critic", obs="features"),
         clone=dataset,
         cloning=CloningConfig(num_episodes=3, num_steps=4, batch_size=8),
         judge=False,
@@ -340,13 +370,13 @@ def test_benchmark_of_speed_measures_every_part(checkpoint: Path, tmp_path: Path
     assert (tmp_path / "dream_speed.png").is_file() and (tmp_path / "results.json").is_file()
 
 
-@pytest.mark.parametrize(("algorithm", "obs"), [("actor_critic", "features"), ("ppo", "features")])
-def test_same_seed_same_policy(checkpoint: Path, tmp_path: Path, algorithm: Any, obs: Any) -> None:
+@pytest.mark.parametrize(("agent", "obs"), [("actor-critic", "features"), ("ppo", "features")])
+def test_same_seed_same_policy(checkpoint: Path, tmp_path: Path, agent: Any, obs: Any) -> None:
     def weights(name: str, seed: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(len(name))  # what ran before in the process does not matter
-        config = make_config(checkpoint, tmp_path / name, algorithm=algorithm, obs=obs)
+        config = make_config(checkpoint, tmp_path / name, agent=agent, obs=obs)
         dream_train.main(dataclasses.replace(config, seed=seed, judge=False))
-        if algorithm == "actor_critic":
+        if agent == "actor-critic":
             return load_file(tmp_path / name / "policy.safetensors")
         return PPO.load(tmp_path / name / "policy.zip").policy.state_dict()
 
@@ -370,17 +400,17 @@ def test_dreams_begin_from_seeds_of_their_own_and_others_after_a_break(
     config = make_config(checkpoint, tmp_path / "run", judge=False)
     dream_train.main(config)
     dream_train.main(dataclasses.replace(config, total_timesteps=128))
-    assert seeds == [1_000_000, 1_000_064]
+    assert seeds == [101_000_000, 101_000_064]
 
 
 def test_a_finished_run_can_be_made_longer(checkpoint: Path, tmp_path: Path) -> None:
-    for algorithm, obs in (("ppo", "pixels"), ("actor_critic", "features")):
-        config = make_config(checkpoint, tmp_path / algorithm, algorithm=algorithm, obs=obs)
+    for agent, obs in (("ppo", "pixels"), ("actor-critic", "features")):
+        config = make_config(checkpoint, tmp_path / agent, agent=agent, obs=obs)
         short = dream_train.main(config)
         policy = config.policy_path.read_bytes()
         longer = dream_train.main(dataclasses.replace(config, total_timesteps=96))
         assert config.policy_path.read_bytes() != policy
-        progress = json.loads((tmp_path / algorithm / "progress.json").read_text())
+        progress = json.loads((tmp_path / agent / "progress.json").read_text())
         assert progress["finished_rounds"] == 1 and progress["finished_timesteps"] == 96
         assert longer["evaluations"].keys() == short["evaluations"].keys()
         assert longer["evaluations"]["random"] == short["evaluations"]["random"]

@@ -69,7 +69,7 @@ def test_collect_learn_dream_judge(tmp_path: Path, capsys: pytest.CaptureFixture
             contexts=str(collected.path),
             num_contexts=2,
             context_length=8,
-            algorithm="ppo",
+            agent="ppo",
             total_timesteps=16,
             num_envs=2,
             horizon=4,

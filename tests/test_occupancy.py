@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -101,6 +102,32 @@ def test_the_way_leads_round_walls_to_the_place() -> None:
     # Two cells at a time along the free cells, and in the end not to a cell but to the place.
     assert walked[3] == (8, 2) and walked[6] == (8, 8)
     torch.testing.assert_close(position, place[0], atol=1e-4, rtol=0)
+
+
+def test_places_on_the_way_can_be_walked_to_straight() -> None:
+    corner = np.zeros((12, 12), bool)
+    corner[2, 2:9], corner[2:9, 8] = True, True
+    room = corner.copy()
+    room[2:9, 2:9] = True
+    place = torch.tensor([[8.5, 5.5]])
+    for layout, x, clearance, told in (
+        (corner, 7.5, 0.25, [8.5, 2.5]),  # not past the corner: that would lead through the wall
+        (corner, 7.5, 0.0, [8.5, 3.5]),
+        (corner, 8.1, 0.25, [8.5, 3.5]),  # from here there is no wall between
+        (corner, 4.5, 0.25, [6.5, 2.5]),
+        (room, 7.5, 0.25, [8.5, 3.5]),
+    ):
+        config = dataclasses.replace(SMALL, clearance=clearance)
+        occupancy = Occupancy(4, 4, config)
+        pose = torch.tensor([[x, 2.5, 0.0]])
+        aim = occupancy.index(occupancy.cell_of(place))
+        cells = known_map(layout, config)
+        way = occupancy.way(cells, pose, torch.ones(1), place - pose[:, :2], aim)
+        at = pose[0, :2] + way[0]
+        if layout is room:  # two ways are as short
+            assert at.tolist() in ([8.5, 3.5], [7.5, 4.5])
+        else:
+            torch.testing.assert_close(at, torch.tensor(told), atol=1e-4, rtol=0)
 
 
 def test_without_a_place_the_way_leads_to_the_nearest_unseen_cell() -> None:

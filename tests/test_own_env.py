@@ -160,7 +160,7 @@ def test_an_own_env_goes_all_the_way(
     assert report
     job = dream_train.DreamTrainConfig(
         world_model=checkpoint,
-        algorithm="ppo",
+        agent="ppo",
         total_timesteps=32,
         num_envs=2,
         horizon=4,

@@ -53,7 +53,9 @@ class OccupancyConfig:
     wall_cost: float = 3.0
     """Cost of a cell is 1 and this times the negative log of the probability that it is free."""
     ahead: int = 2
-    """Cells to the place on the way that policies are told."""
+    """Cells to the place on the way that policies are told, at most:"""
+    clearance: float = 0.25
+    """no farther than a straight line is clear, with so many cells to both sides; 0: do not ask."""
     seen_within: float = 2.5
     """Cells within which one that is free counts as seen, if the camera looks that way."""
     near: float = 1.5
@@ -294,17 +296,38 @@ class Occupancy(nn.Module):
         c, ways = self.config, self.ways(cells, time, aim)
         known, goals, through = ways.known, ways.goals, ways.to_go + ways.cost
         at = self.cell_of(poses[:, :2])
-        reached = torch.zeros_like(known)
-        for _ in range(c.ahead):
+        told, reached = at, torch.zeros_like(known)
+        clear = ~reached
+        for step in range(c.ahead):
             beside = at[:, None] + self.beside
             index = self.index(beside)
             best = through.gather(1, index).argmin(-1)
             reached = reached | goals.gather(1, self.index(at)[:, None]).squeeze(-1)
             there = beside.gather(1, best[:, None, None].expand(-1, 1, 2)).squeeze(1)
             at = torch.where(reached[:, None], at, there)
-        at_goal = goals.gather(1, self.index(at)[:, None]).squeeze(-1)
-        middle = seen_from(poses, (at + 0.5) * c.cell)
+            if step and c.clearance:
+                clear = clear & self.is_clear(cells, poses, at)
+            told = torch.where(clear[:, None], at, told)
+        at_goal = goals.gather(1, self.index(told)[:, None]).squeeze(-1)
+        middle = seen_from(poses, (told + 0.5) * c.cell)
         return torch.where((known & at_goal)[:, None], place, middle)
+
+    def is_clear(self, cells: Tensor, poses: Tensor, to: Tensor) -> Tensor:
+        """Whether a straight walk from poses (n, 3) to middles of cells `to` (n, 2) is free: (n,).
+
+        Args:
+            cells: (n, side^2, NUMBERS).
+        """
+        c, start = self.config, poses[:, None, None, :2]
+        line = (to[:, None, None] + 0.5) * c.cell - start
+        length = line.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+        aside = torch.stack([-line[..., 1], line[..., 0]], dim=-1) / length * c.clearance * c.cell
+        share = torch.linspace(0, 1, 4 * c.ahead + 1, device=line.device)[:, None, None]
+        side = torch.tensor([-1.0, 0.0, 1.0], device=line.device)[:, None]
+        # Close to the camera, which may stand near a wall already, only the line itself.
+        side = torch.where(share * length > 0.5 * c.cell, side, 0.0)
+        points = self.index(self.cell_of(start + share * line + side * aside)).flatten(1)
+        return (self.log_odds(cells).gather(1, points) > 0).all(-1)
 
     def to_explore(self, cells: Tensor, odds: Tensor) -> Tensor:
         """Cells (n, side^2) that may be free and were not seen yet.
