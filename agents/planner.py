@@ -180,9 +180,9 @@ class Planner:
         if due.any():
             generator = torch.Generator(device).manual_seed(_mix(self.seed, state.num_steps))
             # Envs that start know no plan to begin from, so they are asked apart.
-            for rows in (np.flatnonzero(due & fresh), np.flatnonzero(due & ~fresh)):
-                if len(rows) == 0:
-                    continue
+            groups = [np.flatnonzero(due & fresh), np.flatnonzero(due & ~fresh)]
+            groups = [rows for rows in groups if len(rows)]
+            for rows in groups:
                 index = torch.as_tensor(rows, device=device)
                 warm = self.config.warm_start is not None and not fresh[rows[0]]
                 plan = self.search.plan(
@@ -193,18 +193,23 @@ class Planner:
                     value=None
                     if self.map_value is None
                     else self.map_value.seen_from(world[index]),
+                    share=1 / len(groups),
                 )
                 plans = plans.index_copy(0, index, plan.actions)
                 distribution = distribution.put(index, plan.distribution)
                 if self.on_plan is not None:
                     self._trace(world[index], observation[rows], rows, plan, state.num_steps)
         chosen = plans[:, 0].cpu().numpy()
+        age = np.where(due, 1, state.age + 1)
+        # Mixed with the prior once, before the next decision, however many steps lie between.
+        before = torch.as_tensor(age >= self.config.replan_every, device=device)
+        trust = torch.where(before, self.config.warm_start or 0.0, 1.0)[:, None, None]
         return chosen, PlanMemory(
             world=world,
             actions=chosen,
             rest=torch.cat([plans[:, 1:], plans[:, -1:]], dim=1),
-            distribution=distribution.shift(prior, self.config.warm_start or 0.0),
-            age=np.where(due, 1, state.age + 1),
+            distribution=distribution.shift(prior, trust),
+            age=age,
             num_steps=state.num_steps + 1,
         )
 

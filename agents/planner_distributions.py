@@ -56,8 +56,13 @@ class CategoricalPlans:
         """The most likely action of every step: (n, horizon)."""
         return self.probabilities.argmax(-1)
 
-    def shift(self, prior: Plans, trust: float) -> CategoricalPlans:
-        """What is left after the first step, mixed with the prior; the last step is the prior's."""
+    def shift(self, prior: Plans, trust: float | Tensor) -> CategoricalPlans:
+        """What is left after the first step, mixed with the prior; the last step is the prior's.
+
+        Args:
+            prior: what planning anew begins from.
+            trust: share of what is left, or (n, 1, 1) of each env.
+        """
         assert isinstance(prior, CategoricalPlans)
         moved = torch.cat([self.probabilities[:, 1:], prior.probabilities[:, -1:]], dim=1)
         return CategoricalPlans(trust * moved + (1 - trust) * prior.probabilities)
@@ -116,7 +121,7 @@ class GaussianPlans:
         """The mean plan: (n, horizon, d)."""
         return self.mean
 
-    def shift(self, prior: Plans, trust: float) -> GaussianPlans:
+    def shift(self, prior: Plans, trust: float | Tensor) -> GaussianPlans:
         """What is left after the first step; spread, and the last step, are mixed with the prior's.
 
         The mean moves along whole: half a good plan is not a plan.

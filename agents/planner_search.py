@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
@@ -83,8 +84,8 @@ class PlannerConfig:
     """Steps imagined ahead."""
     num_candidates: int = 32
     """Plans imagined side by side, per env."""
-    num_iterations: int = 1
-    """Rounds of candidates in a decision."""
+    num_iterations: int | None = None
+    """Rounds of candidates in a decision; by default one, or as many as `max_seconds` allows."""
     num_particles: int = 1
     """Random futures that every plan is imagined in; its return is their mean."""
     gamma: float = 0.98
@@ -117,13 +118,16 @@ class PlannerConfig:
     max_dream_steps: int | None = None
     """Imagined steps that a decision may cost, per env."""
     max_seconds: float | None = None
-    """Seconds after which no further round of candidates begins; the first always runs."""
+    """Seconds that a decision may take: no round of candidates begins that would go beyond; the
+    first always runs."""
 
     def __post_init__(self) -> None:
         counts = ("horizon", "num_candidates", "num_iterations", "num_particles", "replan_every")
         for name in counts:
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_seconds is not None and self.max_seconds <= 0:
+            raise ValueError(f"max_seconds must be above 0, got {self.max_seconds}")
         for name in ("gamma", "smoothing", "exploration", "persistence", "policy_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
@@ -212,6 +216,7 @@ class Search:
         distribution: Plans | None = None,
         first: Tensor | None = None,
         value: Callable[[Any], Tensor] | None = None,
+        share: float = 1.0,
     ) -> Plan:
         """Decide for the n envs of a state, which stays as it is.
 
@@ -222,6 +227,7 @@ class Search:
             first: (n, horizon[, d]) a plan that is certainly among the candidates.
             value: instead of the search's own, the return beyond the horizon (b,) of imagined
                 states, b = n * candidates * particles, those of each env side by side.
+            share: of the time that a decision may take.
         """
         config, start = self.config, self.clock()
         if value is None and self.value is not None:
@@ -235,13 +241,15 @@ class Search:
         candidates, returns = None, torch.zeros(n, 0)
         rounds: list[Tensor] = []
         weights, cost = returns, 0
-        for index in range(config.num_iterations):
+        limit = config.num_iterations or (1 if config.max_seconds is None else None)
+        for index in itertools.count() if limit is None else range(limit):
             num = config.num_candidates
             if config.max_dream_steps is not None:
                 affordable = config.max_dream_steps - cost
                 num = min(num, affordable // (config.horizon * config.num_particles))
             average = (self.clock() - start) / max(index, 1)
-            late = config.max_seconds is not None and (index + 1) * average > config.max_seconds
+            allowed = None if config.max_seconds is None else share * config.max_seconds
+            late = allowed is not None and (index + 1) * average > allowed
             if num < 1 or (index and late):
                 break
             drawn = plans.sample(num, config.persistence, generator)

@@ -46,9 +46,11 @@ def deciding_settings(agent: str) -> list[str]:
     names = ["env", "max_episode_steps"]
     names.append("planner_episodes" if agent in PLANNERS else "eval_episodes")
     if agent not in NOT_IN_DREAMS:
-        names += ["dream_episodes", "horizon"]
+        names += ["dream_episodes", "horizon", "judge_contexts"]
+    if trained in DREAM_TRAINED:
+        names.append("contexts")
     if agent not in NOT_IN_DREAMS or trained in DREAM_TRAINED:
-        names += ["contexts", "num_envs"]
+        names.append("num_envs")
     if trained in FROM_BEHAVIOUR:
         names.append("temperature")
     if trained in DREAM_TRAINED:
@@ -81,6 +83,10 @@ class BenchmarkAgentsConfig:
     """States that dreams start from: of few contexts, several each."""
     frames_to_reward: int | None = None
     """Train from stretches that a reward followed within so many frames, only."""
+    judge_contexts: str | None = None
+    """Dataset whose stretches the dreams start from in which agents are judged, best one of
+    episodes that neither model nor agents learned from; by default the contexts shipped with the
+    model."""
     agents: tuple[str, ...] = tuple(
         name
         for name in LABELS

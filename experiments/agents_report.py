@@ -55,16 +55,19 @@ def write_report(output: Path) -> str:
         raise FileNotFoundError(f"no results in {output}: run experiments/benchmark_agents.py")
     lines = [format_table(runs)]
     plot_returns(output / "returns.png", runs)
-    if any(r.get("curve") for results in runs.values() for r in results):
+    if any(has_curve(r) for results in runs.values() for r in results):
         plot_curves(output / "curves.png", runs)
     judged = judge_pairs(runs)
-    # Seeds of one policy differ by chance, so that at least three are to be told apart.
-    if all(len({pair[i] for pair in judged}) > 2 for i in range(3)):
-        correlation = float(spearmanr([p[1] for p in judged], [p[2] for p in judged]).statistic)
+    # Seeds of one policy differ by chance, so policies are ranked by their means over seeds.
+    agents = dict.fromkeys(agent for agent, _, _ in judged)
+    means = [np.mean([p[1:] for p in judged if p[0] == agent], axis=0) for agent in agents]
+    dreamed, real = np.array(means).reshape(-1, 2).T
+    if len(set(dreamed)) > 2 and len(set(real)) > 2:
+        correlation = float(spearmanr(dreamed, real).statistic)
         plot_judge(output / "judge.png", judged, correlation)
         lines.append(
-            f"Rank correlation of dreamed and real returns over {len(judged)} seeds of "
-            f"{len({pair[0] for pair in judged})} policies: {correlation:.2f}."
+            f"Rank correlation of dreamed and real returns of {len(dreamed)} policies (means over "
+            f"seeds): {correlation:.2f}."
         )
     table = "\n\n".join(lines)
     (output / "table.md").write_text(table + "\n")
@@ -147,16 +150,23 @@ def plot_returns(file: Path, runs: Runs) -> None:
     plt.close(figure)
 
 
+def has_curve(result: dict[str, Any]) -> bool:
+    """Whether a result tells how training went, and how long its episodes were."""
+    return bool(result.get("curve")) and result.get("curve_steps") is not None
+
+
 def plot_curves(file: Path, runs: Runs) -> None:
-    """Return while training, against the agent's own steps: dreamed, or real where it trains."""
+    """Reward while training, against the agent's own steps: dreamed, or real where it trains."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for agent, results in runs.items():
-        curves = [np.array(r["curve"]) for r in results if r.get("curve")]
-        for i, curve in enumerate(curves):
+        trained = [r for r in results if has_curve(r)]
+        for i, result in enumerate(trained):
             label = LABELS[agent] if i == 0 else None
-            axes.plot(curve[:, 0], curve[:, 1], color=f"C{list(LABELS).index(agent)}", label=label)
+            step, reward = np.array(result["curve"]).T
+            reward = 1000 * reward / result["curve_steps"]
+            axes.plot(step, reward, color=f"C{list(LABELS).index(agent)}", label=label)
     axes.legend(fontsize=8)
-    axes.set(xlabel="training steps", ylabel="return of a training episode")
+    axes.set(xlabel="training steps", ylabel="reward per 1,000 steps of training")
     axes.grid(alpha=0.3)
     figure.savefig(file, dpi=120)
     plt.close(figure)

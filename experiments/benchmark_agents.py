@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import envs
 import worldsim.checkpoint as checkpoint
 from agents.actor_critic import ActorCritic, ActorCriticPolicy
 from agents.cloning import ReadOuts
@@ -62,6 +63,9 @@ from experiments.videos import save_video
 from worldsim.contexts import ContextBank, open_contexts
 from worldsim.world_model import WorldModel
 
+JUDGE_SEED = 1_000_000
+"""Of the stretches that dreams start from where agents are judged."""
+
 
 class Timed:
     """A policy whose decisions are timed; in a batch, each takes its share."""
@@ -88,8 +92,9 @@ class AgentsBenchmark:
         self.model: WorldModel = checkpoint.load(self.name)
         self.weights = checkpoint.fingerprint(self.name)
         self._check_agents()
+        # Drawn otherwise than those to train in, which may be of the same dataset.
         self.bank: ContextBank = open_contexts(
-            self.model, config.contexts, world_model=self.name, seed=0
+            self.model, config.judge_contexts, world_model=self.name, seed=JUDGE_SEED
         )
 
     def _check_agents(self) -> None:
@@ -107,8 +112,13 @@ class AgentsBenchmark:
                 reason = f"no scripted player is known for {config.env}"
             elif agent in WALKERS and places is None:
                 reason = f"{self.name} has no memory of places"
-            elif agent == "walker_without_map" and (places is None or places.occupancy is None):
-                reason = f"{self.name} draws no map"
+            elif places is None or places.occupancy is None:
+                if agent == "walker_without_map":
+                    reason = f"{self.name} draws no map"
+                elif agent in PLANNERS and config.planner.bootstrap == "map":
+                    reason = f"{self.name} draws no map to plan by (planner.bootstrap)"
+            if agent == "model_free":
+                self._real_steps()
             if reason is not None:
                 raise ValueError(f"{reason}: leave out {agent!r}")
         check_env(config.env, self.name)
@@ -210,6 +220,7 @@ class AgentsBenchmark:
                 "real_steps": steps,
                 "training_minutes": training_seconds(work) / 60,
                 "curve": read_curve(work),
+                "curve_steps": self._episode_steps(),
             }
         return self._train_in_dream(agent, seed)
 
@@ -257,12 +268,32 @@ class AgentsBenchmark:
             self._clone(seed).save(run.policy_path, world_model=self.name)
         dream_train(run)
         last_round = json.loads((run.run_directory / "progress.json").read_text())["last_round"]
+        # Training ends with a whole update, so a little later than asked for.
+        if config.total_timesteps is not None:
+            longer = last_round["timesteps"] > 1.1 * config.total_timesteps + 5000
+        else:
+            longer = last_round["seconds"] > 1.1 * 60 * config.minutes + 30
+        if longer:
+            raise ValueError(
+                f"{run.run_directory} holds a policy that was trained for longer: "
+                "choose another --work"
+            )
         details = {
             "training": run.agent,
             "training_minutes": last_round["seconds"] / 60,
             "curve": read_curve(run.run_directory),
+            "curve_steps": run.training_horizon,
         }
         return load_policy(run.policy_path, seed=seed), details
+
+    def _episode_steps(self) -> int | None:
+        """Of a real episode, where they are limited."""
+        if self.config.max_episode_steps is not None:
+            return self.config.max_episode_steps
+        env = envs.make(self.config.env)
+        limit = None if env.spec is None else env.spec.max_episode_steps
+        env.close()
+        return limit
 
     @property
     def recorded_steps(self) -> int | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import signal
 from pathlib import Path
 
+import gymnasium
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecMonitor
 
@@ -17,6 +19,12 @@ from experiments.report import write_json
 # Apart from the seeds of the world model's data (0 and up), of validation (1,000,000 and up) and of
 # evaluation (2,000,000 and up).
 MODEL_FREE_SEED = 3_000_000
+
+
+def make_worker_env(env_name: str, max_episode_steps: int | None) -> gymnasium.Env:
+    """A real env in a process of its own, which leaves Ctrl-C to the one that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return envs.make(env_name, max_episode_steps=max_episode_steps)
 
 
 def training_seconds(work: Path) -> float:
@@ -52,7 +60,7 @@ def train_model_free(
     """
     work.mkdir(parents=True, exist_ok=True)
     path = work / "policy.zip"
-    make = functools.partial(envs.make, env_name, max_episode_steps=max_episode_steps)
+    make = functools.partial(make_worker_env, env_name, max_episode_steps)
     env = VecMonitor(SubprocVecEnv([make] * num_workers, start_method="forkserver"))
     try:
         if path.is_file():

@@ -146,11 +146,12 @@ def test_the_judge_compares_reward_per_step_of_policies_that_acted_in_both(tmp_p
         }
         (tmp_path / f"{agent}-seed0.json").write_text(json.dumps(result))
     (tmp_path / "data-seed0.json").write_text(json.dumps(result | {"dream": None}))
+    (tmp_path / "actor_critic-seed1.json").write_text(json.dumps(result))
     pairs = judge_pairs(read_runs(tmp_path, LABELS))
-    assert pairs == [("ppo_pixels", 100.0, 200.0), ("ppo_features", 200.0, 300.0)] + [
+    assert pairs == [("ppo_pixels", 100.0, 200.0), ("ppo_features", 200.0, 300.0)] + 2 * [
         ("actor_critic", 300.0, 400.0)
     ]
-    assert "over 3 seeds of 3 policies: 1.00" in write_report(tmp_path)
+    assert "returns of 3 policies (means over seeds): 1.00" in write_report(tmp_path)
     assert (tmp_path / "judge.png").stat().st_size > 0
 
 

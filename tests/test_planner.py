@@ -213,6 +213,20 @@ def test_budget_in_seconds_ends_the_search() -> None:
     assert len(search.plan(at(0.0), generator()).rounds) == 1
 
 
+def test_seconds_alone_give_as_many_rounds_as_they_allow() -> None:
+    now = iter(np.arange(0.0, 1000.0, 1.0))
+    config = PlannerConfig(method="cem", max_seconds=8.0)
+    search = Search(Lock(0, 4), config, clock=lambda: float(next(now)))
+    whole = len(search.plan(at(0.0), generator()).rounds)
+    half = len(search.plan(at(0.0), generator(), share=0.5).rounds)
+    assert whole > half > 1
+    assert (
+        len(Search(Lock(0, 4), PlannerConfig(method="cem")).plan(at(0.0), generator()).rounds) == 1
+    )
+    with pytest.raises(ValueError, match="max_seconds must be above 0, got -1"):
+        PlannerConfig(max_seconds=-1.0)
+
+
 def test_a_plan_that_is_given_is_never_made_worse() -> None:
     problem, good = Lock(1, 10), Lock(1, 10).digits[None]
     search = Search(problem, PlannerConfig(method="cem", horizon=10, num_candidates=5))
@@ -412,6 +426,22 @@ def test_planning_begins_anew_with_an_episode(model: WorldModel) -> None:
     for t, start in enumerate([True, False, True, False]):
         _, state = planner.act(frames[:, t], state, np.array([start]))
     assert [trace.step for trace in seen] == [0, 2]
+
+
+def test_what_is_left_of_a_plan_is_mixed_with_the_prior_once(model: WorldModel) -> None:
+    frames = tiny_contexts(n=2, length=3).frames
+    config = dataclasses.replace(SMALL, method="cem", replan_every=2, warm_start=0.6)
+    planner, state = Planner(model, config), None
+    plans, plan = [], planner.search.plan
+    planner.search.plan = lambda *a, **k: plans.append(plan(*a, **k)) or plans[-1]  # type: ignore
+    for t in range(2):
+        _, state = planner.act(frames[:, t], state, np.full(2, t == 0))
+    assert state is not None and len(plans) == 1
+    prior = planner.search.prior(2, model.device)
+    expected = plans[0].distribution.shift(prior, 1.0).shift(prior, 0.6)
+    torch.testing.assert_close(state.distribution.mode(), expected.mode())
+    assert isinstance(state.distribution, CategoricalPlans)
+    torch.testing.assert_close(state.distribution.probabilities, expected.probabilities)
 
 
 def test_act_depends_on_nothing_but_its_arguments(model: WorldModel) -> None:
