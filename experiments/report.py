@@ -53,8 +53,11 @@ def _commit() -> str | None:
     git = ["git", "-C", str(root)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        # Of what runs: results that are being made again say nothing of the code.
         status = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True
+            [*git, "status", "--porcelain", "-uno", "--", ":/", ":(exclude,top)results"],
+            capture_output=True,
+            text=True,
         )
     except OSError:
         return None
