@@ -163,7 +163,7 @@ class DreamTrainConfig:
                 "frames_to_reward chooses among the stretches of a dataset: give --contexts"
             )
         if self.clone is not None and self.agent != "actor-critic":
-            raise ValueError(f"clone is for the actor-critic, not for the agent {self.agent}")
+            raise ValueError(f"clone is for the actor-critic, not for {self.agent}")
 
     @property
     def training_horizon(self) -> int:

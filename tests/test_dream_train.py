@@ -283,7 +283,7 @@ def test_an_actor_critic_learns_from_episodes_first_and_once(
     assert not torch.equal(trained["policy_head.2.weight"], behaviour["policy_head.2.weight"])
     dream_train.main(dataclasses.replace(config, total_timesteps=16))
     assert "cloned" not in capsys.readouterr().out
-    with pytest.raises(ValueError, match="clone is for the actor_critic, not for ppo"):
+    with pytest.raises(ValueError, match="clone is for the actor-critic, not for ppo"):
         make_config(checkpoint, tmp_path / "run", clone=dataset)
 
 
