@@ -44,6 +44,8 @@ class BackboneSizes:
     """Frames that the limited causal transformer sees. The paper takes about half of training's;
     with fewer, more of a test lies beyond."""
     dfot_window: int = 25
+    frame_mixing_conv: bool = False
+    """How the convolution of `frame_ssm` begins; see `worldsim.ssm.SSMConfig`."""
     far_window: int = 16
     coarse_patch: BlockSize = 2
 
@@ -113,6 +115,7 @@ BACKBONES: dict[str, Entry] = {
             d_frame=min(2 * sizes.d_model, 128),  # wider, its tokens would have to be thin
             head_dim=sizes.head_dim,
             d_state=sizes.d_state,
+            mixing_conv=sizes.frame_mixing_conv,
             chunk_size=sizes.chunk_size,
         ),
     ),

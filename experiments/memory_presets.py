@@ -101,7 +101,7 @@ def presets() -> dict[str, tuple[str, BenchmarkConfig]]:
             block_sizes=((1, 2),),
             window=4,
             causal_window=32,
-            far_window=16,
+            frame_mixing_conv=True,  # recalls far more here than without
         ),
         corridor=CorridorTask(num_cells=8, training_episodes=8000),
         tokenizer=TokenizerConfig(

@@ -269,6 +269,21 @@ def test_heads_of_a_new_mixer_forget_over_hundreds_of_frames(tokens_per_frame: i
 
 
 @torch.no_grad()
+def test_the_convolution_begins_as_nothing_or_mixes_neighbours() -> None:
+    for mixing in (False, True):
+        torch.manual_seed(0)
+        mixer = Mamba2Mixer(SSMConfig(d_model=8, head_dim=4, d_state=4, mixing_conv=mixing))
+        x = torch.randn(1, 6, mixer.config.d_xbc)
+        state = mixer.initial_state(1)
+        y, _ = mixer._convolve(x, state.conv)
+        changed = x.clone()
+        changed[:, 2] += 1
+        z, _ = mixer._convolve(changed, state.conv)
+        touched = (y - z).abs().amax((0, 2)) > 0
+        assert touched.tolist() == [False, False, True, mixing, mixing, mixing]
+
+
+@torch.no_grad()
 def test_heads_turn_by_frequencies_of_their_own() -> None:
     u, poses = torch.randn(2, 7, 16), 3 * torch.rand(2, 7, 3)
     shared = make_mixer(pose=PoseConfig())

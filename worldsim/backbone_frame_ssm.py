@@ -34,6 +34,8 @@ class FrameSSMConfig:
     head_dim: int = 64
     d_state: int = 64
     d_conv: int = 4
+    mixing_conv: bool = False
+    """See `ssm.SSMConfig`."""
     mlp_ratio: int = 4
     chunk_size: int = 32
     scan_backend: ScanBackend = "auto"
@@ -43,6 +45,7 @@ class FrameSSMConfig:
             d_model=self.d_frame,
             d_state=self.d_state,
             d_conv=self.d_conv,
+            mixing_conv=self.mixing_conv,
             head_dim=self.head_dim,
             chunk_size=self.chunk_size,
             backend=self.scan_backend,

@@ -40,6 +40,8 @@ class SSMConfig:
     """Width n of the state per channel: how many things a head can tell apart in memory."""
     d_conv: int = 4
     """Taps of the causal depthwise convolution."""
+    mixing_conv: bool = False
+    """It begins at random, as in Mamba-2, and mixes neighbours; else as if it was not there."""
     expand: int = 1
     """Inner width over d_model."""
     head_dim: int = 64
@@ -250,7 +252,10 @@ class Mamba2Mixer(nn.Module):
             _, to_xbc, _ = self.in_proj.weight.split([config.d_inner, config.d_xbc, h])
             to_b, to_c = to_xbc[config.d_inner :].chunk(2)
             to_c.copy_(to_b)
-            self.conv_weight[-1] = 1
+            if config.mixing_conv:
+                nn.init.uniform_(self.conv_weight, -(config.d_conv**-0.5), config.d_conv**-0.5)
+            else:
+                self.conv_weight[-1] = 1
 
     def initial_state(self, batch_size: int) -> SSMState:
         c, device = self.config, self.A_log.device
