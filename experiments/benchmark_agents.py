@@ -54,7 +54,7 @@ from experiments.command_line import CONTINUES, run_script
 from experiments.dream_judging import check_env, play_dreams, play_real_episodes
 from experiments.dream_train import DreamTrainConfig
 from experiments.dream_train import main as dream_train
-from experiments.evaluate import make_real_envs
+from experiments.evaluate import episode_limit, make_real_envs
 from experiments.model_free import train_model_free, training_seconds
 from experiments.platform_settings import keep_memory
 from experiments.report import provenance, summarise, write_json
@@ -220,7 +220,11 @@ class AgentsBenchmark:
                 "real_steps": steps,
                 "training_minutes": training_seconds(work) / 60,
                 "curve": read_curve(work),
-                "curve_steps": self._episode_steps(),
+                "curve_steps": episode_limit(
+                    functools.partial(
+                        envs.make, config.env, max_episode_steps=config.max_episode_steps
+                    )
+                ),
             }
         return self._train_in_dream(agent, seed)
 
@@ -285,15 +289,6 @@ class AgentsBenchmark:
             "curve_steps": run.training_horizon,
         }
         return load_policy(run.policy_path, seed=seed), details
-
-    def _episode_steps(self) -> int | None:
-        """Of a real episode, where they are limited."""
-        if self.config.max_episode_steps is not None:
-            return self.config.max_episode_steps
-        env = envs.make(self.config.env)
-        limit = None if env.spec is None else env.spec.max_episode_steps
-        env.close()
-        return limit
 
     @property
     def recorded_steps(self) -> int | None:

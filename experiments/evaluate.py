@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -200,10 +200,16 @@ def make_real_envs(
         os.environ.setdefault("LP_NUM_THREADS", "0")
         return envs.make(env, max_episode_steps=max_episode_steps, **options)
 
-    one = make()  # asked here, for not every spec can be sent from process to process
-    limit = None if one.spec is None else one.spec.max_episode_steps
-    one.close()
-    return make_parallel(make, num_workers), limit
+    # Asked here, for not every spec can be sent from process to process.
+    return make_parallel(make, num_workers), episode_limit(make)
+
+
+def episode_limit(make_env: Callable[[], gymnasium.Env]) -> int | None:
+    """Steps after which an env truncates an episode, None where it does not."""
+    env = make_env()
+    limit = None if env.spec is None else env.spec.max_episode_steps
+    env.close()
+    return limit
 
 
 @contextlib.contextmanager

@@ -107,13 +107,14 @@ def draw_recall_by_time(runs: Runs, axes: Axes) -> None:
 
 
 def draw_share(axes: Axes, x: Sequence[float], values: np.ndarray, label: str, i: int) -> None:
-    """One model's line: the mean of its seeds (n, len(x)), shaded from the lowest to the highest.
-
-    Lines that lie on one another are told apart by their dashes.
-    """
+    """One model's line of shares; lines that lie on one another are told apart by their dashes."""
     style = (0, (4, 1 + i % 3)) if i % 2 else "-"
-    mean = values.mean(0)
-    (line,) = axes.plot(x, mean, marker="o", markersize=3, linestyle=style, label=label)
+    draw_seeds(axes, x, values, label=label, marker="o", markersize=3, linestyle=style)
+
+
+def draw_seeds(axes: Axes, x: Sequence[float], values: np.ndarray, **style: Any) -> None:
+    """The mean of seeds (n, len(x)), shaded from the lowest to the highest where there are some."""
+    (line,) = axes.plot(x, values.mean(0), **style)
     if len(values) > 1:
         axes.fill_between(x, values.min(0), values.max(0), color=line.get_color(), alpha=0.15)
 
@@ -122,12 +123,7 @@ def draw_psnr(runs: Runs, kind: str | None, axes: Axes) -> None:
     """PSNR against dreamed step."""
     for results in runs.values():
         curves = np.array([part_of(r, kind)["psnr"] for r in results])
-        step = np.arange(1, curves.shape[1] + 1)
-        (line,) = axes.plot(step, curves.mean(0), label=results[0]["label"])
-        if len(curves) > 1:
-            axes.fill_between(
-                step, curves.min(0), curves.max(0), color=line.get_color(), alpha=0.15
-            )
+        draw_seeds(axes, range(1, curves.shape[1] + 1), curves, label=results[0]["label"])
     axes.set(xlabel="dreamed step", ylabel="PSNR (dB)")
     axes.set_title(kind or "")
 

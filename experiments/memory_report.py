@@ -1,6 +1,8 @@
-"""Table and plots of the memory benchmark, made from the JSON files of its runs.
+"""Tables of the memory benchmark, and its plots (`memory_plots`), from the JSON files of its runs.
 
-python experiments/memory_report.py --output results/memory/corridor --work runs/memory/corridor
+    python experiments/memory_report.py --output results/memory/corridor --work runs/memory/corridor
+
+`benchmark_memory.py` writes them at its end.
 """
 
 from __future__ import annotations
