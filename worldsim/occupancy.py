@@ -323,7 +323,7 @@ class Occupancy(nn.Module):
         length = line.norm(dim=-1, keepdim=True).clamp(min=1e-6)
         aside = torch.stack([-line[..., 1], line[..., 0]], dim=-1) / length * c.clearance * c.cell
         share = torch.linspace(0, 1, 4 * c.ahead + 1, device=line.device)[:, None, None]
-        side = torch.tensor([-1.0, 0.0, 1.0], device=line.device)[:, None]
+        side = torch.linspace(-1, 1, 3, device=line.device)[:, None]
         # Close to the camera, which may stand near a wall already, only the line itself.
         side = torch.where(share * length > 0.5 * c.cell, side, 0.0)
         points = self.index(self.cell_of(start + share * line + side * aside)).flatten(1)
