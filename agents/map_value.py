@@ -10,12 +10,13 @@ drawing their own maps, but what they make up there does not count.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from worldsim.occupancy import CELLS, FAR, TIME_UNIT
+from worldsim.occupancy import CELLS, FAR, TIME_UNIT, Ways
 from worldsim.odometry import ORIGIN, POSE
 from worldsim.pose import compose, seen_from
 from worldsim.state import WorldState
@@ -25,6 +26,8 @@ STEPS_PER_CELL = 4.0
 """At a walk straight ahead."""
 STEPS_PER_RADIAN = 4.0
 """Of turning, with some to spare: a step of the Memory Maze turns by 0.3."""
+FARTHEST = 2.0
+"""Steps that one step can bring nearer, or away: more is a jump of the map's."""
 UNKNOWN = 0.5
 """What it is worth to come to see something new, where a reward that is expected is worth 1."""
 
@@ -56,9 +59,7 @@ class MapValue:
         Returns:
             Of states (n * k), those of each env side by side, the value (n * k,) float32.
         """
-        occupancy, memory = self.occupancy, state.memory
-        aim = occupancy.aim(self._stands(state), *self.model.place_told(state.features))
-        ways = occupancy.ways(memory[CELLS], state.steps / TIME_UNIT, aim)
+        ways = self._ways(state)
         worth = torch.where(ways.known, 1.0, UNKNOWN)
 
         def value(imagined: WorldState) -> Tensor:
@@ -68,6 +69,30 @@ class MapValue:
             return worth.repeat_interleave(k) * self.gamma**steps
 
         return value
+
+    @torch.no_grad()
+    def steps_nearer(self, state: WorldState, later: WorldState) -> Tensor:
+        """How many steps of the way, as the map showed it before, were made: (n,).
+
+        Args:
+            state, later: of n envs, before and after; more than `FARTHEST` steps count as so many.
+        """
+        ways = self._ways(state)
+        left = (self._steps_left(self._stands(s), ways.to_go, ways.cost) for s in (state, later))
+        return (next(left) - next(left)).clamp(-FARTHEST, FARTHEST)
+
+    @torch.no_grad()
+    def touches(self, state: WorldState, within: float) -> Tensor:
+        """Whether a wall that is known is as near as that, in cells, along an axis: (n,) bool."""
+        walls = self.occupancy.walls(state.memory[CELLS])
+        at = self._stands(state)[:, None, :2] / self.occupancy.config.cell
+        corners = torch.tensor(list(itertools.product((-within, within), repeat=2)))
+        return walls((at + corners.to(at.device)).floor().long()).any(-1)
+
+    def _ways(self, state: WorldState) -> Ways:
+        """All ways to where the next reward is expected, or to what was not seen yet."""
+        aim = self.occupancy.aim(self._stands(state), *self.model.place_told(state.features))
+        return self.occupancy.ways(state.memory[CELLS], state.steps / TIME_UNIT, aim)
 
     def _stands(self, state: WorldState) -> Tensor:
         """Poses (b, 3) relative to the grid of the world, where it has one."""

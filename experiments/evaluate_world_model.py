@@ -27,6 +27,7 @@ import worldsim
 from agents.statistics import bootstrap_interval
 from experiments.command_line import run_script
 from experiments.data_checks import learned_before
+from experiments.dreamed_poses import dreamed_poses
 from experiments.dreamed_rewards import dreamed_rewards, format_shares
 from experiments.platform_settings import keep_memory
 from experiments.report import provenance, write_json
@@ -138,6 +139,15 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         longest = int(dataset.lengths.max())
         error = odometry_error(model, dataset, config.reward_episodes, longest)
         values["odometry_error"] = error.tolist()
+        values["dreamed_poses"] = dreamed_poses(
+            model,
+            dataset,
+            config.num_contexts,
+            config.context,
+            config.horizon,
+            seed=config.seed,
+            batch_size=config.batch_size,
+        )
     if model.places is not None and has_poses(dataset.infos(0)):
         values["places"] = places_on_real_frames(model, dataset, config.reward_episodes)
     if config.map_dataset:
@@ -310,6 +320,9 @@ def print_tables(values: Mapping[str, Any]) -> None:
         error = values["odometry_error"]
         shown = [f"{error[n]:.2f} after {n}" for n in (16, 64, 256, 999) if n < len(error)]
         print(f"cells that odometry is off, by real frames: {', '.join(shown)}")
+    for key, error in values.get("dreamed_poses", {}).items():
+        shown = [f"{error[n - 1]:.2f} after {n}" for n in (8, 16, 32, 64) if n <= len(error)]
+        print(f"cells in dreams, by dreamed steps: {key.replace('_', ' ')} {', '.join(shown)}")
     for key, value in values.get("places", {}).items():
         print(f"places of rewards: {key:34s} {value:.4g}")
     for key, value in values.get("map", {}).items():

@@ -172,15 +172,21 @@ def test_what_may_be_free_is_explored_and_then_what_was_seen_longest_ago() -> No
     assert explored([5, 6, 9, 0]) == [[1, 0, 0, 0]]
 
 
-def drawn(occupancy: Occupancy, poses: torch.Tensor, aim: int = -1) -> torch.Tensor:
+def drawn(
+    occupancy: Occupancy,
+    poses: torch.Tensor,
+    aim: int = -1,
+    cells: torch.Tensor | None = None,
+    dreamed: bool = False,
+) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     b, t = poses.shape[:2]
     latents = torch.randn(b, t, 2, 2, generator=generator)
     read_outs = torch.randn(b, t, 4, generator=generator)
     told = occupancy.sense(latents, read_outs, poses)
     time = torch.arange(1, t + 1.0).expand(b, t)
-    empty = occupancy.initial_memory(b)[CELLS]
-    return occupancy.draw(empty, *told, poses, time, torch.full((b, t), aim))
+    before = occupancy.initial_memory(b)[CELLS] if cells is None else cells
+    return occupancy.draw(before, *told, poses, time, torch.full((b, t), aim), dreamed)
 
 
 def test_maps_are_alike_wherever_on_the_grid_the_world_is() -> None:

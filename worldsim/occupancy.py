@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldsim.collision import Walls, stop_at_walls
 from worldsim.layers import Memory, in_float32
 from worldsim.pose import placed_at, seen_from
 
@@ -56,6 +57,10 @@ class OccupancyConfig:
     """Cells to the place on the way that policies are told, at most:"""
     clearance: float = 0.25
     """no farther than a straight line is clear, with so many cells to both sides; 0: do not ask."""
+    radius: float = 0.1
+    """How close to walls on the map dreams come, in cells; 0 lets them pass."""
+    friction: float = 0.9
+    """Share of a dreamed move along a wall that is lost."""
     seen_within: float = 2.5
     """Cells within which one that is free counts as seen, if the camera looks that way."""
     near: float = 1.5
@@ -80,6 +85,10 @@ class OccupancyConfig:
         ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"occupancy.{name} must be above 0, got {getattr(self, name)}")
+        if not 0 <= self.radius < 0.5:
+            raise ValueError(f"occupancy.radius is {self.radius}; it must be 0 to below 0.5")
+        if not 0 <= self.friction <= 1:
+            raise ValueError(f"occupancy.friction must lie in [0, 1], got {self.friction}")
         if 2 * self.reach + 1 > self.side:
             raise ValueError(
                 f"occupancy.reach is {self.reach}, but the map of {self.side} cells a side must "
@@ -110,6 +119,9 @@ class Occupancy(nn.Module):
     HARMONICS = 4
     FADING = 0.98
     """Of how long the camera has stood somewhere, with every frame seen from near there."""
+    KNOWN = 1.0
+    """Weight of what was said of a cell from which on dreams take it for what it is: they do not
+    draw it anew."""
 
     def __init__(self, latent_size: int, d_model: int, config: OccupancyConfig) -> None:
         super().__init__()
@@ -145,6 +157,7 @@ class Occupancy(nn.Module):
         place: Tensor,
         certainty: Tensor,
         steps: Tensor,
+        dreamed: bool = False,
     ) -> tuple[Tensor, Memory]:
         """Follow frames.
 
@@ -154,6 +167,7 @@ class Occupancy(nn.Module):
             poses: (b, t, 3) relative to the grid of the world, where it has one.
             place, certainty: (b, t, 2) and (b, t) where the next reward is expected.
             steps: (b,) frames that came before.
+            dreamed: they show nothing new of the world: only what is not on the map yet is drawn.
 
         Returns:
             The next place on the way, (b, t, 2) ahead and to the left, and the memory afterwards.
@@ -163,7 +177,7 @@ class Occupancy(nn.Module):
             told = self.sense(latents.float(), read_outs.float(), poses)
             time = time / TIME_UNIT
             aim = self.aim(poses, place, certainty)
-            cells = self.draw(memory[CELLS], *told, poses, time, aim)
+            cells = self.draw(memory[CELLS], *told, poses, time, aim, dreamed)
             way = self.way(*(x.flatten(0, 1) for x in (cells, poses, time, place, aim)))
         return way.unflatten(0, poses.shape[:2]), {CELLS: cells[:, -1].clone()}
 
@@ -215,6 +229,7 @@ class Occupancy(nn.Module):
         poses: Tensor,
         time: Tensor,
         aim: Tensor,
+        dreamed: bool = False,
     ) -> Tensor:
         """Draw what is seen.
 
@@ -222,6 +237,7 @@ class Occupancy(nn.Module):
             cells: (b, side^2, NUMBERS) before. odds, weight, seen: from `sense`.
             poses: (b, t, 3). time: (b, t).
             aim: (b, t) int64 index of the cell where a reward is expected, -1 for none.
+            dreamed: leave what is known of cells as it is.
 
         Returns:
             Cells after each frame, (b, t, side^2, NUMBERS).
@@ -243,9 +259,12 @@ class Occupancy(nn.Module):
         for i in range(odds.shape[1]):
             where = index[:, i, :, None].expand(-1, -1, NUMBERS)
             before = cells.gather(1, where)
-            total = before[..., 1] + weight[:, i]
+            said = weight[:, i]
+            if dreamed:
+                said = torch.where(before[..., 1] > self.KNOWN, 0.0, said)
+            total = before[..., 1] + said
             kept = (c.full / total).clamp(max=1.0)
-            total_odds = before[..., 0] + weight[:, i] * odds[:, i]
+            total_odds = before[..., 0] + said * odds[:, i]
             now = time[:, i, None]
             when = torch.where(looked[:, i], now, before[..., 2])
             long = before[..., 3] + close[:, i]
@@ -261,6 +280,32 @@ class Occupancy(nn.Module):
     def log_odds(self, cells: Tensor) -> Tensor:
         """Of each cell that it can be walked to: (..., side^2, n) to (..., side^2)."""
         return (cells[..., 0] + 0.1 * self.prior) / (cells[..., 1] + 0.1)
+
+    def stop(self, cells: Tensor, poses: Tensor, to: Tensor) -> Tensor:
+        """Where dreamed moves end, for walls that are known.
+
+        Args:
+            cells: (n, side^2, NUMBERS).
+            poses, to: (n, 3) before the moves, and where they would lead.
+
+        Returns:
+            (n, 3) poses.
+        """
+        c = self.config
+        if c.radius == 0:
+            return to
+        at, there = poses[:, :2] / c.cell, to[:, :2] / c.cell
+        ends = c.cell * stop_at_walls(self.walls(cells), at, there, c.radius, c.friction)
+        return torch.cat([ends, to[:, 2:]], dim=-1)
+
+    def walls(self, cells: Tensor) -> Walls:
+        """Tells which of cells (n, k, 2) int64 are known to be walls: (n, k) bool.
+
+        Args:
+            cells: (n, side^2, NUMBERS).
+        """
+        known = (self.log_odds(cells) < 0) & (cells[..., 1] > self.KNOWN)
+        return lambda at: known.gather(1, self.index(at))
 
     @torch.no_grad()
     def ways(self, cells: Tensor, time: Tensor, aim: Tensor) -> Ways:

@@ -217,6 +217,7 @@ class Places(nn.Module):
         poses: Tensor,
         stands: Tensor,
         steps: Tensor,
+        dreamed: bool = False,
     ) -> tuple[Tensor, Memory]:
         """Follow frames.
 
@@ -225,6 +226,7 @@ class Places(nn.Module):
             latents: (b, t, n, c). read_outs: (b, t, d) of the frames.
             poses: (b, t, 3). stands: (b, t, 3), the same relative to the grid of the world.
             steps: (b,) frames that came before.
+            dreamed: whether frames are dreamed, which do not change what is known of the map.
 
         Returns:
             Features (b, t, config.num_features) and the memory afterwards.
@@ -239,7 +241,7 @@ class Places(nn.Module):
             after = {SLOTS: slots[:, -1].clone()}
             if self.occupancy is not None:
                 way, drawn = self.occupancy(
-                    memory, latents, read_outs, stands, place, certainty, steps
+                    memory, latents, read_outs, stands, place, certainty, steps, dreamed
                 )
                 after |= drawn
                 # The way comes first, where the policy head is told where to go.

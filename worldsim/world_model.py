@@ -23,9 +23,10 @@ from worldsim.denoiser import Denoiser
 from worldsim.diffusion import add_noise, diffusion_loss, sample
 from worldsim.execution import Execution
 from worldsim.layers import memory_of_backbone
-from worldsim.odometry import Odometry
+from worldsim.occupancy import CELLS
+from worldsim.odometry import ORIGIN, POSE, Odometry
 from worldsim.places import Places, place_in
-from worldsim.pose import relative_poses
+from worldsim.pose import compose, inverse, relative_poses
 from worldsim.state import WorldState
 from worldsim.tokenizer import Tokenizer
 from worldsim.world_model_config import WorldModelConfig
@@ -205,6 +206,8 @@ class WorldModel(Execution):
     def tell(self, state: WorldState, actions: Tensor) -> Tensor:
         """What the network is told of the next frame: the action, or the pose that it leads to.
 
+        With a map, the pose is not past walls on it (`worldsim.collision`).
+
         Args:
             state: memory of a batch of envs.
             actions: (b,) int64, or (b, 3) float32 poses for a model that is told poses.
@@ -214,7 +217,15 @@ class WorldModel(Execution):
         """
         if self.odometry is None:
             return actions[:, None]
-        return self.odometry.expect(state.memory, actions, state.steps)
+        memory = state.memory
+        occupancy = None if self.places is None else self.places.occupancy
+        told = self.odometry.expect(memory, actions, state.steps)
+        if occupancy is None:
+            return told
+        origin = memory[ORIGIN][:, :3] if ORIGIN in memory else torch.zeros_like(memory[POSE])
+        stands, to = (compose(origin, pose) for pose in (memory[POSE], told[:, 0]))
+        stopped = compose(inverse(origin), occupancy.stop(memory[CELLS], stands, to))
+        return torch.cat([stopped[:, None, :2], told[..., 2:]], dim=-1)
 
     @torch.no_grad()
     def denoise(self, state: WorldState, told: Tensor, z: Tensor, level: float) -> Tensor:
@@ -281,7 +292,9 @@ class WorldModel(Execution):
         if self.places is not None:
             # Only single steps as compiled: many frames, one after the other, compile for minutes.
             follow = self.places if actions.shape[1] == 1 else self.places.forward
-            more, placed = follow(state.memory, seen, features, told, stands, state.steps)
+            more, placed = follow(
+                state.memory, seen, features, told, stands, state.steps, dreamed is not None
+            )
             features, located = torch.cat([features, more], dim=-1), located | placed
         steps = state.steps + actions.shape[1]
         return WorldState(memory | located, steps, features[:, -1].clone()), features
