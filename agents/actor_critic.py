@@ -92,6 +92,7 @@ class ActorCritic(nn.Module):
         *,
         told_places: bool = True,
         temperature: float = 1.0,
+        returns: bool = True,
         seed: int = 0,
     ) -> ActorCritic:
         """Start from the recorded behaviour, and its returns, as the model predicts them.
@@ -101,6 +102,8 @@ class ActorCritic(nn.Module):
             told_places: of a model that remembers places, take the behaviour that goes where the
                 next reward is expected; False takes plain behaviour cloning.
             temperature: of the draws of that behaviour; below 1 likely actions become likelier.
+            returns: False lets the critic expect nothing at first, where what will be rewarded is
+                not what was.
             seed: of the weights that do not come from the model.
 
         Raises:
@@ -113,7 +116,13 @@ class ActorCritic(nn.Module):
         agent = agent.to(model.device)
         head = model.behaviour_head if told_places else model.policy_head
         widen(head, agent.policy_head, temperature)
-        widen(model.value_head, agent.critic.behaviour)
+        if returns:
+            widen(model.value_head, agent.critic.behaviour)
+        else:
+            last = agent.critic.behaviour[-1]
+            assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.weight)  # all returns are as likely, and cancel out
+            nn.init.zeros_(last.bias)
         return agent
 
     def logits(self, features: Tensor) -> Tensor:

@@ -32,6 +32,8 @@ from worldsim.state import WorldState
 
 # Draws n states to begin dreams from, on the generator's device.
 Starts: TypeAlias = Callable[[int, torch.Generator], Any]
+# What steps are worth beside dreamed rewards, from the states before and after: (n,).
+Shaping: TypeAlias = Callable[[Any, Any], Tensor]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,6 +138,7 @@ class ImaginationTrainer:
         model: what dreams; `agents.planner.DreamModel` for a world model.
         starts: where dreams begin, `starts_of(bank)`.
         config: how.
+        shaping: what steps are worth beside dreamed rewards, `agents.on_the_way.WayReward`.
         num_envs: dreams side by side.
         horizon: steps after which a dream starts again, a multiple of the config's `num_steps`.
         seed: decides everything that is random.
@@ -151,6 +154,7 @@ class ImaginationTrainer:
         starts: Starts,
         config: ActorCriticConfig | None = None,
         *,
+        shaping: Shaping | None = None,
         num_envs: int = 32,
         horizon: int = 64,
         seed: int = 0,
@@ -162,6 +166,7 @@ class ImaginationTrainer:
                 "updates"
             )
         self.agent, self.model, self.starts = agent, model, starts
+        self.shaping = shaping
         self.num_envs, self.horizon, self.seed = num_envs, horizon, seed
         self.prior = copy.deepcopy(agent.policy_head).requires_grad_(False)
         self.target = copy.deepcopy(agent.critic).requires_grad_(False)
@@ -295,8 +300,12 @@ class ImaginationTrainer:
             actions.append(action)
             alive.append(~over)
             noise = self.model.draw_noise(self.num_envs, self.generator)
+            before = state
             state, reward, ended = self.model.step(state, action, noise)
-            rewards.append(torch.where(reward.abs() < config.min_reward, 0.0, reward))
+            reward = torch.where(reward.abs() < config.min_reward, 0.0, reward)
+            if self.shaping is not None:
+                reward = reward + self.shaping(before, state)
+            rewards.append(reward)
             terminated.append(ended)
             over = over | ended
         features.append(state.features)

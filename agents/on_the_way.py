@@ -1,4 +1,4 @@
-"""Dreams that reward every step of the way, and touching no wall.
+"""What steps of a dream are worth on the way to a reward: progress, and what touching walls costs.
 
 Dreams of some steps seldom come to a reward, and what they expect of one far ahead is blurred. The
 map knows the way. So a step is rewarded for what it brings nearer to where the next reward is
@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 
-import torch
 from torch import Tensor
 
 from agents.map_value import MapValue
-from agents.planner import DreamModel
-from agents.planner_search import Step
 from worldsim.state import WorldState
 from worldsim.world_model import WorldModel
 
@@ -41,35 +38,25 @@ class WayConfig:
             raise ValueError(f"near must lie between 0 and 0.5 cells, got {self.near}")
 
 
-class DreamsOnTheWay(DreamModel):
-    """A world model to improve in that rewards progress on its map too.
+class WayReward:
+    """Rewards progress on a world model's map.
 
     Args:
         model: draws a map.
         config: what progress is worth.
-        num_denoising_steps: of each imagined frame; None: the model's own.
-        min_reward: dreamed rewards smaller than this count as none.
 
     Raises:
         ValueError: the model draws no map.
     """
 
-    def __init__(
-        self,
-        model: WorldModel,
-        config: WayConfig,
-        num_denoising_steps: int | None = None,
-        min_reward: float = 0.0,
-    ) -> None:
-        super().__init__(model, num_denoising_steps)
-        self.config, self.min_reward = config, min_reward
+    def __init__(self, model: WorldModel, config: WayConfig | None = None) -> None:
+        self.config = config or WayConfig()
         self.map = MapValue(model, gamma=1.0)
 
-    def step(self, state: WorldState, actions: Tensor, noise: Tensor) -> Step:
-        """See `PlanningModel`."""
-        step, config = super().step(state, actions, noise), self.config
-        reward = torch.where(step.reward.abs() < self.min_reward, 0.0, step.reward)
-        reward = reward + config.progress * self.map.steps_nearer(state, step.state)
+    def __call__(self, before: WorldState, after: WorldState) -> Tensor:
+        """Of steps of n envs, from their states before and after: (n,) float32."""
+        config = self.config
+        reward = config.progress * self.map.steps_nearer(before, after)
         if config.touch:
-            reward = reward - config.touch * self.map.touches(step.state, config.near)
-        return step._replace(reward=reward)
+            reward = reward - config.touch * self.map.touches(after, config.near)
+        return reward

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from agents.actor_critic import ActorCritic
 from agents.cloning import CloningConfig, ReadOuts, clone_advantages, read_out_episodes
 from agents.imagination import ImaginationTrainer, starts_of
+from agents.on_the_way import WayConfig, WayReward
 from agents.planner import DreamModel
 from experiments.run_directory import RunDirectory
 from worldsim.contexts import ContextBank
@@ -39,6 +40,12 @@ def clone_and_report(agent: ActorCritic, data: ReadOuts, config: CloningConfig, 
     print(f"cloned {len(data.actions):,} actions: {shown}")
 
 
+def shaping_of(way: WayConfig, model: WorldModel) -> WayReward | None:
+    """What rewards progress, where the model draws a map and the config wants that."""
+    has_map = model.places is not None and model.places.occupancy is not None
+    return WayReward(model, way) if has_map and (way.progress or way.touch) else None
+
+
 def train_actor_critic(
     run: RunDirectory,
     model: WorldModel,
@@ -55,12 +62,15 @@ def train_actor_critic(
         world_model: name or directory of the model, to be noted beside the policy.
     """
     options, path = run.config, run.config.policy_path
+    shaping = shaping_of(options.way, model)
     training = run.path / "training.safetensors"
     if path.is_file():
         agent = ActorCritic.load(path)[0]
     else:
         temperature = options.behaviour_temperature
-        agent = ActorCritic.from_behaviour(model, temperature=temperature, seed=options.seed)
+        agent = ActorCritic.from_behaviour(
+            model, temperature=temperature, returns=shaping is None, seed=options.seed
+        )
         if options.clone is not None:
             data = read_out_dataset(model, options.clone, options.cloning.num_episodes)
             clone_and_report(agent, data, options.cloning, options.seed)
@@ -70,6 +80,7 @@ def train_actor_critic(
         DreamModel(model, options.num_denoising_steps),
         starts_of(bank),
         options.actor_critic,
+        shaping=shaping,
         num_envs=options.num_envs,
         horizon=options.training_horizon,
         seed=options.seed + 1000 * round_index,

@@ -8,6 +8,7 @@ from typing import Any
 
 from agents.cloning import CloningConfig
 from agents.imagination import ActorCriticConfig
+from agents.on_the_way import WayConfig
 from agents.planner import PlannerConfig
 from experiments.agents_report import LABELS
 
@@ -56,7 +57,7 @@ def deciding_settings(agent: str) -> list[str]:
     if trained in DREAM_TRAINED:
         names += ["num_contexts", "num_starts", "frames_to_reward", "minutes", "total_timesteps"]
     if trained.startswith("actor_critic"):
-        names.append("actor_critic")
+        names += ["actor_critic", "way"]
     if trained in FROM_EPISODES:
         names += ["dataset", "cloning"]
     if agent in MEMORY_CUT:
@@ -105,6 +106,8 @@ class BenchmarkAgentsConfig:
     than they are judged on."""
     actor_critic: ActorCriticConfig = dataclasses.field(default_factory=ActorCriticConfig)
     """How the actor-critic improves in the dream."""
+    way: WayConfig = dataclasses.field(default_factory=WayConfig)
+    """What it is rewarded for on the way to rewards."""
     seeds: tuple[int, ...] = (0, 1, 2)
     minutes: float = 5.0
     """Dream training per agent and seed, where total_timesteps is not given."""

@@ -259,6 +259,7 @@ class AgentsBenchmark:
             num_starts=config.num_starts,
             frames_to_reward=config.frames_to_reward,
             actor_critic=config.actor_critic,
+            way=config.way,
             behaviour_temperature=config.temperature,
             seed=seed,
             minutes=config.minutes,

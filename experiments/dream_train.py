@@ -29,6 +29,7 @@ from agents.cloning import CloningConfig
 from agents.explorers import RandomPolicy
 from agents.features import FeaturePolicy, behaviour_policy, load_policy
 from agents.imagination import ActorCriticConfig
+from agents.on_the_way import WayConfig
 from agents.planner import Planner
 from agents.planner_search import PlannerConfig
 from agents.rollout import Policy
@@ -99,6 +100,9 @@ class DreamTrainConfig:
     """Sampler steps per dreamed frame; by default the model's own."""
     ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
     actor_critic: ActorCriticConfig = dataclasses.field(default_factory=ActorCriticConfig)
+    way: WayConfig = dataclasses.field(default_factory=WayConfig)
+    """What the actor-critic is rewarded for on the way to rewards, where the world model draws a
+    map; with --way.progress 0 --way.touch 0 for dreamed rewards alone."""
     planner: PlannerConfig = dataclasses.field(
         default_factory=lambda: PlannerConfig(horizon=10, num_candidates=8, replan_every=5)
     )

@@ -119,6 +119,8 @@ class Occupancy(nn.Module):
     HARMONICS = 4
     FADING = 0.98
     """Of how long the camera has stood somewhere, with every frame seen from near there."""
+    LOOKS = 8
+    """Points on the way to a cell that have to be free for it to be seen."""
     KNOWN = 1.0
     """Weight of what was said of a cell from which on dreams take it for what it is: they do not
     draw it anew."""
@@ -185,6 +187,12 @@ class Occupancy(nn.Module):
         """Cells (..., k, 2) int64 that frames seen from poses (..., 3) tell of."""
         return self.cell_of(poses[..., :2])[..., None, :] + self.offsets
 
+    def between(self, poses: Tensor, cells: Tensor) -> Tensor:
+        """Cells (..., k, m, 2) on the straight lines from poses (..., 3) to cells (..., k, 2)."""
+        at = poses[..., None, None, :2] / self.config.cell
+        share = torch.linspace(0, 1, self.LOOKS + 1, device=poses.device)[1:, None]
+        return (at + share * (cells[..., None, :] + 0.5 - at)).floor().long()
+
     def index(self, cells: Tensor) -> Tensor:
         """Where cells (..., 2) are kept: (...)."""
         x, y = torch.remainder(cells, self.config.side).unbind(-1)
@@ -244,7 +252,8 @@ class Occupancy(nn.Module):
         """
         c = self.config
         weight = weight.exp()
-        index = self.index(self.cells_around(poses))
+        around = self.cells_around(poses)
+        index = self.index(around)
         ahead, left = seen.unbind(-1)
         # Where the camera stands one can stand; its view is taken to be a quarter turn wide.
         inside = (self.offsets == 0).all(-1)
@@ -255,6 +264,7 @@ class Occupancy(nn.Module):
         weight = torch.where(inside, c.full, weight)
         there = inside & (index == aim[..., None])
         close = (distance <= c.close).float()
+        between = self.index(self.between(poses, around))
         after = []
         for i in range(odds.shape[1]):
             where = index[:, i, :, None].expand(-1, -1, NUMBERS)
@@ -265,14 +275,18 @@ class Occupancy(nn.Module):
             total = before[..., 1] + said
             kept = (c.full / total).clamp(max=1.0)
             total_odds = before[..., 0] + said * odds[:, i]
+            drawn = torch.stack([total_odds * kept, total * kept, *before.unbind(-1)[2:]], dim=-1)
+            cells = cells.scatter(1, where, drawn)
+            free = (self.log_odds(cells) > 0).gather(1, between[:, i].flatten(1))
+            free = free.unflatten(1, between.shape[2:]) | (between[:, i] == index[:, i, :, None])
             now = time[:, i, None]
-            when = torch.where(looked[:, i], now, before[..., 2])
+            when = torch.where(looked[:, i] & free.all(-1), now, before[..., 2])
             long = before[..., 3] + close[:, i]
             stood = torch.where(there[:, i], before[..., 4] + 1, self.FADING * before[..., 4])
             vain = stood >= c.wait
             until = torch.where(vain, now + c.doubt / TIME_UNIT, before[..., 5])
             stood = stood.masked_fill(vain, 0.0)
-            new = torch.stack([total_odds * kept, total * kept, when, long, stood, until], dim=-1)
+            new = torch.stack([*drawn.unbind(-1)[:2], when, long, stood, until], dim=-1)
             cells = cells.scatter(1, where, new)
             after.append(cells)
         return torch.stack(after, dim=1)

@@ -1,0 +1,132 @@
+"""Steps on the way are rewarded by the map as it was, and agents learn in dreams to make them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_map_value import moved, standing
+from test_occupancy import mapping
+from tiny import tiny_model
+
+from agents.actor_critic import ActorCritic
+from agents.imagination import ActorCriticConfig, ImaginationTrainer
+from agents.map_value import FARTHEST, STEPS_PER_CELL, STEPS_PER_RADIAN
+from agents.on_the_way import WayConfig, WayReward
+from agents.planner import DreamModel
+from experiments.actor_critic_training import shaping_of
+from worldsim.occupancy import CELLS
+from worldsim.state import WorldState
+from worldsim.world_model import WorldModel
+
+GOAL = torch.tensor([8.5, 2.5])
+
+
+def progress(model: WorldModel, pose: tuple[float, float, float]) -> float:
+    """What a step from (4.5, 2.5), heading for the goal, to a pose is worth, per unit of way."""
+    before = standing(model, (4.5, 2.5, 0.0), GOAL)
+    reward = WayReward(model, WayConfig(progress=1.0, touch=0.0))
+    return reward(before, moved(before, pose)).item()
+
+
+def test_progress_is_the_way_that_a_step_makes() -> None:
+    model = mapping()
+    assert progress(model, (4.5, 2.5, 0.0)) == pytest.approx(0)
+    assert progress(model, (4.7, 2.5, 0.0)) == pytest.approx(0.2 * STEPS_PER_CELL, rel=0.02)
+    assert progress(model, (4.3, 2.5, 0.0)) == pytest.approx(-0.2 * STEPS_PER_CELL, rel=0.02)
+    assert progress(model, (4.5, 2.5, 0.3)) == pytest.approx(-0.3 * STEPS_PER_RADIAN, rel=0.02)
+    assert progress(model, (7.5, 2.5, 0.0)) == FARTHEST
+    assert progress(model, (1.5, 2.5, 0.0)) == -FARTHEST
+
+
+def test_what_becomes_known_in_a_step_is_no_progress() -> None:
+    model = mapping()
+    before = standing(model, (4.5, 2.5, 0.0), GOAL)
+    after = moved(before, (4.7, 2.5, 0.0))
+    reward = WayReward(model, WayConfig())
+    expected = reward(before, after)
+    after.memory[CELLS][..., :2] = 0  # all is forgotten
+    after.features[:] = 0
+    assert torch.equal(reward(before, after), expected)
+
+
+def test_walls_within_reach_cost() -> None:
+    model = mapping()
+    before = standing(model, (4.5, 2.5, 0.0), GOAL)
+    places = [(4.5, 2.5), (4.5, 2.75), (4.5, 2.85), (4.5, 2.15), (9.5, 4.0)]
+    after = moved(before, *((x, y, 0.0) for x, y in places))
+    reward = WayReward(model, WayConfig(progress=0.0, touch=0.5))
+    assert reward(before.repeat(len(places)), after).tolist() == [0.0, 0.0, -0.5, -0.5, 0.0]
+    wider = WayReward(model, WayConfig(progress=0.0, touch=0.5, near=0.3))
+    assert wider(before.repeat(len(places)), after).tolist() == [0.0, -0.5, -0.5, -0.5, 0.0]
+
+
+def test_only_maps_show_progress() -> None:
+    assert shaping_of(WayConfig(), tiny_model()) is None
+    assert shaping_of(WayConfig(progress=0.0, touch=0.0), mapping()) is None
+    assert shaping_of(WayConfig(touch=0.0), mapping()) is not None
+    with pytest.raises(ValueError, match="draws no map"):
+        WayReward(tiny_model())
+    for changes in ({"progress": -1.0}, {"touch": -1.0}, {"near": 0.5}):
+        with pytest.raises(ValueError, match=next(iter(changes))):
+            WayConfig(**changes)
+
+
+def walking() -> WorldModel:
+    """A tiny model in whose dreams action 1 goes ahead, 2 turns to the left and 0 goes back."""
+    model = mapping().eval()
+    assert model.odometry is not None
+    moves = torch.tensor([[-0.2, 0.0, 0.0], [0.2, 0.0, 0.0], [0.0, 0.0, 0.3]])
+    hidden = model.odometry.config.hidden
+    first, _, last = model.odometry.before
+    with torch.no_grad():
+        for parameter in model.odometry.before.parameters():
+            parameter.zero_()
+        model.odometry.action_in.weight.zero_()
+        for action, move in enumerate(moves):
+            model.odometry.action_in.weight[action, action] = 1.0
+            first.weight[action, hidden + action] = 10.0  # type: ignore[index, operator]
+            last.weight[:, action] = move / model.odometry.SCALE / 10.0  # type: ignore[index, operator]
+    return model
+
+
+def test_an_agent_learns_to_make_way_in_dreams() -> None:
+    model = walking()
+    start = standing(model, (4.5, 2.5, 0.0), GOAL)
+
+    def starts(n: int, generator: torch.Generator) -> WorldState:
+        return start.repeat(n)
+
+    def trained(way: WayConfig) -> torch.Tensor:
+        torch.manual_seed(0)
+        agent = ActorCritic.from_behaviour(model, told_places=False, returns=False)
+        config = ActorCriticConfig(
+            num_steps=2, learning_rate=3e-3, prior_coef=0.0, min_return_scale=0.01, min_reward=9.0
+        )
+        trainer = ImaginationTrainer(
+            agent,
+            DreamModel(model),
+            starts,
+            config,
+            shaping=WayReward(model, way),
+            num_envs=32,
+            horizon=2,
+        )
+        for _ in range(25):
+            trainer.update()
+        return agent.logits(start.features).softmax(-1)[0]
+
+    ahead = trained(WayConfig(progress=0.1, touch=0.0))
+    assert ahead[1] > 0.8, ahead
+    # What the map does not say is not learned: it is the map that rewards.
+    nothing = trained(WayConfig(progress=0.0, touch=0.0))
+    assert nothing[1] < 0.8, nothing
+
+
+def test_critics_can_begin_with_nothing() -> None:
+    model = mapping()
+    features = torch.randn(3, model.config.num_features)
+    agent = ActorCritic.from_behaviour(model, returns=False)
+    recorded = ActorCritic.from_behaviour(model)
+    assert agent.value(features).abs().max() < 1e-4
+    assert recorded.value(features).abs().max() > 1e-3
+    assert torch.equal(agent.logits(features), recorded.logits(features))
