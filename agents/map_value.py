@@ -16,7 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from worldsim.occupancy import CELLS, FAR, TIME_UNIT, Ways
+from worldsim.grid_ways import FAR
+from worldsim.occupancy import CELLS, TIME_UNIT, Ways
 from worldsim.odometry import ORIGIN, POSE
 from worldsim.pose import compose, seen_from
 from worldsim.state import WorldState

@@ -7,7 +7,8 @@ import torch
 from tqdm import tqdm
 
 from worldsim.episodes import EpisodeDataset
-from worldsim.occupancy import CELLS, beside_any
+from worldsim.grid_ways import beside_any
+from worldsim.occupancy import CELLS
 from worldsim.open_loop import encode_episode
 from worldsim.world_model import WorldModel
 

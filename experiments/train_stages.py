@@ -16,7 +16,8 @@ from tqdm import tqdm
 from experiments.train_config import TrainConfig
 from worldsim.episodes import EpisodeDataset
 from worldsim.latents import LatentEpisodes, encode_dataset
-from worldsim.occupancy import Occupancy, OccupancyConfig
+from worldsim.occupancy import Occupancy
+from worldsim.occupancy_config import OccupancyConfig
 from worldsim.occupancy_training import occupancy_loss
 from worldsim.odometry import Odometry
 from worldsim.odometry_training import odometry_loss

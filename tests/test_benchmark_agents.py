@@ -20,7 +20,7 @@ from experiments.agents_config import BenchmarkAgentsConfig, deciding_settings
 from experiments.agents_report import LABELS, judge_pairs, returns_by_maze, write_report
 from experiments.report import read_runs
 from worldsim.checkpoint import save
-from worldsim.occupancy import OccupancyConfig
+from worldsim.occupancy_config import OccupancyConfig
 from worldsim.odometry import OdometryConfig
 from worldsim.places import NUM_PLACE_FEATURES, PlacesConfig
 from worldsim.pose import PoseConfig

@@ -17,18 +17,16 @@ from agents.explorers import distances_to
 from experiments.told_map import map_on_real_frames
 from worldsim.checkpoint import load, save
 from worldsim.episodes import EpisodeDataset
+from worldsim.grid_ways import FAR, beside_any, cost_to_go
 from worldsim.latents import LatentEpisodes
 from worldsim.layers import Memory
 from worldsim.occupancy import (
     CELLS,
-    FAR,
     NUMBERS,
     TIME_UNIT,
     Occupancy,
-    OccupancyConfig,
-    beside_any,
-    cost_to_go,
 )
+from worldsim.occupancy_config import OccupancyConfig
 from worldsim.occupancy_training import OccupancyTraining, occupancy_loss
 from worldsim.odometry import HIDDEN, ORIGIN, POSE, OdometryConfig
 from worldsim.places import NUM_PLACE_FEATURES, PlacesConfig, place_in

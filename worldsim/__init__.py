@@ -3,8 +3,9 @@
 import gymnasium
 
 from worldsim.checkpoint import CheckpointError, Contexts, load, load_contexts, save
+from worldsim.dreaming import Dream
 from worldsim.state import WorldState
-from worldsim.world_model import Dream, WorldModel
+from worldsim.world_model import WorldModel
 from worldsim.world_model_config import WorldModelConfig
 
 gymnasium.register(

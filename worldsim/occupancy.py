@@ -14,7 +14,6 @@ Chaplot et al. 2020, arXiv 2004.05155). The memory has constant size, and dreams
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -22,7 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldsim.collision import Walls, stop_at_walls
+from worldsim.grid_ways import beside_any, cost_to_go
 from worldsim.layers import Memory, in_float32
+from worldsim.occupancy_config import OccupancyConfig
 from worldsim.pose import placed_at, seen_from
 
 CELLS = "places.cells"
@@ -33,67 +34,6 @@ for there."""
 NUMBERS = 6
 TIME_UNIT = 100.0
 """Of times in cells: some frames."""
-FAR = 1e4
-"""Cost of what has no way to it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OccupancyConfig:
-    """Size of the map, and how ways are found on it."""
-
-    cell: float = 1.0
-    """Side of its cells, in the unit of positions."""
-    side: int = 32
-    """Cells along each side; a world that is wider is mapped on itself."""
-    reach: float = 4.0
-    """How many cells away a frame says something."""
-    width: int = 128
-    """Of the network that reads frames."""
-    full: float = 16.0
-    """Weight up to which what was said of a cell adds up; then what is newer counts more."""
-    wall_cost: float = 3.0
-    """Cost of a cell is 1 and this times the negative log of the probability that it is free."""
-    ahead: int = 2
-    """Cells to the place on the way that policies are told, at most:"""
-    clearance: float = 0.25
-    """no farther than a straight line is clear, with so many cells to both sides; 0: do not ask."""
-    radius: float = 0.1
-    """How close to walls on the map dreams come, in cells; 0 lets them pass."""
-    friction: float = 0.9
-    """Share of a dreamed move along a wall that is lost."""
-    seen_within: float = 2.5
-    """Cells within which one that is free counts as seen, if the camera looks that way."""
-    near: float = 1.5
-    """Cells within which any counts as seen, if the camera looks that way."""
-    least_odds: float = -2.0
-    """Log odds of being free from which on a cell that was not seen yet is worth exploring."""
-    close: float = 2.0
-    """Cells within which it should come to be seen,"""
-    patience: int = 40
-    """and the frames after which it is given up; five times as many where it seems to be a wall."""
-    least_certainty: float = 0.3
-    """Of where the next reward is expected, from which on the way there is told."""
-    wait: int = 15
-    """Frames for which the camera may stand in a cell for a reward in vain,"""
-    doubt: int = 100
-    """and those for which none is looked for there then."""
-
-    def __post_init__(self) -> None:
-        for name in (
-            *("cell", "side", "reach", "width", "full", "wall_cost", "ahead"),
-            *("seen_within", "near", "close", "patience", "wait"),
-        ):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"occupancy.{name} must be above 0, got {getattr(self, name)}")
-        if not 0 <= self.radius < 0.5:
-            raise ValueError(f"occupancy.radius is {self.radius}; it must be 0 to below 0.5")
-        if not 0 <= self.friction <= 1:
-            raise ValueError(f"occupancy.friction must lie in [0, 1], got {self.friction}")
-        if 2 * self.reach + 1 > self.side:
-            raise ValueError(
-                f"occupancy.reach is {self.reach}, but the map of {self.side} cells a side must "
-                "hold all that a frame tells of: twice as many and one more"
-            )
 
 
 class Ways(NamedTuple):
@@ -427,29 +367,3 @@ class Occupancy(nn.Module):
         odds, target = self.log_odds(cells), come_to[:, None].expand_as(seen).float()
         losses = F.binary_cross_entropy_with_logits(odds, target, reduction="none")
         return (losses * seen).sum() / seen.sum().clamp(min=1)
-
-
-def beside_any(cells: Tensor) -> Tensor:
-    """Cells (..., side, side) that lie beside one of those given, across the map's edges too."""
-    return torch.stack([cells.roll(way, dims=dim) for way in (1, -1) for dim in (-2, -1)]).any(0)
-
-
-def cost_to_go(cost: Tensor, goals: Tensor, iterations: int = 48) -> Tensor:
-    """Least cost from each cell to a goal, by value iteration.
-
-    Args:
-        cost: (n, side, side) of coming to a cell from one of the four beside it; the map's edges
-            lie beside one another.
-        goals: (n, side, side) bool.
-        iterations: cells that a way has, at most.
-
-    Returns:
-        (n, side, side), `FAR` where there is no way.
-    """
-    to_go = torch.where(goals, 0.0, FAR)
-    for _ in range(iterations):
-        through = to_go + cost
-        across = torch.minimum(through.roll(1, dims=2), through.roll(-1, dims=2))
-        along = torch.minimum(through.roll(1, dims=1), through.roll(-1, dims=1))
-        to_go = torch.minimum(to_go, torch.minimum(across, along))
-    return to_go

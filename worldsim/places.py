@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from worldsim.heads import make_head, policy_loss
 from worldsim.layers import Memory, in_float32
-from worldsim.occupancy import Occupancy, OccupancyConfig
+from worldsim.occupancy import Occupancy
+from worldsim.occupancy_config import OccupancyConfig
 from worldsim.pose import placed_at, seen_from
 
 SLOTS = "places.slots"

@@ -9,19 +9,16 @@ of a committed frame; reward, termination and the behaviour policy are predicted
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from worldsim.backbone import Memory
-from worldsim.checks import check_actions, check_frames, check_noise
-from worldsim.cuda_graphs import replay
+from worldsim.checks import check_actions, check_frames
 from worldsim.denoiser import Denoiser
-from worldsim.diffusion import add_noise, diffusion_loss, sample
-from worldsim.execution import Execution
+from worldsim.diffusion import add_noise, diffusion_loss
+from worldsim.dreaming import Dreaming
 from worldsim.layers import memory_of_backbone
 from worldsim.occupancy import CELLS
 from worldsim.odometry import ORIGIN, POSE, Odometry
@@ -32,16 +29,7 @@ from worldsim.tokenizer import Tokenizer
 from worldsim.world_model_config import WorldModelConfig
 
 
-class Dream(NamedTuple):
-    """One imagined step of a batch."""
-
-    state: WorldState
-    frame: Tensor  # (b, h, w, c) uint8
-    reward: Tensor  # (b,) float32, expected reward
-    terminated: Tensor  # (b,) bool
-
-
-class WorldModel(Execution):
+class WorldModel(Dreaming):
     """Tokenizer, denoiser and heads."""
 
     def __init__(self, config: WorldModelConfig) -> None:
@@ -218,14 +206,14 @@ class WorldModel(Execution):
         if self.odometry is None:
             return actions[:, None]
         memory = state.memory
-        occupancy = None if self.places is None else self.places.occupancy
         told = self.odometry.expect(memory, actions, state.steps)
-        if occupancy is None:
+        if self.places is None or self.places.occupancy is None:
             return told
-        origin = memory[ORIGIN][:, :3] if ORIGIN in memory else torch.zeros_like(memory[POSE])
-        stands, to = (compose(origin, pose) for pose in (memory[POSE], told[:, 0]))
-        stopped = compose(inverse(origin), occupancy.stop(memory[CELLS], stands, to))
-        return torch.cat([stopped[:, None, :2], told[..., 2:]], dim=-1)
+        origin = memory.get(ORIGIN, torch.zeros_like(memory[POSE]))[:, :3]
+        at, to = (compose(origin, pose) for pose in (memory[POSE], told[:, 0]))
+        ends = self.places.occupancy.stop(memory[CELLS], at, to)
+        stopped = compose(inverse(origin), ends)[:, None, :2]
+        return torch.cat([stopped, told[..., 2:]], dim=-1)
 
     @torch.no_grad()
     def denoise(self, state: WorldState, told: Tensor, z: Tensor, level: float) -> Tensor:
@@ -298,123 +286,3 @@ class WorldModel(Execution):
             features, located = torch.cat([features, more], dim=-1), located | placed
         steps = state.steps + actions.shape[1]
         return WorldState(memory | located, steps, features[:, -1].clone()), features
-
-    @torch.no_grad()
-    def imagine(
-        self,
-        state: WorldState,
-        actions: Tensor,
-        *,
-        generator: torch.Generator | None = None,
-        noise: Tensor | None = None,
-        num_denoising_steps: int | None = None,
-        decode: bool = True,
-    ) -> Dream:
-        """Dream the next frame of every env.
-
-        Args:
-            state: memory of a batch of envs; left unchanged.
-            actions: (b,) int64.
-            generator: draws the noise where `noise` is not given.
-            noise: (b, *noise_shape) float32, fixes the dream of each env by itself.
-            num_denoising_steps: overrides the config's.
-            decode: False leaves the frame black and saves its decoding.
-
-        Returns:
-            New state, frames uint8 (b, h, w, c), expected rewards and terminations (b,).
-
-        Raises:
-            ValueError: actions or noise of a wrong shape, dtype or range.
-        """
-        b = state.batch_size
-        self._check_actions(actions, (b,))
-        if noise is None:
-            noise = torch.randn(b, *self.noise_shape, generator=generator, device=self.device)
-        check_noise(noise, (b, *self.noise_shape))
-        if num_denoising_steps is None:
-            num_denoising_steps = self.config.num_denoising_steps
-        if self.cuda_graphs is None:
-            return self._imagine(num_denoising_steps, decode, state, actions, noise)
-        step = functools.partial(self._imagine, num_denoising_steps, decode)
-        key = ("imagine", num_denoising_steps, decode, self.compute_dtype)
-        return Dream(*replay(self.cuda_graphs, step, state, actions, noise, key=key))
-
-    def _imagine(
-        self, steps: int, decode: bool, state: WorldState, actions: Tensor, noise: Tensor
-    ) -> Dream:
-        """`imagine` with all arguments, checked; waits for nothing on the device."""
-        b = len(actions)
-        new_state, latents, features = self.imagine_latents(
-            state, actions, self.tell(state, actions), noise, steps
-        )
-        if decode:
-            frames = self.decode(latents)[:, 0]
-        else:
-            frames = torch.zeros(b, *self.config.frame_shape, dtype=torch.uint8, device=self.device)
-        return Dream(
-            new_state,
-            frames,
-            self.predict_reward(features[:, 0]),
-            self.predict_termination(features[:, 0]) > 0.5,
-        )
-
-    @torch.no_grad()
-    def imagine_latents(
-        self,
-        state: WorldState,
-        actions: Tensor,
-        told: Tensor,
-        noise: Tensor,
-        num_denoising_steps: int | None = None,
-    ) -> tuple[WorldState, Tensor, Tensor]:
-        """`imagine` before decoding and heads, where the network may be told what is known better.
-
-        Args:
-            state, actions, noise, num_denoising_steps: as for `imagine`.
-            told: (b, 1) actions or (b, 1, 3) poses, as from `tell`.
-
-        Returns:
-            New state, latents (b, 1, n, c) and features (b, 1, d) of the dreamed frame.
-        """
-
-        def denoise(z: Tensor, level: float) -> Tensor:
-            return self.denoise(state, told, z, level)
-
-        if num_denoising_steps is None:
-            num_denoising_steps = self.config.num_denoising_steps
-        latents = sample(denoise, noise[:, :1], num_denoising_steps)
-        signal = torch.full(told.shape[:2], self.config.dream_signal, device=self.device)
-        z = add_noise(latents, noise[:, 1:], signal)
-        state, features = self.commit(state, actions[:, None], z, signal, (latents, told))
-        return state, latents, features
-
-    @torch.no_grad()
-    def dream(
-        self,
-        state: WorldState,
-        actions: Tensor,
-        *,
-        generator: torch.Generator | None = None,
-        num_denoising_steps: int | None = None,
-        progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> tuple[Tensor, Tensor]:
-        """Open-loop rollout under given actions.
-
-        Args:
-            state, generator, num_denoising_steps: as for `imagine`.
-            actions: (b, t) int64.
-            progress: called with (steps done, steps in all).
-
-        Returns:
-            Frames (b, t, h, w, c) uint8 and expected rewards (b, t).
-        """
-        frames, rewards = [], []
-        for step, a in enumerate(actions.unbind(1), start=1):
-            dream = self.imagine(
-                state, a, generator=generator, num_denoising_steps=num_denoising_steps
-            )
-            state = dream.state
-            frames.append(dream.frame)
-            rewards.append(dream.reward)
-            progress(step, actions.shape[1])
-        return torch.stack(frames, 1), torch.stack(rewards, 1)
