@@ -42,28 +42,29 @@ class ActorCriticConfig:
 
     num_steps: int = 16
     """Steps of every dream between two updates."""
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     max_grad_norm: float = 1.0
-    num_epochs: int = 4
+    num_epochs: int = 6
     """Passes over the steps of a batch of dreams."""
-    batch_size: int = 128
+    batch_size: int = 256
     """Steps that are learned from at once, drawn at random without repetition."""
     clip_range: float = 0.2
     gamma: float = 0.98
-    return_lambda: float = 0.95
-    ent_coef: float = 3e-3
-    prior_coef: float = 0.03
+    return_lambda: float = 0.9
+    ent_coef: float = 0.0
+    prior_coef: float = 0.01
     """Weight of KL(policy || behaviour)."""
     vf_coef: float = 0.5
     target_decay: float = 0.98
     """Share of the target critic that stays at each update."""
     scale_decay: float = 0.99
     """The same of the spread of returns."""
-    min_return_scale: float = 1.0
+    min_return_scale: float = 0.1
     """Spread below which advantages are not enlarged any more: small returns may be noise."""
-    min_reward: float = 0.0
+    min_reward: float | None = None
     """Dreamed rewards smaller than this count as none. They are expected rewards: where a dream is
-    blurred, a policy could collect small shares of a reward wherever its target may be."""
+    blurred, a policy could collect small shares of a reward wherever its target may be. By default
+    0, and 0.5 where progress on the way is rewarded, which rests on rewards of 1."""
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "num_epochs", "batch_size"):
@@ -167,6 +168,8 @@ class ImaginationTrainer:
             )
         self.agent, self.model, self.starts = agent, model, starts
         self.shaping = shaping
+        smallest = 0.0 if shaping is None else 0.5
+        self.min_reward = smallest if config.min_reward is None else config.min_reward
         self.num_envs, self.horizon, self.seed = num_envs, horizon, seed
         self.prior = copy.deepcopy(agent.policy_head).requires_grad_(False)
         self.target = copy.deepcopy(agent.critic).requires_grad_(False)
@@ -302,7 +305,7 @@ class ImaginationTrainer:
             noise = self.model.draw_noise(self.num_envs, self.generator)
             before = state
             state, reward, ended = self.model.step(state, action, noise)
-            reward = torch.where(reward.abs() < config.min_reward, 0.0, reward)
+            reward = torch.where(reward.abs() < self.min_reward, 0.0, reward)
             if self.shaping is not None:
                 reward = reward + self.shaping(before, state)
             rewards.append(reward)

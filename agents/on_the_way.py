@@ -24,9 +24,9 @@ class WayConfig:
 
     progress: float = 0.025
     """A step's length of the way: about one part in as many as the way to a reward has."""
-    touch: float = 0.0125
+    touch: float = 0.05
     """What a step near a wall costs: there one is slowed, and odometry may lose count."""
-    near: float = 0.2
+    near: float = 0.25
     """Cells within which a wall is near."""
 
     def __post_init__(self) -> None:

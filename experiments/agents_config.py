@@ -80,7 +80,7 @@ class BenchmarkAgentsConfig:
     """Dataset whose stretches the dreams start from; by default those shipped with the model."""
     num_contexts: int = 64
     """Stretches drawn from a dataset to start from."""
-    num_starts: int = 64
+    num_starts: int = 256
     """States that dreams start from: of few contexts, several each."""
     frames_to_reward: int | None = None
     """Train from stretches that a reward followed within so many frames, only."""
@@ -122,7 +122,7 @@ class BenchmarkAgentsConfig:
     """Dreamed episodes per agent and seed."""
     horizon: int = 64
     """Steps of a dreamed episode where agents are judged."""
-    num_envs: int = 32
+    num_envs: int = 64
     """Dreams side by side."""
     num_workers: int = 5
     """Real envs side by side."""

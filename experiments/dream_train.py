@@ -89,9 +89,9 @@ class DreamTrainConfig:
     """Dream steps per round; by default as many as --minutes allow."""
     minutes: float = 5.0
     """Time for dream training per round, where --total-timesteps is not given."""
-    num_envs: int = 32
+    num_envs: int = 64
     """Dreams in the batch."""
-    num_starts: int = 64
+    num_starts: int = 256
     """States that dreams start from: of few contexts, several each."""
     horizon: int | None = None
     """Steps of a dreamed episode; by default 64, and 16 where the actor-critic trains: its critic,

@@ -55,7 +55,9 @@ def make_agent(seed: int = 0) -> ActorCritic:
 
 
 def make_trainer(seed: int = 0, **options: Any) -> ImaginationTrainer:
-    options = {"num_steps": 8, "learning_rate": 3e-3, "prior_coef": 0.0} | options
+    toy = {"num_steps": 8, "learning_rate": 3e-3, "prior_coef": 0.0}
+    steady = {"ent_coef": 3e-3, "return_lambda": 0.95, "min_return_scale": 1.0}
+    options = toy | steady | {"num_epochs": 4, "batch_size": 128} | options
     config = ActorCriticConfig(**options)
     return ImaginationTrainer(
         make_agent(), OneHotCorridor(), anywhere, config, horizon=16, seed=seed

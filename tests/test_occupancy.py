@@ -55,7 +55,7 @@ def known_map(layout: np.ndarray, config: OccupancyConfig) -> torch.Tensor:
     cells[..., 0], cells[..., 1] = -8 * config.full, config.full
     h, w = layout.shape
     cells[:h, :w, 0] = torch.from_numpy(np.where(layout, 8.0, -8.0)).float() * config.full
-    cells[:h, :w, 2] = torch.from_numpy(layout).float()
+    cells[:h, :w, 2] = cells[:h, :w, 6] = torch.from_numpy(layout).float()
     return cells.flatten(0, 1)[None]
 
 
@@ -153,9 +153,12 @@ def test_what_may_be_free_is_explored_and_then_what_was_seen_longest_ago() -> No
     weight = torch.tensor([[1.0, 1.0, 1.0, 0.0]])
     odds = torch.tensor([[3.0, -1.0, -4.0, 3.0]])
 
-    def explored(seen: list[float], long: float = 0.0) -> list[list[int]]:
+    def explored(
+        seen: list[float], long: float = 0.0, near: list[float] | None = None
+    ) -> list[list[int]]:
         close, none = torch.tensor([[0.0, long, 0.0, 0.0]]), torch.zeros(1, 4)
-        numbers = [odds * weight, weight, torch.tensor([seen]), close, none, none]
+        last = torch.tensor([seen if near is None else near])
+        numbers = [odds * weight, weight, torch.tensor([seen]), close, none, none, last]
         cells = torch.stack(numbers, dim=-1)
         return occupancy.to_explore(cells, odds).int().tolist()
 
@@ -168,6 +171,37 @@ def test_what_may_be_free_is_explored_and_then_what_was_seen_longest_ago() -> No
     assert explored([5, 4, 0, 0]) == [[0, 0, 1, 0]]
     assert explored([5, 4, 9, 0]) == [[0, 1, 0, 0]]
     assert explored([5, 6, 9, 0]) == [[1, 0, 0, 0]]
+    # What was seen from afar only is looked at from near, unless it cannot be come near to.
+    assert explored([5, 6, 9, 0], near=[5, 0, 9, 0]) == [[0, 1, 0, 0]]
+    assert explored([5, 6, 9, 0], near=[0, 0, 9, 0]) == [[1, 1, 0, 0]]
+    assert explored([5, 6, 9, 0], near=[5, 0, 9, 0], long=201) == [[1, 0, 0, 0]]
+    assert explored([5, 4, 0, 0], near=[5, 0, 0, 0]) == [[0, 1, 0, 0]]  # before walls
+
+
+def test_cells_are_seen_where_the_line_to_them_is_free() -> None:
+    """From (2.5, 2.5), looking east: a wall stands at x = 4, but for a gap at its northern end."""
+    layout = np.zeros((12, 12), bool)
+    layout[1:5, 1:7] = True
+    layout[1:4, 4] = False
+    occupancy = Occupancy(4, 4, dataclasses.replace(SMALL, seen_within=3.0))
+    before = known_map(layout, SMALL)
+    before[..., 2] = before[..., 6] = 0
+    poses = torch.tensor([[[2.5, 2.5, 0.0]]])
+    seen = occupancy.offsets[None, None] + 0.0
+    odds = torch.where(torch.ones_like(seen[..., 0]) > 0, 8.0, 0.0)
+    nothing = torch.full_like(odds, -6.0)  # of no weight: the map stays as it is
+    time, aim = torch.ones(1, 1), torch.full((1, 1), -1)
+    cells = occupancy.draw(before, odds, nothing, seen, poses, time, aim)[0, 0].unflatten(
+        0, (12, 12)
+    )
+    assert cells[2, [2, 3, 4], 2].tolist() == [1, 1, 1]  # up to the wall, and it
+    assert cells[2, 5, 2] == 0 and cells[3, 5, 2] == 0  # not what is behind
+    assert cells[4, 4, 2] == 1 and cells[4, 5, 2] == 0
+    assert cells[2, [2, 3], 6].tolist() == [1, 1] and cells[4, 4, 6] == 0  # from afar
+    behind = occupancy.draw(
+        before, odds, nothing, seen, poses + torch.tensor([0, 0, 3.14]), time, aim
+    )
+    assert behind[0, 0].unflatten(0, (12, 12))[2, 2, 6] == 1  # where one stands one sees
 
 
 def drawn(
@@ -212,7 +246,8 @@ def test_what_is_said_of_a_cell_adds_up_to_a_limit_and_the_camera_stands_on_free
     assert cells[0, :, here, 2].tolist() == list(range(1, 41))  # seen last
     assert cells[0, :, here, 3].tolist() == list(range(1, 41))
     assert cells[0, -1, 6 * 12 + 7, 3] == 0  # not close
-    assert not cells[..., 4:].any()
+    assert cells[0, :, here, 6].tolist() == list(range(1, 41))  # and from near
+    assert not cells[..., 4:6].any()
     # Where it stands for a reward in vain, none is looked for any more, for a while.
     until = drawn(occupancy, poses, aim=here)[0, :, here, 5]
     waited = SMALL.wait - 1

@@ -52,11 +52,11 @@ def test_what_becomes_known_in_a_step_is_no_progress() -> None:
 def test_walls_within_reach_cost() -> None:
     model = mapping()
     before = standing(model, (4.5, 2.5, 0.0), GOAL)
-    places = [(4.5, 2.5), (4.5, 2.75), (4.5, 2.85), (4.5, 2.15), (9.5, 4.0)]
+    places = [(4.5, 2.5), (4.5, 2.7), (4.5, 2.85), (4.5, 2.15), (9.5, 4.0)]
     after = moved(before, *((x, y, 0.0) for x, y in places))
     reward = WayReward(model, WayConfig(progress=0.0, touch=0.5))
     assert reward(before.repeat(len(places)), after).tolist() == [0.0, 0.0, -0.5, -0.5, 0.0]
-    wider = WayReward(model, WayConfig(progress=0.0, touch=0.5, near=0.3))
+    wider = WayReward(model, WayConfig(progress=0.0, touch=0.5, near=0.35))
     assert wider(before.repeat(len(places)), after).tolist() == [0.0, -0.5, -0.5, -0.5, 0.0]
 
 

@@ -27,11 +27,11 @@ from worldsim.occupancy_config import OccupancyConfig
 from worldsim.pose import placed_at, seen_from
 
 CELLS = "places.cells"
-"""Name in a world model's memory: (b, side^2, 6) for each cell the sum of log odds times their
+"""Name in a world model's memory: (b, side^2, 7) for each cell the sum of log odds times their
 weights, the sum of the weights, when it was last seen (0 for never), for how many frames it has
-been close, for how many the camera has stood there for a reward, and until when no reward is looked
-for there."""
-NUMBERS = 6
+been close, for how many the camera has stood there for a reward, until when no reward is looked
+for there, and when it was last seen from near."""
+NUMBERS = 7
 TIME_UNIT = 100.0
 """Of times in cells: some frames."""
 
@@ -198,8 +198,9 @@ class Occupancy(nn.Module):
         # Where the camera stands one can stand; its view is taken to be a quarter turn wide.
         inside = (self.offsets == 0).all(-1)
         distance = seen.norm(dim=-1)
-        clear = (distance <= c.seen_within) & (odds > 1.0) | (distance <= c.near)
-        looked = (ahead >= left.abs()) & clear | inside
+        near = distance <= c.near
+        ahead_of_it = ahead >= left.abs()
+        looked = ahead_of_it & ((distance <= c.seen_within) & (odds > 1.0) | near) | inside
         odds = torch.where(inside, 8.0, odds)
         weight = torch.where(inside, c.full, weight)
         there = inside & (index == aim[..., None])
@@ -220,13 +221,15 @@ class Occupancy(nn.Module):
             free = (self.log_odds(cells) > 0).gather(1, between[:, i].flatten(1))
             free = free.unflatten(1, between.shape[2:]) | (between[:, i] == index[:, i, :, None])
             now = time[:, i, None]
-            when = torch.where(looked[:, i] & free.all(-1), now, before[..., 2])
+            seen_now = looked[:, i] & free.all(-1)
+            when = torch.where(seen_now, now, before[..., 2])
+            last_near = torch.where(seen_now & (near[:, i] | inside), now, before[..., 6])
             long = before[..., 3] + close[:, i]
             stood = torch.where(there[:, i], before[..., 4] + 1, self.FADING * before[..., 4])
             vain = stood >= c.wait
             until = torch.where(vain, now + c.doubt / TIME_UNIT, before[..., 5])
             stood = stood.masked_fill(vain, 0.0)
-            new = torch.stack([*drawn.unbind(-1)[:2], when, long, stood, until], dim=-1)
+            new = torch.stack([*drawn.unbind(-1)[:2], when, long, stood, until, last_near], dim=-1)
             cells = cells.scatter(1, where, new)
             after.append(cells)
         return torch.stack(after, dim=1)
@@ -331,21 +334,24 @@ class Occupancy(nn.Module):
     def to_explore(self, cells: Tensor, odds: Tensor) -> Tensor:
         """Cells (n, side^2) that may be free and were not seen yet.
 
-        Where there are none, those beside free ones that were not looked at; there none either, the
-        one seen longest ago.
+        Where there are none, free ones that were seen from afar only; where these are none either,
+        those beside free ones that were not looked at; and then the one seen longest ago.
 
         Args:
             cells: (n, side^2, NUMBERS). odds: (n, side^2) from `log_odds`.
         """
-        c, (_, weight, seen, long, _, _) = self.config, cells.unbind(-1)
+        c, (_, weight, seen, long, _, _, near) = self.config, cells.unbind(-1)
         free, unseen = (odds > 0) & (weight > 0), (seen == 0) & (weight > 0)
         fresh = unseen & (odds > c.least_odds) & (long <= c.patience)
         square = free.unflatten(1, (c.side, c.side))
         walls = unseen & beside_any(square).flatten(1) & (long <= 5 * c.patience)
-        oldest = torch.where(free & ~unseen, seen, float("inf")).argmin(-1)
-        oldest = oldest[:, None] == torch.arange(seen.shape[-1], device=seen.device)
-        rest = torch.where(walls.any(-1, keepdim=True), walls, oldest)
-        return torch.where(fresh.any(-1, keepdim=True), fresh, rest)
+        distant = free & (near == 0) & (long <= 5 * c.patience)
+        oldest = torch.where(free & ~unseen, torch.where(near > 0, near, seen), float("inf"))
+        oldest = oldest.argmin(-1, keepdim=True) == torch.arange(seen.shape[-1], device=seen.device)
+        rest = oldest
+        for better in (walls, distant, fresh):
+            rest = torch.where(better.any(-1, keepdim=True), better, rest)
+        return rest
 
     def cell_of(self, places: Tensor) -> Tensor:
         """Cells (..., 2) int64 that hold places (..., 2)."""

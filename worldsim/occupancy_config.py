@@ -32,7 +32,8 @@ class OccupancyConfig:
     seen_within: float = 2.5
     """Cells within which one that is free counts as seen, if the camera looks that way."""
     near: float = 1.5
-    """Cells within which any counts as seen, if the camera looks that way."""
+    """Cells within which any counts as seen, if the camera looks that way; what was seen from
+    farther only is looked at from so near once nothing unseen is left: targets are small."""
     least_odds: float = -2.0
     """Log odds of being free from which on a cell that was not seen yet is worth exploring."""
     close: float = 2.0
