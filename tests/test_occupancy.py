@@ -162,7 +162,7 @@ def test_what_may_be_free_is_explored_and_then_what_was_seen_longest_ago() -> No
         cells = torch.stack(numbers, dim=-1)
         return occupancy.to_explore(cells, odds).int().tolist()
 
-    assert explored([0, 0, 0, 0]) == [[1, 1, 0, 0]]  # not walls, nor what is beyond the map
+    assert explored([0, 0, 0, 0]) == [[1, 0, 0, 0]]  # not walls, nor what is beyond the map
     assert explored([5, 0, 0, 0]) == [[0, 1, 0, 0]]
     # It cannot be seen, it seems: then what may be walls is looked at, which are beside it.
     assert explored([5, 0, 0, 0], long=41) == [[0, 1, 1, 0]]
@@ -176,6 +176,8 @@ def test_what_may_be_free_is_explored_and_then_what_was_seen_longest_ago() -> No
     assert explored([5, 6, 9, 0], near=[0, 0, 9, 0]) == [[1, 1, 0, 0]]
     assert explored([5, 6, 9, 0], near=[5, 0, 9, 0], long=201) == [[1, 0, 0, 0]]
     assert explored([5, 4, 0, 0], near=[5, 0, 0, 0]) == [[0, 1, 0, 0]]  # before walls
+    odds[0, 1] = -1.0  # together with what may be free
+    assert explored([5, 0, 0, 0], near=[0, 0, 0, 0]) == [[1, 1, 0, 0]]
 
 
 def test_cells_are_seen_where_the_line_to_them_is_free() -> None:

@@ -332,10 +332,11 @@ class Occupancy(nn.Module):
         return (self.log_odds(cells).gather(1, points) > 0).all(-1)
 
     def to_explore(self, cells: Tensor, odds: Tensor) -> Tensor:
-        """Cells (n, side^2) that may be free and were not seen yet.
+        """Cells (n, side^2) that are likely free and were not seen yet.
 
-        Where there are none, free ones that were seen from afar only; where these are none either,
-        those beside free ones that were not looked at; and then the one seen longest ago.
+        Where there are none, those that may be free, and free ones that were seen from afar only;
+        where these are none either, those beside free ones that were not looked at; and then the
+        one seen longest ago.
 
         Args:
             cells: (n, side^2, NUMBERS). odds: (n, side^2) from `log_odds`.
@@ -349,7 +350,7 @@ class Occupancy(nn.Module):
         oldest = torch.where(free & ~unseen, torch.where(near > 0, near, seen), float("inf"))
         oldest = oldest.argmin(-1, keepdim=True) == torch.arange(seen.shape[-1], device=seen.device)
         rest = oldest
-        for better in (walls, distant, fresh):
+        for better in (walls, distant | fresh, free & fresh):
             rest = torch.where(better.any(-1, keepdim=True), better, rest)
         return rest
 
