@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from test_occupancy import SMALL, drawn, known_map, mapping, maze
+from tiny import write_dataset
 
 from agents.explorers import distances_to
+from experiments.dreamed_poses import dreamed_poses
 from worldsim.collision import stop_at_walls
+from worldsim.episodes import EpisodeDataset
 from worldsim.occupancy import CELLS, Occupancy
 from worldsim.odometry import ORIGIN, POSE
 from worldsim.pose import compose
@@ -130,3 +134,31 @@ def test_dreams_do_not_draw_what_is_known_anew() -> None:
 def test_bodies_that_cannot_be_are_named(changes: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
         dataclasses.replace(SMALL, **changes)
+
+
+def test_how_far_dreams_stray_is_told_beside_those_that_walls_do_not_stop(tmp_path: Path) -> None:
+    dataset = EpisodeDataset(write_dataset(tmp_path, size=64, poses=True))
+    model = dreaming(RADIUS)
+    assert model.odometry is not None
+    model.odometry.before[-1].bias.data.zero_()  # type: ignore[union-attr]
+    told = dreamed_poses(model, dataset, 6, context=4, horizon=8, batch_size=4)
+    assert set(told) == {"error", "error_through_walls", "distance"}
+    assert all(len(values) == 8 for values in told.values())
+    # In dreams that stand still, the error is the distance that was walked.
+    assert told["distance"][-1] > 0.1
+    np.testing.assert_allclose(told["error"], told["distance"], atol=1e-5)
+    with pytest.raises(ValueError, match="no episode has 99 frames"):
+        dreamed_poses(model, dataset, 6, context=91, horizon=8)
+
+
+def test_walls_shorten_the_error_of_dreams_into_them(tmp_path: Path) -> None:
+    """Dreams that go straight on, of episodes that turn: where all is wall, they stay near."""
+    dataset = EpisodeDataset(write_dataset(tmp_path, size=64, poses=True))
+    model = dreaming(RADIUS)
+    assert model.places is not None and model.places.occupancy is not None
+    tell = model.places.occupancy.tell[-1]
+    with torch.no_grad():  # all that is seen is a wall, for sure
+        tell.weight.zero_()  # type: ignore[union-attr, operator]
+        tell.bias.copy_(torch.tensor([-8.0, 2.0]))  # type: ignore[union-attr, operator]
+    told = dreamed_poses(model, dataset, 6, context=4, horizon=8)
+    assert told["error"][-1] < told["error_through_walls"][-1] - 0.5
