@@ -255,7 +255,7 @@ def test_what_is_said_of_a_cell_adds_up_to_a_limit_and_the_camera_stands_on_free
     waited = SMALL.wait - 1
     assert not until[:waited].any()
     assert until[waited].item() == waited + 1 + SMALL.doubt / TIME_UNIT
-    assert not drawn(occupancy, poses, aim=here + 1)[..., 4:].any()
+    assert not drawn(occupancy, poses, aim=here + 1)[..., 4:6].any()
     untouched = cells[0, -1, :, 1] == 0
     assert 144 - untouched.sum() == len(occupancy.offsets)
     torch.testing.assert_close(
