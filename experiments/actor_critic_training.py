@@ -69,7 +69,11 @@ def train_actor_critic(
     else:
         temperature = options.behaviour_temperature
         agent = ActorCritic.from_behaviour(
-            model, temperature=temperature, returns=shaping is None, seed=options.seed
+            model,
+            told_places=options.walking,
+            temperature=temperature,
+            returns=shaping is None,
+            seed=options.seed,
         )
         if options.clone is not None:
             data = read_out_dataset(model, options.clone, options.cloning.num_episodes)

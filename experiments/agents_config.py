@@ -17,6 +17,7 @@ DREAM_TRAINED: dict[str, dict[str, Any]] = {
     "recurrent_ppo_pixels": {"agent": "recurrent-ppo", "obs": "pixels"},
     "ppo_features": {"agent": "ppo", "obs": "features"},
     "actor_critic": {"agent": "actor-critic", "obs": "features"},
+    "actor_critic_from_cloning": {"agent": "actor-critic", "obs": "features", "walking": False},
     "actor_critic_cloned": {"agent": "actor-critic", "obs": "features"},
 }
 """Agents trained by dream_train, with its options."""
@@ -30,7 +31,8 @@ MEMORY_CUT = {"actor_critic_short_memory": "actor_critic", "walker_short_memory"
 """Agents that are others with a shorter memory."""
 
 FROM_BEHAVIOUR = (
-    *("behaviour", "advantage_weighted", "ppo_features", "actor_critic"),
+    *("behaviour", "advantage_weighted", "ppo_features"),
+    *("actor_critic", "actor_critic_from_cloning"),
     *WALKERS,
     *PLANNERS,
 )
@@ -102,8 +104,8 @@ class BenchmarkAgentsConfig:
     """How they do."""
     temperature: float = 1.0
     """At which cloned policies (behaviour, walker, advantage_weighted, those of planners) draw
-    their actions, and from which actor_critic and ppo_features start; to be chosen on other mazes
-    than they are judged on."""
+    their actions, and from which actor_critic, actor_critic_from_cloning and ppo_features start; to
+    be chosen on other mazes than they are judged on."""
     actor_critic: ActorCriticConfig = dataclasses.field(default_factory=ActorCriticConfig)
     """How the actor-critic improves in the dream."""
     way: WayConfig = dataclasses.field(default_factory=WayConfig)

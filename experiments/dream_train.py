@@ -85,6 +85,9 @@ class DreamTrainConfig:
     behaviour_temperature: float = 0.6
     """At which that behaviour draws its actions; below 1 likely ones become likelier, and less of
     the noise in the recordings is left."""
+    walking: bool = True
+    """Where the world model remembers places, its behaviour walks to where it expects rewards, and
+    actor-critic and planner start from that; False takes plain behaviour cloning in its place."""
     total_timesteps: int | None = None
     """Dream steps per round; by default as many as --minutes allow."""
     minutes: float = 5.0
@@ -94,8 +97,8 @@ class DreamTrainConfig:
     num_starts: int = 256
     """States that dreams start from: of few contexts, several each."""
     horizon: int | None = None
-    """Steps of a dreamed episode; by default 64, and 16 where the actor-critic trains: its critic,
-    which begins with the returns of real episodes, looks beyond."""
+    """Steps of a dreamed episode; by default 64, and 16 where the actor-critic trains: its critic
+    looks beyond."""
     num_denoising_steps: int | None = None
     """Sampler steps per dreamed frame; by default the model's own."""
     ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
@@ -218,7 +221,7 @@ def own_behaviour(config: DreamTrainConfig, model: WorldModel) -> FeaturePolicy:
     """What a world model does itself; it walks to where it expects rewards if it can."""
     return behaviour_policy(
         model,
-        walking=model.places is not None,
+        walking=config.walking and model.places is not None,
         seed=config.seed,
         temperature=config.behaviour_temperature,
     )
@@ -229,7 +232,11 @@ def finished_policy(config: DreamTrainConfig, model: WorldModel) -> Policy:
     if config.agent == "planner":
         return Planner(
             model,
-            dataclasses.replace(config.planner, policy_temperature=config.behaviour_temperature),
+            dataclasses.replace(
+                config.planner,
+                policy_temperature=config.behaviour_temperature,
+                walking=config.walking and config.planner.walking,
+            ),
             seed=config.seed,
         )
     if config.agent == "behaviour":

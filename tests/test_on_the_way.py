@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from test_map_value import moved, standing
 from test_occupancy import mapping
-from tiny import tiny_model
+from tiny import tiny_contexts, tiny_model
 
-from agents.actor_critic import ActorCritic
+from agents.actor_critic import ActorCritic, ActorCriticPolicy
+from agents.features import FeaturePolicy, load_policy
 from agents.imagination import ActorCriticConfig, ImaginationTrainer
 from agents.map_value import FARTHEST, STEPS_PER_CELL, STEPS_PER_RADIAN
 from agents.on_the_way import WayConfig, WayReward
 from agents.planner import DreamModel
 from experiments.actor_critic_training import shaping_of
+from experiments.dream_train import DreamTrainConfig
+from experiments.dream_train import main as dream_train
+from worldsim.checkpoint import save
 from worldsim.occupancy import CELLS
 from worldsim.state import WorldState
 from worldsim.world_model import WorldModel
@@ -130,3 +136,31 @@ def test_critics_can_begin_with_nothing() -> None:
     assert agent.value(features).abs().max() < 1e-4
     assert recorded.value(features).abs().max() > 1e-3
     assert torch.equal(agent.logits(features), recorded.logits(features))
+
+
+@pytest.mark.parametrize("walking", [True, False])
+def test_training_starts_from_walking_or_from_plain_cloning(tmp_path: Path, walking: bool) -> None:
+    model = mapping().eval()
+    save(model, tmp_path / "model", contexts=tiny_contexts(2, 8))
+    config = DreamTrainConfig(
+        env="corridor",
+        world_model=str(tmp_path / "model"),
+        walking=walking,
+        behaviour_temperature=1.0,
+        total_timesteps=1,
+        num_envs=1,
+        num_starts=2,
+        actor_critic=ActorCriticConfig(num_steps=1, learning_rate=0.0),
+        horizon=1,
+        judge=False,
+        output=tmp_path / "run",
+    )
+    dream_train(config)
+    policy = load_policy(config.policy_path)
+    assert isinstance(policy, FeaturePolicy) and isinstance(policy.policy, ActorCriticPolicy)
+    features = torch.randn(5, model.config.num_features)
+    head = model.behaviour_head if walking else model.policy_head
+    expected = head(features[:, : head[0].in_features])
+    torch.testing.assert_close(policy.policy.agent.logits(features), expected, atol=0.05, rtol=0.05)
+    other = model.policy_head if walking else model.behaviour_head
+    assert not torch.allclose(other(features[:, : other[0].in_features]), expected, atol=0.1)
