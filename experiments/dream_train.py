@@ -169,6 +169,10 @@ class DreamTrainConfig:
             raise ValueError(
                 "frames_to_reward chooses among the stretches of a dataset: give --contexts"
             )
+        if not self.walking and self.agent in ("ppo", "recurrent-ppo"):
+            raise ValueError(
+                f"{self.agent} starts from walking, if anything: leave --no-walking out"
+            )
         if self.clone is not None and self.agent != "actor-critic":
             raise ValueError(f"clone is for the actor-critic, not for {self.agent}")
 

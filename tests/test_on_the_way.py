@@ -138,6 +138,11 @@ def test_critics_can_begin_with_nothing() -> None:
     assert torch.equal(agent.logits(features), recorded.logits(features))
 
 
+def test_ppo_starts_from_walking() -> None:
+    with pytest.raises(ValueError, match="leave --no-walking out"):
+        DreamTrainConfig(agent="ppo", walking=False)
+
+
 @pytest.mark.parametrize("walking", [True, False])
 def test_training_starts_from_walking_or_from_plain_cloning(tmp_path: Path, walking: bool) -> None:
     model = mapping().eval()
