@@ -119,11 +119,16 @@ class ActorCritic(nn.Module):
         if returns:
             widen(model.value_head, agent.critic.behaviour)
         else:
-            last = agent.critic.behaviour[-1]
+            agent.forget_returns()
+        return agent
+
+    def forget_returns(self) -> None:
+        """Let the critic expect nothing."""
+        for head in (self.critic.behaviour, self.critic.difference):
+            last = head[-1]
             assert isinstance(last, nn.Linear)
             nn.init.zeros_(last.weight)  # all returns are as likely, and cancel out
             nn.init.zeros_(last.bias)
-        return agent
 
     def logits(self, features: Tensor) -> Tensor:
         """(..., d) to (..., num_actions)."""

@@ -1,8 +1,10 @@
 """Improving an actor-critic in imagination.
 
     model, bank = open_world("memory-maze-9x9", None)
-    agent = ActorCritic.from_behaviour(model)
-    trainer = ImaginationTrainer(agent, DreamModel(model), starts_of(bank))
+    agent = ActorCritic.from_behaviour(model, returns=False)
+    trainer = ImaginationTrainer(
+        agent, DreamModel(model), starts_of(bank), shaping=WayReward(model), horizon=16
+    )
     for _ in range(200):
         metrics = trainer.update()
     policy = FeaturePolicy(model, ActorCriticPolicy(agent))  # acts on real frames
@@ -10,7 +12,8 @@
 Lambda-returns are bootstrapped by a slowly moving critic and advantages scaled by the spread of
 returns (DreamerV3, Hafner et al. 2023, arXiv 2301.04104); leaving the cloned behaviour is penalised
 (Dreamer 4, Hafner et al. 2025, arXiv 2509.24527); and because dreams cost more than gradients, each
-is used for a few clipped passes (PPO, Schulman et al. 2017, arXiv 1707.06347). No dream runs longer
+is used for a few clipped passes (PPO, Schulman et al. 2017, arXiv 1707.06347). Steps can be worth
+something beside dreamed rewards (`agents.on_the_way`). No dream runs longer
 than its horizon, since a model is trusted less the longer it dreams.
 """
 
@@ -59,8 +62,9 @@ class ActorCriticConfig:
     """Share of the target critic that stays at each update."""
     scale_decay: float = 0.99
     """The same of the spread of returns."""
-    min_return_scale: float = 0.1
-    """Spread below which advantages are not enlarged any more: small returns may be noise."""
+    min_return_scale: float | None = None
+    """Spread below which advantages are not enlarged any more: small returns may be noise. By
+    default 1, and 0.1 where progress on the way is rewarded."""
     min_reward: float | None = None
     """Dreamed rewards smaller than this count as none. They are expected rewards: where a dream is
     blurred, a policy could collect small shares of a reward wherever its target may be. By default
@@ -115,7 +119,8 @@ class DreamSegment(NamedTuple):
 
     features: Tensor  # (t + 1, b, d)
     actions: Tensor  # (t, b) int64
-    rewards: Tensor  # (t, b)
+    rewards: Tensor  # (t, b), with what steps are worth beside
+    dreamed: Tensor  # (t, b) rewards of the dream alone
     terminated: Tensor  # (t, b) bool
     alive: Tensor  # (t, b) bool, false after an end
 
@@ -168,8 +173,10 @@ class ImaginationTrainer:
             )
         self.agent, self.model, self.starts = agent, model, starts
         self.shaping = shaping
-        smallest = 0.0 if shaping is None else 0.5
+        smallest, spread = (0.0, 1.0) if shaping is None else (0.5, 0.1)
         self.min_reward = smallest if config.min_reward is None else config.min_reward
+        given = config.min_return_scale
+        self.min_return_scale = spread if given is None else given
         self.num_envs, self.horizon, self.seed = num_envs, horizon, seed
         self.prior = copy.deepcopy(agent.policy_head).requires_grad_(False)
         self.target = copy.deepcopy(agent.critic).requires_grad_(False)
@@ -218,7 +225,8 @@ class ImaginationTrainer:
                 slow.lerp_(fast, 1 - config.target_decay)
         return {
             **{name: float(np.mean([m[name] for m in logged])) for name in logged[0]},
-            "reward_per_step": float(dream.rewards[dream.alive].mean()),
+            "reward_per_step": float(dream.dreamed[dream.alive].mean()),
+            "shaped_reward_per_step": float(dream.rewards[dream.alive].mean()),
             "return": float(returns[dream.alive].mean()),
             "return_scale": self.return_scale or 0.0,
             "dream_steps": float(self.num_dream_steps),
@@ -293,7 +301,7 @@ class ImaginationTrainer:
     def _dream(self) -> DreamSegment:
         """Go on with the dreams for a segment; those that ended, or are too old, start again."""
         config = self.config
-        features, actions, rewards, terminated, alive = [], [], [], [], []
+        features, actions, rewards, dreamed, terminated, alive = [], [], [], [], [], []
         over = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
         state = self.state
         for _ in range(config.num_steps):
@@ -306,6 +314,7 @@ class ImaginationTrainer:
             before = state
             state, reward, ended = self.model.step(state, action, noise)
             reward = torch.where(reward.abs() < self.min_reward, 0.0, reward)
+            dreamed.append(reward)
             if self.shaping is not None:
                 reward = reward + self.shaping(before, state)
             rewards.append(reward)
@@ -319,7 +328,7 @@ class ImaginationTrainer:
             state = self.starts(self.num_envs, self.generator).where(over, state)
             self.age = torch.where(over, 0, self.age)
         self.state = state
-        parts = (features, actions, rewards, terminated, alive)
+        parts = (features, actions, rewards, dreamed, terminated, alive)
         return DreamSegment(*(torch.stack(part) for part in parts))
 
     def _scale(self, returns: Tensor) -> float:
@@ -328,4 +337,4 @@ class ImaginationTrainer:
         spread = float(high - low)
         decay = self.config.scale_decay if self.return_scale is not None else 0.0
         self.return_scale = decay * (self.return_scale or 0.0) + (1 - decay) * spread
-        return max(self.config.min_return_scale, self.return_scale)
+        return max(self.min_return_scale, self.return_scale)

@@ -5,7 +5,7 @@ way there. So the map of the moment of decision says, once for all plans, how fa
 where the next reward is expected, or, while that is not known, from what was not seen yet; and a
 plan is worth the discount of the time that is left from where it ends (the cost-to-go as terminal
 value of a receding horizon, as in model predictive control; Mayne et al. 2000). Dreams go on
-drawing their own maps, but what they make up there does not count.
+drawing where nothing is known, but what they make up there does not count.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STEPS_PER_CELL = 4.0
 STEPS_PER_RADIAN = 4.0
 """Of turning, with some to spare: a step of the Memory Maze turns by 0.3."""
 FARTHEST = 2.0
-"""Steps that one step can bring nearer, or away: more is a jump of the map's."""
+"""Steps that one step can bring nearer, or away; what is more does not count."""
 UNKNOWN = 0.5
 """What it is worth to come to see something new, where a reward that is expected is worth 1."""
 
@@ -83,10 +83,15 @@ class MapValue:
         return (next(left) - next(left)).clamp(-FARTHEST, FARTHEST)
 
     @torch.no_grad()
-    def touches(self, state: WorldState, within: float) -> Tensor:
-        """Whether a wall that is known is as near as that, in cells, along an axis: (n,) bool."""
+    def touches(self, state: WorldState, later: WorldState, within: float) -> Tensor:
+        """Whether n envs came as near as that, in cells, to walls that were known: (n,) bool.
+
+        Args:
+            state, later: before and after.
+            within: along each axis.
+        """
         walls = self.occupancy.walls(state.memory[CELLS])
-        at = self._stands(state)[:, None, :2] / self.occupancy.config.cell
+        at = self._stands(later)[:, None, :2] / self.occupancy.config.cell
         corners = torch.tensor(list(itertools.product((-within, within), repeat=2)))
         return walls((at + corners.to(at.device)).floor().long()).any(-1)
 

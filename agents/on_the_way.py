@@ -2,9 +2,9 @@
 
 Dreams of some steps seldom come to a reward, and what they expect of one far ahead is blurred. The
 map knows the way. So a step is rewarded for what it brings nearer to where the next reward is
-expected, or, while that is not known, to what was not seen yet: shaping by a potential (Ng, Harada
-& Russell 1999), the length of the way that is left. The map is that of the moment before the step,
-so that no change of what is known, or made up, counts as progress.
+expected, or, while that is not known, to what was not seen yet: after the shaping of rewards by a
+potential (Ng, Harada & Russell 1999), here the length of the way that is left. The map is that of
+the moment before the step, so that no change of what is known, or made up, counts.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from worldsim.world_model import WorldModel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WayConfig:
-    """What steps on the way are worth, where a reward is worth 1."""
+    """What steps on the way are worth where a reward is worth 1; scale it with an env's rewards."""
 
     progress: float = 0.025
-    """A step's length of the way: about one part in as many as the way to a reward has."""
+    """What one step of the way is worth; a way to a reward has about 40."""
     touch: float = 0.05
     """What a step near a wall costs: there one is slowed, and odometry may lose count."""
     near: float = 0.25
@@ -58,5 +58,5 @@ class WayReward:
         config = self.config
         reward = config.progress * self.map.steps_nearer(before, after)
         if config.touch:
-            reward = reward - config.touch * self.map.touches(after, config.near)
+            reward = reward - config.touch * self.map.touches(before, after, config.near)
         return reward

@@ -78,6 +78,8 @@ def train_actor_critic(
         if options.clone is not None:
             data = read_out_dataset(model, options.clone, options.cloning.num_episodes)
             clone_and_report(agent, data, options.cloning, options.seed)
+            if shaping is not None:  # what it was taught is not what will be rewarded
+                agent.forget_returns()
             agent.save(path, world_model=world_model)
     trainer = ImaginationTrainer(
         agent.to(model.device),

@@ -95,7 +95,8 @@ class DreamTrainConfig:
     num_envs: int = 64
     """Dreams in the batch."""
     num_starts: int = 256
-    """States that dreams start from: of few contexts, several each."""
+    """States that dreams start from: of few contexts, several each. They are kept in memory, each
+    1.5 MiB with the shipped model."""
     horizon: int | None = None
     """Steps of a dreamed episode; by default 64, and 16 where the actor-critic trains: its critic
     looks beyond."""
@@ -105,7 +106,7 @@ class DreamTrainConfig:
     actor_critic: ActorCriticConfig = dataclasses.field(default_factory=ActorCriticConfig)
     way: WayConfig = dataclasses.field(default_factory=WayConfig)
     """What the actor-critic is rewarded for on the way to rewards, where the world model draws a
-    map; with --way.progress 0 --way.touch 0 for dreamed rewards alone."""
+    map; with --way.progress 0 --way.touch 0 for dreamed rewards alone. It rests on rewards of 1."""
     planner: PlannerConfig = dataclasses.field(
         default_factory=lambda: PlannerConfig(horizon=10, num_candidates=8, replan_every=5)
     )
@@ -299,6 +300,7 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
                 env=config.env,
                 policy=config.policy_path if config.agent in TRAINERS else None,
                 temperature=config.behaviour_temperature,
+                walking=config.walking,
                 world_model=world_model,
                 output=run.path / f"round-{round_index}",
                 episodes=config.collect_episodes,

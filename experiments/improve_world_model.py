@@ -30,6 +30,7 @@ def improve_world_model(
     num_workers: int = 2,
     max_episode_steps: int | None = None,
     temperature: float = 1.0,
+    walking: bool = True,
     datasets: Sequence[str] = (),
     device: str = "auto",
 ) -> tuple[str, str]:
@@ -46,6 +47,7 @@ def improve_world_model(
         num_workers: envs that run side by side.
         max_episode_steps: cuts collected episodes shorter than they are.
         temperature: at which the world model's own behaviour draws its actions.
+        walking: that behaviour walks to where it expects rewards, if it can.
         datasets: others to go on learning from besides.
         device: where the world model is trained.
 
@@ -58,7 +60,8 @@ def improve_world_model(
             "others: name the dataset that it has learned from with --dataset",
             stacklevel=2,
         )
-    own = "behaviour" if load_config(world_model).places is None else "walker"
+    places = load_config(world_model).places
+    own = "walker" if walking and places is not None else "behaviour"
     collected = collect.main(
         collect.CollectConfig(
             env=env,

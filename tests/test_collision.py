@@ -78,6 +78,17 @@ def test_what_is_in_a_wall_may_leave_it() -> None:
     assert torch.equal(stop_at_walls(walls_of(layout), at, to, RADIUS, 0.5), to)
 
 
+def test_who_is_closer_than_the_radius_neither_passes_nor_sticks() -> None:
+    walls = walls_of(np.ones((4, 4), int))
+    at, down = torch.tensor([[2.5, 0.05]]), torch.tensor([[0.0, -0.2]])
+    torch.testing.assert_close(stop_at_walls(walls, at, at + down, RADIUS, 0.5), at)
+    for _ in range(5):  # along the wall, over the seams of its cells
+        at = stop_at_walls(walls, at, at + torch.tensor([[0.2, 0.0]]), RADIUS, 0.5)
+    assert at[0, 0].item() == pytest.approx(3.5) and at[0, 1].item() == pytest.approx(0.05)
+    away = stop_at_walls(walls, at, at - down, RADIUS, 0.5)
+    torch.testing.assert_close(away, at - down)
+
+
 def dreaming(radius: float) -> WorldModel:
     """A tiny model whose dreams go ahead by a third of a cell a step."""
     model = mapping()
@@ -110,6 +121,20 @@ def test_dreams_stop_at_walls_that_are_known_wherever_memory_began(
     assert stands[1].item() == pytest.approx(0.5, abs=1e-3)
     assert stands[2].item() == pytest.approx(0.0, abs=1e-3)
     assert stands[0].item() == pytest.approx(end, abs=1e-2)
+
+
+def test_maps_of_worlds_without_a_grid_stop_nothing() -> None:
+    """Their cells are not those of the world's walls."""
+    model = mapping()
+    assert model.config.odometry is not None
+    model = model.reconfigured(odometry=dataclasses.replace(model.config.odometry, grid=0.0))
+    state = model.initial_state(1)
+    state.memory[CELLS][:] = known_map(np.zeros((12, 12), int), SMALL)
+    state = type(state)(state.memory, state.steps + 5, state.features)
+    assert model.odometry is not None and ORIGIN not in state.memory
+    actions = torch.tensor([1])
+    expected = model.odometry.expect(state.memory, actions, state.steps)
+    assert torch.equal(model.tell(state, actions), expected) and expected.abs().max() > 0
 
 
 def test_dreams_do_not_draw_what_is_known_anew() -> None:

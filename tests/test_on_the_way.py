@@ -118,7 +118,10 @@ def test_an_agent_learns_to_make_way_in_dreams() -> None:
             horizon=2,
         )
         for _ in range(25):
-            trainer.update()
+            metrics = trainer.update()
+        # What steps are worth beside dreamed rewards is told apart.
+        assert metrics["reward_per_step"] == 0
+        assert (metrics["shaped_reward_per_step"] > 0) == (way.progress > 0)
         return agent.logits(start.features).softmax(-1)[0]
 
     ahead = trained(WayConfig(progress=0.1, touch=0.0))

@@ -1,4 +1,4 @@
-"""What walls of a grid do to moves: nothing that has a size comes closer to them than that.
+"""Moves end at the walls of a grid: nothing comes closer to one than its radius.
 
 A learned model of motion has seen few collisions, and lets dreams pass through walls. Where the
 walls are known, it is plain geometry: a coordinate that would come into a wall stops in front of
@@ -47,10 +47,17 @@ def _stop(walls: Walls, at: Tensor, to: Tensor, radius: float, axis: int) -> tup
     """One coordinate (n,) after a move along it alone, and whether a wall stopped that."""
     x, to_x, across = at[:, axis], to[:, axis], at[:, 1 - axis]
     reach = radius * (to_x - x).sign()
-    before, front = (x + reach).floor(), (to_x + reach).floor()
+    centre, front = x.floor(), (to_x + reach).floor()
     sides = torch.stack([across - radius, across + radius], dim=-1).floor()
-    fronts = front[:, None].expand_as(sides)
-    cells = torch.stack([fronts, sides] if axis == 0 else [sides, fronts], dim=-1).long()
-    hit = walls(cells).any(-1) & (front != before)
+
+    def at_column(column: Tensor) -> Tensor:
+        columns = column[:, None].expand_as(sides)
+        return walls(torch.stack([columns, sides] if axis == 0 else [sides, columns], -1).long())
+
+    # A wall beside, which is touched all along, does not stand in front.
+    beside = at_column(centre) & (sides != across.floor()[:, None])
+    hit = (at_column(front) & ~beside).any(-1) & (front != centre)
     face = torch.where(to_x > x, front - MARGIN, front + 1 + MARGIN) - reach
+    # What is nearer already stays where it is.
+    face = torch.where(to_x > x, torch.maximum(face, x), torch.minimum(face, x))
     return torch.where(hit, face, to_x), hit

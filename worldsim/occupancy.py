@@ -8,7 +8,8 @@ never does. On that map the cheapest way is found by value iteration, each cell 
 the less likely it is free, and the next place on it is told to policies: towards where the next
 reward is expected, or, where none is, to the nearest free cells that were not seen yet
 (frontier-based exploration, Yamauchi 1997; learned maps with a planner between them and a policy,
-Chaplot et al. 2020, arXiv 2004.05155). The memory has constant size, and dreams go on drawing it.
+Chaplot et al. 2020, arXiv 2004.05155). The memory has constant size. Dreams go on drawing it
+where nothing is known, and stop at walls that are.
 """
 
 from __future__ import annotations
@@ -185,7 +186,7 @@ class Occupancy(nn.Module):
             cells: (b, side^2, NUMBERS) before. odds, weight, seen: from `sense`.
             poses: (b, t, 3). time: (b, t).
             aim: (b, t) int64 index of the cell where a reward is expected, -1 for none.
-            dreamed: leave what is known of cells as it is.
+            dreamed: leave what is known of whether cells are free as it is.
 
         Returns:
             Cells after each frame, (b, t, side^2, NUMBERS).
@@ -334,7 +335,7 @@ class Occupancy(nn.Module):
     def to_explore(self, cells: Tensor, odds: Tensor) -> Tensor:
         """Cells (n, side^2) that are likely free and were not seen yet.
 
-        Where there are none, those that may be free, and free ones that were seen from afar only;
+        Where there are none, those that may be free, and free ones that were not seen from near;
         where these are none either, those beside free ones that were not looked at; and then the
         one seen longest ago.
 

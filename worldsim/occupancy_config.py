@@ -1,4 +1,4 @@
-"""Size of the map, how ways are found on it, and what its walls do to dreams."""
+"""How a map is drawn, how ways are found on it, and what its walls do to dreams."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class OccupancyConfig:
-    """Size of the map, and how ways are found on it."""
+    """How a map is drawn, how ways are found on it, and what its walls do to dreams."""
 
     cell: float = 1.0
     """Side of its cells, in the unit of positions."""
@@ -26,7 +26,8 @@ class OccupancyConfig:
     clearance: float = 0.25
     """no farther than a straight line is clear, with so many cells to both sides; 0: do not ask."""
     radius: float = 0.1
-    """How close to walls on the map dreams come, in cells; 0 lets them pass."""
+    """How close to walls on the map dreams come, in cells, where the world stands on a grid; 0 lets
+    them pass."""
     friction: float = 0.9
     """Share of a dreamed move along a wall that is lost."""
     seen_within: float = 2.5
@@ -39,7 +40,8 @@ class OccupancyConfig:
     close: float = 2.0
     """Cells within which it should come to be seen,"""
     patience: int = 40
-    """and the frames after which it is given up; five times as many where it seems to be a wall."""
+    """and the frames after which it is given up; five times as many where it seems to be a wall, or
+    is to be seen from near."""
     least_certainty: float = 0.3
     """Of where the next reward is expected, from which on the way there is told."""
     wait: int = 15

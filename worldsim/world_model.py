@@ -194,7 +194,8 @@ class WorldModel(Dreaming):
     def tell(self, state: WorldState, actions: Tensor) -> Tensor:
         """What the network is told of the next frame: the action, or the pose that it leads to.
 
-        With a map, the pose is not past walls on it (`worldsim.collision`).
+        With a map, in a world that stands on a grid, the pose is not past walls that are known
+        (`worldsim.collision`).
 
         Args:
             state: memory of a batch of envs.
@@ -207,9 +208,10 @@ class WorldModel(Dreaming):
             return actions[:, None]
         memory = state.memory
         told = self.odometry.expect(memory, actions, state.steps)
-        if self.places is None or self.places.occupancy is None:
+        # The cells of a map are those of the world's walls only where these stand on a grid.
+        if self.places is None or self.places.occupancy is None or ORIGIN not in memory:
             return told
-        origin = memory.get(ORIGIN, torch.zeros_like(memory[POSE]))[:, :3]
+        origin = memory[ORIGIN][:, :3]
         at, to = (compose(origin, pose) for pose in (memory[POSE], told[:, 0]))
         ends = self.places.occupancy.stop(memory[CELLS], at, to)
         stopped = compose(inverse(origin), ends)[:, None, :2]
