@@ -10,7 +10,6 @@ drawing where nothing is known, but what they make up there does not count.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 import torch
@@ -52,6 +51,8 @@ class MapValue:
             )
         self.model, self.occupancy = model, model.places.occupancy
         self.gamma = gamma
+        sides = torch.tensor([-1.0, 1.0], device=model.device)
+        self.corners = torch.cartesian_prod(sides, sides)  # of a square, (4, 2)
 
     @torch.no_grad()
     def seen_from(self, state: WorldState) -> Callable[[WorldState], Tensor]:
@@ -92,8 +93,7 @@ class MapValue:
         """
         walls = self.occupancy.walls(state.memory[CELLS])
         at = self._stands(later)[:, None, :2] / self.occupancy.config.cell
-        corners = torch.tensor(list(itertools.product((-within, within), repeat=2)))
-        return walls((at + corners.to(at.device)).floor().long()).any(-1)
+        return walls((at + within * self.corners).floor().long()).any(-1)
 
     def _ways(self, state: WorldState) -> Ways:
         """All ways to where the next reward is expected, or to what was not seen yet."""

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from worldsim.episodes import EpisodeDataset
 from worldsim.odometry import POSE
+from worldsim.open_loop import draw_episodes
 from worldsim.pose import poses_of, seen_from
 from worldsim.world_model import WorldModel
 
@@ -48,15 +49,7 @@ def dreamed_poses(
         passing = dataclasses.replace(places.occupancy, radius=0.0)
         changed = dataclasses.replace(places, occupancy=passing)
         models["error_through_walls"] = model.reconfigured(places=changed).eval()
-    rng = np.random.default_rng(seed)
-    length = context + horizon
-    long = np.flatnonzero(dataset.lengths >= length)
-    if not len(long):
-        raise ValueError(f"no episode has {length} frames; the longest {dataset.lengths.max()}")
-    stretches = []
-    for i in np.resize(rng.permutation(long), num_contexts):
-        start = int(rng.integers(dataset.lengths[i] - length + 1))
-        stretches.append(dataset.episode(int(i), start, start + length))
+    stretches = draw_episodes(dataset, num_contexts, context + horizon, seed)
     errors: dict[str, list[torch.Tensor]] = {name: [] for name in (*models, "distance")}
     parts = range(0, num_contexts, batch_size)
     with tqdm(total=len(parts) * len(models), desc="dreamed poses", leave=False) as bar:
@@ -67,10 +60,12 @@ def dreamed_poses(
             true = torch.from_numpy(np.stack([poses_of(s.infos)[context - 1 :] for s in part]))
             came_to = seen_from(true[:, :1], true[:, 1:, :2])
             errors["distance"].append(came_to.norm(dim=-1))
+            blank = model.initial_state(len(part))
+            # What is observed is the same for both: walls stop dreams alone.
+            observed = model.observe(blank, actions[:, :context], frames.to(model.device))
+            began = observed.memory[POSE]
             for name, dreamer in models.items():
-                start_state = dreamer.initial_state(len(part))
-                state = dreamer.observe(start_state, actions[:, :context], frames.to(model.device))
-                began, places_dreamed = state.memory[POSE], []
+                state, places_dreamed = observed, []
                 generator = torch.Generator(model.device).manual_seed(seed + first)
                 for action in actions[:, context:].unbind(1):
                     dream = dreamer.imagine(state, action, generator=generator, decode=False)

@@ -31,15 +31,12 @@ class OpenLoopResult:
     dreamed_rewards: np.ndarray
 
 
-def draw_stretches(
+def draw_episodes(
     dataset: EpisodeDataset, num_stretches: int, length: int, seed: int, *, going_on: bool = False
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> list[Episode]:
     """Stretches of as many different episodes as there are, each at a random start.
 
     With `going_on`, none ends in a frame in which its episode terminated.
-
-    Returns:
-        Frames (n, t, h, w, c) uint8, actions (n, t) int64, rewards (n, t) float32.
 
     Raises:
         ValueError: no episode is that long.
@@ -49,11 +46,25 @@ def draw_stretches(
     long = np.flatnonzero(lengths >= length)
     if not len(long):
         raise ValueError(f"no episode has {length} frames; the longest {lengths.max()}")
-    order = np.resize(rng.permutation(long), num_stretches)
     stretches = []
-    for i in order:
+    for i in np.resize(rng.permutation(long), num_stretches):
         start = int(rng.integers(lengths[i] - length + 1))
         stretches.append(dataset.episode(int(i), start, start + length))
+    return stretches
+
+
+def draw_stretches(
+    dataset: EpisodeDataset, num_stretches: int, length: int, seed: int, *, going_on: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What `draw_episodes` draws, as arrays.
+
+    Returns:
+        Frames (n, t, h, w, c) uint8, actions (n, t) int64, rewards (n, t) float32.
+
+    Raises:
+        ValueError: no episode is that long.
+    """
+    stretches = draw_episodes(dataset, num_stretches, length, seed, going_on=going_on)
     return (
         np.stack([s.frames for s in stretches]),
         np.stack([s.actions for s in stretches]),
