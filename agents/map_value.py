@@ -44,12 +44,12 @@ class MapValue:
     """
 
     def __init__(self, model: WorldModel, gamma: float) -> None:
-        if model.places is None or model.places.occupancy is None:
+        if model.occupancy is None:
             raise ValueError(
                 "this world model draws no map: train one (--places --occupancy), or choose "
                 'bootstrap="return" or "none"'
             )
-        self.model, self.occupancy = model, model.places.occupancy
+        self.model, self.occupancy = model, model.occupancy
         self.gamma = gamma
         sides = torch.tensor([-1.0, 1.0], device=model.device)
         self.corners = torch.cartesian_prod(sides, sides)  # of a square, (4, 2)

@@ -42,8 +42,8 @@ def clone_and_report(agent: ActorCritic, data: ReadOuts, config: CloningConfig, 
 
 def shaping_of(way: WayConfig, model: WorldModel) -> WayReward | None:
     """What rewards progress, where the model draws a map and the config wants that."""
-    has_map = model.places is not None and model.places.occupancy is not None
-    return WayReward(model, way) if has_map and (way.progress or way.touch) else None
+    wanted = way.progress or way.touch
+    return WayReward(model, way) if model.occupancy is not None and wanted else None
 
 
 def train_actor_critic(

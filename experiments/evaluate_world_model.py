@@ -109,7 +109,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     """
     keep_memory()
     model = worldsim.load(config.world_model, config.device)
-    if config.map_dataset and (model.places is None or model.places.occupancy is None):
+    if config.map_dataset and model.occupancy is None:
         raise ValueError(f"map_dataset is given, but {config.world_model} has no map")
     for name in learned_before(config.world_model, config.dataset):
         warnings.warn(f"{config.world_model} has learned from {name}", stacklevel=2)

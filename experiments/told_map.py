@@ -30,8 +30,7 @@ def map_on_real_frames(
         Numbers of free cells and walls beside the way, and the shares told right; nan of none.
     """
     assert model.odometry is not None
-    assert model.places is not None
-    occupancy = model.places.occupancy
+    occupancy = model.occupancy
     assert occupancy is not None
     square = (occupancy.config.side, occupancy.config.side)
     told_of_free, told_of_walls = [], []

@@ -139,8 +139,8 @@ def map_colours(
 
     Cells that were not looked at, and are only guessed, are pale.
     """
-    assert model.places is not None and model.places.occupancy is not None
-    occupancy = model.places.occupancy
+    occupancy = model.occupancy
+    assert occupancy is not None
     origin = memory.get(ORIGIN)  # of a grid, where the model sees one
     pose = memory[POSE]
     believed = (pose if origin is None else compose(origin[:, :3], pose))[0]

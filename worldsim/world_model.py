@@ -20,7 +20,7 @@ from worldsim.denoiser import Denoiser
 from worldsim.diffusion import add_noise, diffusion_loss
 from worldsim.dreaming import Dreaming
 from worldsim.layers import memory_of_backbone
-from worldsim.occupancy import CELLS
+from worldsim.occupancy import CELLS, Occupancy
 from worldsim.odometry import ORIGIN, POSE, Odometry
 from worldsim.places import Places, place_in
 from worldsim.pose import compose, inverse, relative_poses
@@ -56,6 +56,11 @@ class WorldModel(Dreaming):
             if self.odometry is None:
                 raise ValueError("places are kept where odometry says: set odometry too")
             self.places = Places(config.num_actions, size, d, config.places)
+
+    @property
+    def occupancy(self) -> Occupancy | None:
+        """The map that the model draws, if it does."""
+        return None if self.places is None else self.places.occupancy
 
     @property
     def told_poses(self) -> bool:
@@ -209,11 +214,11 @@ class WorldModel(Dreaming):
         memory = state.memory
         told = self.odometry.expect(memory, actions, state.steps)
         # The cells of a map are those of the world's walls only where these stand on a grid.
-        if self.places is None or self.places.occupancy is None or ORIGIN not in memory:
+        if self.occupancy is None or ORIGIN not in memory:
             return told
         origin = memory[ORIGIN][:, :3]
         at, to = (compose(origin, pose) for pose in (memory[POSE], told[:, 0]))
-        ends = self.places.occupancy.stop(memory[CELLS], at, to)
+        ends = self.occupancy.stop(memory[CELLS], at, to)
         stopped = compose(inverse(origin), ends)[:, None, :2]
         return torch.cat([stopped, told[..., 2:]], dim=-1)
 
