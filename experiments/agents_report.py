@@ -45,6 +45,11 @@ LABELS = {
 """Agents of the benchmark, in the order of its table."""
 
 
+def colour_of(agent: str) -> tuple[float, float, float, float]:
+    """Of an agent in all plots, no other's: there are 20."""
+    return plt.get_cmap("tab20")(list(LABELS).index(agent))
+
+
 def write_report(output: Path) -> str:
     """Write table.md, returns.png, curves.png of what was trained, judge.png; returns the table.
 
@@ -165,7 +170,7 @@ def plot_curves(file: Path, runs: Runs) -> None:
             label = LABELS[agent] if i == 0 else None
             step, reward = np.array(result["curve"]).T
             reward = 1000 * reward / result["curve_steps"]
-            axes.plot(step, reward, color=f"C{list(LABELS).index(agent)}", label=label)
+            axes.plot(step, reward, color=colour_of(agent), label=label)
     axes.legend(fontsize=8)
     axes.set(xlabel="training steps", ylabel="reward per 1,000 steps of training")
     axes.grid(alpha=0.3)
@@ -188,8 +193,7 @@ def plot_judge(file: Path, judged: list[tuple[str, float, float]], correlation: 
     figure, axes = plt.subplots(figsize=(5.5, 5), layout="constrained")
     for agent in dict.fromkeys(name for name, _, _ in judged):
         points = [(d, r) for name, d, r in judged if name == agent]
-        color = f"C{list(LABELS).index(agent)}"
-        axes.plot(*zip(*points, strict=True), "o", color=color, label=LABELS[agent])
+        axes.plot(*zip(*points, strict=True), "o", color=colour_of(agent), label=LABELS[agent])
     limit = max(max(d, r) for _, d, r in judged) * 1.05 + 1e-6
     axes.plot([0, limit], [0, limit], "--", color="grey", linewidth=1)
     axes.legend(fontsize=8)
