@@ -52,6 +52,9 @@ class EpisodeResult:
     """Ended by the task itself, and not by a limit on steps."""
     frames: np.ndarray | None = None
     """(length + 1, h, w, c) uint8, where the episode was recorded."""
+    reached: tuple[tuple[int, int], ...] | None = None
+    """(step, target) of every reward, where the env's infos say which target is asked for
+    ("target_index", as privileged Memory Mazes do)."""
 
 
 def make_parallel(make_env: Callable[[], gymnasium.Env], num_workers: int) -> VectorEnv:
@@ -153,6 +156,7 @@ def rollout(
     waiting = list(range(len(seeds)))[::-1]  # episodes that have not started
     running = np.array([waiting.pop() if waiting else -1 for _ in range(n)])
     returns, lengths = np.zeros(n), np.zeros(n, np.int64)
+    reached: list[list[tuple[int, int]]] = [[] for _ in range(n)]
     recordings: dict[int, list[np.ndarray]] = {e: [] for e in range(min(num_recorded, len(seeds)))}
 
     observation, info = _reset(envs, seeds, running, np.ones(n, bool))
@@ -162,12 +166,16 @@ def rollout(
     _record(recordings, running, observation, envs)
     while len(results) < len(seeds):
         actions, state = policy.act(observation, state, episode_start, infos)
+        asked_for = [one.get("target_index") for one in infos]
         observation, rewards, terminated, truncated, info = envs.step(actions)
         infos = unbatch_infos(info, n)
         episode_start = terminated | truncated
         active = running >= 0
         returns += rewards
         lengths += 1
+        for events, target, reward, step in zip(reached, asked_for, rewards, lengths, strict=True):
+            if target is not None and reward > 0:
+                events.append((int(step), int(target)))
         _record(recordings, running, observation, envs)
         if on_step is not None:
             on_step(int(active.sum()))
@@ -187,6 +195,7 @@ def rollout(
                 length=int(lengths[i]),
                 terminated=bool(terminated[i]),
                 frames=None if frames is None else np.stack(frames),
+                reached=None if asked_for[i] is None else tuple(reached[i]),
             )
             if on_episode is not None:
                 on_episode(results[episode])
@@ -196,6 +205,8 @@ def rollout(
         if len(results) == len(seeds):
             break
         returns[episode_start], lengths[episode_start] = 0, 0
+        for i in np.flatnonzero(episode_start):
+            reached[i] = []
         observation, info = _reset(envs, seeds, running, episode_start)
         for j, reset_info in enumerate(unbatch_infos(info, n)):
             if episode_start[j]:

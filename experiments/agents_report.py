@@ -8,6 +8,8 @@ mazes: all seeds play the same ones, so that their episodes are not independent.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,8 @@ def write_report(output: Path) -> str:
     plot_returns(output / "returns.png", runs)
     if any(has_curve(r) for results in runs.values() for r in results):
         plot_curves(output / "curves.png", runs)
+    if any("reached" in r["real"] for results in runs.values() for r in results):
+        lines.append(format_returning(runs))
     judged = judge_pairs(runs)
     # Seeds of one policy differ by chance, so policies are ranked by their means over seeds.
     agents = dict.fromkeys(agent for agent, _, _ in judged)
@@ -82,12 +86,60 @@ def write_report(output: Path) -> str:
 
 def returns_by_maze(results: list[dict[str, Any]]) -> list[float]:
     """Mean real return over seeds, for each maze that was played."""
+    real = [result["real"] for result in results]
+    return by_mazes([r["seeds"] for r in real], [v for r in real for v in r["returns"]])
+
+
+def by_mazes(mazes: list[list[int]], values: Sequence[float]) -> list[float]:
+    """Mean of each maze over seeds of training: mazes of every seed, and values of all in order."""
     played: dict[int, list[float]] = {}
-    for result in results:
-        real = result["real"]
-        for maze, value in zip(real["seeds"], real["returns"], strict=True):
-            played.setdefault(maze, []).append(value)
-    return [float(np.mean(values)) for values in played.values()]
+    for maze, value in zip(itertools.chain(*mazes), values, strict=True):
+        played.setdefault(maze, []).append(value)
+    return [float(np.mean(group)) for group in played.values()]
+
+
+def returned_to(reached: list[list[int]]) -> list[int]:
+    """Steps that each way back to a target took which had been reached before in the episode.
+
+    Args:
+        reached: (step, target) of every reward of an episode.
+    """
+    steps, known, begin = [], set(), 0
+    for step, target in reached:
+        if target in known:
+            steps.append(step - begin)
+        known.add(target)
+        begin = step
+    return steps
+
+
+def format_returning(runs: Runs) -> str:
+    """Markdown: who comes back to targets that it has reached before, and in how many steps.
+
+    Who remembers nothing has to search for a target again as for the first time.
+    """
+    lines = [
+        "| agent | seeds | targets reached again | 95 % | steps to each |",
+        "|---|---|---|---|---|",
+    ]
+    for agent, results in runs.items():
+        told = [r for r in results if "reached" in r["real"]]
+        ways = [[returned_to(e) for e in r["real"]["reached"]] for r in told]
+        taken = [step for episodes in ways for episode in episodes for step in episode]
+        if not told:
+            continue
+        counts = [len(episode) for episodes in ways for episode in episodes]
+        by_maze = by_mazes([r["real"]["seeds"] for r in told], counts)
+        low, high = bootstrap_interval(by_maze)
+        cells = [
+            LABELS[agent],
+            str(len(told)),
+            f"{np.mean(by_maze):.2f}",
+            f"{low:.2f} to {high:.2f}",
+            f"{np.mean(taken):.0f}" if taken else "-",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def _count(number: int | None) -> str:

@@ -318,7 +318,8 @@ class AgentsBenchmark:
                 policy,
                 num_episodes,
                 label=f"{LABELS[agent]}, seed {seed}, on {config.env}",
-                threads=torch.get_num_threads() if agent in PLANNERS else 1,
+                # Where a decision takes longer than a step of the env, the cores are the policy's.
+                threads=torch.get_num_threads() if agent in (*PLANNERS, *MEMORY_CUT) else 1,
             )
         finally:
             batch.close()

@@ -80,6 +80,7 @@ def summarise(results: Sequence[EpisodeResult]) -> dict[str, Any]:
     """Mean return with its 95 % bootstrap interval, and every episode."""
     returns = [r.episodic_return for r in results]
     low, high = bootstrap_interval(returns)
+    reached = [r.reached for r in results if r.reached is not None]
     return {
         "num_episodes": len(results),
         "mean_return": float(np.mean(returns)),
@@ -89,6 +90,7 @@ def summarise(results: Sequence[EpisodeResult]) -> dict[str, Any]:
         "returns": returns,
         "lengths": [r.length for r in results],
         "terminated": [r.terminated for r in results],
+        **({"reached": reached} if len(reached) == len(results) else {}),
     }
 
 

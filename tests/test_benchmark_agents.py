@@ -17,7 +17,14 @@ from agents.features import ShortMemoryPolicy, load_policy
 from agents.planner import PlannerConfig
 from experiments import benchmark_agents
 from experiments.agents_config import BenchmarkAgentsConfig, deciding_settings
-from experiments.agents_report import LABELS, judge_pairs, returns_by_maze, write_report
+from experiments.agents_report import (
+    LABELS,
+    format_returning,
+    judge_pairs,
+    returned_to,
+    returns_by_maze,
+    write_report,
+)
 from experiments.report import read_runs
 from worldsim.checkpoint import save
 from worldsim.occupancy_config import OccupancyConfig
@@ -219,6 +226,27 @@ def test_mazes_are_averaged_over_seeds_before_an_interval_is_drawn() -> None:
     by_maze = returns_by_maze(uneven)
     assert len(by_maze) == 21 and by_maze[20] == 5.0
     assert by_maze[19] == pytest.approx(returns[19] + 1)
+
+
+def test_ways_back_lead_to_targets_that_were_reached_before(tmp_path: Path) -> None:
+    assert returned_to([]) == [] and returned_to([[10, 2], [30, 0], [90, 1]]) == []
+    assert returned_to([[10, 2], [30, 0], [90, 2], [100, 1], [140, 0]]) == [60, 40]
+    real = {
+        "returns": [5.0, 1.0],
+        "mean_return": 3.0,
+        "seeds": [7, 8],
+        "reached": [[[10, 2], [30, 0], [90, 2], [100, 1], [140, 0]], [[9, 1]]],
+    }
+    result = {"real": real, "dream": None, "real_steps": 0, "training_minutes": 0.0}
+    (tmp_path / "walker-seed0.json").write_text(json.dumps(result))
+    fewer = real | {"reached": [[[10, 2], [30, 0], [90, 2]], [[9, 1]]]}
+    (tmp_path / "walker-seed1.json").write_text(json.dumps(result | {"real": fewer}))
+    untold = {name: value for name, value in real.items() if name != "reached"}
+    (tmp_path / "random-seed0.json").write_text(json.dumps(result | {"real": untold}))
+    # Two and one in the first maze, none in the second; ways of 60, 40 and 60 steps.
+    rows = format_returning(read_runs(tmp_path, LABELS)).splitlines()[2:]
+    assert rows == [f"| {LABELS['walker']} | 2 | 0.75 | 0.00 to 1.50 | 53 |"]
+    assert rows[0] in write_report(tmp_path)
 
 
 def test_what_decides_a_result_are_settings_of_the_benchmark() -> None:

@@ -99,6 +99,33 @@ def test_processes_give_the_same_episodes() -> None:
     assert sorted(finished) == seeds
 
 
+class Errands(Countdown):
+    """Asks for targets 0 and 1 in turn, and pays one on every other step, at the odd ones."""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        observation, info = super().reset(seed=seed)
+        self.paid = 0
+        return observation, info | {"target_index": 0}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        observation, _, terminated, truncated, info = super().step(action)
+        pays = self.left % 2 == 1
+        self.paid += pays
+        info["target_index"] = self.paid % 2
+        return observation, float(pays), terminated, truncated, info
+
+
+def test_what_was_reached_is_told_where_infos_say_what_is_asked_for() -> None:
+    batch = SyncVectorEnv([Errands] * 2, autoreset_mode=AutoresetMode.DISABLED)
+    for seed, result in zip(range(5), rollout(Checker(), batch, range(5)), strict=True):
+        length = expected(seed)[1]
+        odd = [step for step in range(1, length + 1) if (length - step) % 2 == 1]
+        assert result.reached == tuple((step, i % 2) for i, step in enumerate(odd))
+    assert all(r.reached is None for r in rollout(Checker(), sync(2), range(3)))
+
+
 def test_recorded_frames_are_those_of_the_episode() -> None:
     results = rollout(Checker(), sync(2), [3, 4, 5], num_recorded=2)
     for result in results[:2]:
