@@ -264,6 +264,8 @@ def start_from_behaviour(
 ) -> None:
     """Copy the model's head, which predicts the recorded behaviour, into an agent's policy.
 
+    Its critic begins with expecting nothing.
+
     Args:
         agent: PPO or A2C with `MlpPolicy` on features and `feature_policy_kwargs`.
         model: the world model that it acts in.
@@ -279,6 +281,9 @@ def start_from_behaviour(
         if not isinstance(activation, nn.SiLU):
             raise ValueError(f"its activation is {type(activation).__name__}, not SiLU")
         widen(head, nn.Sequential(hidden, activation, policy.action_net), temperature)
+        # Returns that a random critic makes up would move the policy before it has learned.
+        nn.init.zeros_(policy.value_net.weight)  # type: ignore[union-attr]
+        nn.init.zeros_(policy.value_net.bias)  # type: ignore[union-attr]
     except (AttributeError, ValueError, RuntimeError) as error:
         raise ValueError(
             "the agent's policy does not have the shape of the model's policy head: make it with "

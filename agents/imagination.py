@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.actor_critic import ActorCritic
+from agents.on_the_way import MIN_REWARD
 from agents.planner_search import PlanningModel
 from worldsim.contexts import ContextBank
 from worldsim.state import WorldState
@@ -173,7 +174,7 @@ class ImaginationTrainer:
             )
         self.agent, self.model, self.starts = agent, model, starts
         self.shaping = shaping
-        smallest, spread = (0.0, 1.0) if shaping is None else (0.5, 0.1)
+        smallest, spread = (0.0, 1.0) if shaping is None else (MIN_REWARD, 0.1)
         self.min_reward = smallest if config.min_reward is None else config.min_reward
         given = config.min_return_scale
         self.min_return_scale = spread if given is None else given

@@ -11,11 +11,17 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
 from torch import Tensor
 
 from agents.map_value import MapValue
+from worldsim.dreaming import Dream
 from worldsim.state import WorldState
 from worldsim.world_model import WorldModel
+
+MIN_REWARD = 0.5
+"""Dreamed rewards below this count as none beside progress: it rests on rewards of 1, and blurred
+dreams expect small shares of one wherever its target may be."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,3 +66,14 @@ class WayReward:
         if config.touch:
             reward = reward - config.touch * self.map.touches(before, after, config.near)
         return reward
+
+    def of_dream(self, before: WorldState, dream: Dream) -> Tensor:
+        """What dreamed steps are worth in all, their rewards included: (n,) float32.
+
+        It is the `reward_function` of dreams as envs:
+
+            dreams = gymnasium.make_vec("worldsim/Dream-v0", num_envs=32, world_model=model,
+                                        reward_function=WayReward(model).of_dream)
+        """
+        sure = torch.where(dream.reward.abs() < MIN_REWARD, 0.0, dream.reward)
+        return sure + self(before, dream.state)

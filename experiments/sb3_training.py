@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from agents.actor_critic import world_model_note
 from agents.features import feature_policy_kwargs, start_from_behaviour
 from agents.sb3 import BatchedVecEnv
+from experiments.actor_critic_training import shaping_of
 from experiments.dream_progress import DreamProgress
 from experiments.report import write_json
 from experiments.run_directory import RunDirectory
@@ -82,6 +83,7 @@ def train_with_sb3(
         world_model: name or directory of the model, to be noted beside the policy.
     """
     config, path = run.config, run.config.policy_path
+    shaping = shaping_of(config.way, model)
     dreams = DreamVectorEnv(
         config.num_envs,
         world_model=model,
@@ -90,6 +92,7 @@ def train_with_sb3(
         obs=config.obs,
         autoreset_mode=AutoresetMode.SAME_STEP,
         num_denoising_steps=config.num_denoising_steps,
+        reward_function=None if shaping is None else shaping.of_dream,
     )
     env = VecMonitor(BatchedVecEnv(dreams))
     agent = make_agent(config, env, model)

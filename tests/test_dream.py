@@ -22,8 +22,10 @@ from worldsim.contexts import ContextBank, open_contexts, sample_contexts
 from worldsim.dataset_writer import DatasetWriter
 from worldsim.dream import DreamVectorEnv
 from worldsim.dream_env import DreamEnv
+from worldsim.dreaming import Dream
 from worldsim.noise import PER_THREAD, draw_normal
 from worldsim.recording import EpisodeRecorder, save_episode
+from worldsim.state import WorldState
 from worldsim.world_model import WorldModel
 
 
@@ -305,6 +307,33 @@ def test_state_does_not_grow(model: WorldModel, bank: ContextBank) -> None:
         assert batch.state is not None
         sizes.add(batch.state.nbytes)
     assert len(sizes) == 1
+
+
+def test_steps_can_be_worth_something_else(model: WorldModel, bank: ContextBank) -> None:
+    asked: list[tuple[WorldState, Dream]] = []
+
+    def worth(before: WorldState, dream: Dream) -> torch.Tensor:
+        asked.append((before, dream))
+        return 10 + dream.reward
+
+    options: dict[str, Any] = {"horizon": 3, "autoreset_mode": AutoresetMode.SAME_STEP}
+    plain = make_batch(model, bank, 2, **options)
+    other = make_batch(model, bank, 2, reward_function=worth, **options)
+    actions = actions_for(7, (2,))
+    for env in (plain, other):
+        env.reset(seed=3)
+    befores = []
+    for action in actions:
+        befores.append(other.state)
+        expected, got = plain.step(action), other.step(action)
+        np.testing.assert_array_equal(got[0], expected[0])
+        np.testing.assert_allclose(got[1], 10 + expected[1], rtol=1e-6)
+        assert got[1].dtype == np.float32
+    # The state before is that of the dream, also where it has just begun anew.
+    assert all(before is b for (before, _), b in zip(asked, befores, strict=True))
+    single = make(model, bank, horizon=3, reward_function=worth)
+    single.reset(seed=3)
+    assert single.step(int(actions[0, 0]))[1] > 5
 
 
 def test_render_enlarges_what_was_dreamed(model: WorldModel, bank: ContextBank) -> None:

@@ -141,6 +141,7 @@ def test_agent_starts_from_the_behaviour_the_model_predicts(model: WorldModel) -
     expected = model.predict_policy(features).softmax(-1)
     distribution = agent.policy.get_distribution(features).distribution  # type: ignore[operator]
     torch.testing.assert_close(distribution.probs, expected, atol=1e-5, rtol=1e-4)
+    assert not agent.policy.predict_values(features).any()  # type: ignore[operator]
     before = [p.clone() for p in model.parameters()]
     agent.learn(16)
     for old, new in zip(before, model.parameters(), strict=True):

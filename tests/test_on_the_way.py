@@ -20,6 +20,7 @@ from experiments.actor_critic_training import shaping_of
 from experiments.dream_train import DreamTrainConfig
 from experiments.dream_train import main as dream_train
 from worldsim.checkpoint import save
+from worldsim.dreaming import Dream
 from worldsim.occupancy import CELLS
 from worldsim.state import WorldState
 from worldsim.world_model import WorldModel
@@ -64,6 +65,17 @@ def test_walls_within_reach_cost() -> None:
     assert reward(before.repeat(len(places)), after).tolist() == [0.0, 0.0, -0.5, -0.5, 0.0]
     wider = WayReward(model, WayConfig(progress=0.0, touch=0.5, near=0.35))
     assert wider(before.repeat(len(places)), after).tolist() == [0.0, -0.5, -0.5, -0.5, 0.0]
+
+
+def test_dreams_as_envs_are_worth_sure_rewards_and_the_way() -> None:
+    model = mapping()
+    before = standing(model, (4.5, 2.5, 0.0), GOAL)
+    before, after = before.repeat(3), moved(before, *[(4.7, 2.5, 0.0)] * 3)
+    rewards, ended = torch.tensor([0.2, 0.9, -1.0]), torch.zeros(3, dtype=torch.bool)
+    way = WayReward(model)
+    dream = Dream(after, torch.zeros(3, 64, 64, 3, dtype=torch.uint8), rewards, ended)
+    sure = torch.tensor([0.0, 0.9, -1.0])
+    torch.testing.assert_close(way.of_dream(before, dream), sure + way(before, after))
 
 
 def test_only_maps_show_progress() -> None:

@@ -12,9 +12,9 @@ seeded with s + i dreams, up to rounding.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import gymnasium
 import numpy as np
@@ -25,10 +25,14 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from worldsim.contexts import ContextSource, open_world
+from worldsim.dreaming import Dream
 from worldsim.noise import draw_normal
 from worldsim.snapshot import DreamSnapshot
 from worldsim.state import WorldState
 from worldsim.world_model import WorldModel
+
+# What steps of n dreams are worth, (n,), from the states before and what was dreamed.
+RewardFunction: TypeAlias = Callable[[WorldState, Dream], torch.Tensor]
 
 
 class DreamVectorEnv(VectorEnv):
@@ -50,6 +54,9 @@ class DreamVectorEnv(VectorEnv):
         device: where the model is moved; None: where it is (the CPU, when loaded by name).
         num_contexts: contexts drawn, when `contexts` is a dataset.
         context_length: frames in each of them.
+        reward_function: what a step is worth, (num_envs,) float32, from the state before it and the
+            `Dream` that it led to, such as `agents.on_the_way.WayReward(model).of_dream`; None: the
+            reward that the model expects.
 
     Raises:
         ValueError: an argument has no meaning; the message names it.
@@ -77,6 +84,7 @@ class DreamVectorEnv(VectorEnv):
         device: str | torch.device | None = None,
         num_contexts: int = 64,
         context_length: int = 128,
+        reward_function: RewardFunction | None = None,
     ) -> None:
         for name, count in (
             ("num_envs", num_envs),
@@ -111,6 +119,7 @@ class DreamVectorEnv(VectorEnv):
         self._shows_frames = obs == "pixels" or render_mode is not None
         self.render_scale = 1 if render_size is None else render_size // height
         self.num_denoising_steps = num_denoising_steps
+        self.reward_function = reward_function
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = self.metadata | {
             "render_fps": render_fps,
@@ -288,8 +297,9 @@ class DreamVectorEnv(VectorEnv):
         assert self.state is not None
         noise = np.zeros((self.num_envs, *self.model.noise_shape), np.float32)
         draw_normal(noise, self.generators, np.flatnonzero(drawing))
+        before = self.state
         dream = self.model.imagine(
-            self.state,
+            before,
             torch.as_tensor(actions, device=self.device),
             noise=torch.as_tensor(noise, device=self.device),
             num_denoising_steps=self.num_denoising_steps,
@@ -298,7 +308,10 @@ class DreamVectorEnv(VectorEnv):
         self.state = dream.state
         if self._shows_frames:
             self.frames = dream.frame.cpu().numpy()
-        return dream.reward.cpu().numpy(), dream.terminated.cpu().numpy()
+        worth = dream.reward
+        if self.reward_function is not None:
+            worth = self.reward_function(before, dream)
+        return worth.float().cpu().numpy(), dream.terminated.cpu().numpy()
 
     def check_contexts(self, contexts: Any, mask: np.ndarray) -> np.ndarray | None:
         """Contexts that are asked for, (num_envs,) int64, of which those under the mask count."""
