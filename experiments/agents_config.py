@@ -58,8 +58,9 @@ def deciding_settings(agent: str) -> list[str]:
         names.append("temperature")
     if trained in DREAM_TRAINED:
         names += ["num_contexts", "num_starts", "frames_to_reward", "minutes", "total_timesteps"]
+        names.append("way")
     if trained.startswith("actor_critic"):
-        names += ["actor_critic", "way"]
+        names.append("actor_critic")
     if trained in FROM_EPISODES:
         names += ["dataset", "cloning"]
     if agent in MEMORY_CUT:
@@ -109,7 +110,7 @@ class BenchmarkAgentsConfig:
     actor_critic: ActorCriticConfig = dataclasses.field(default_factory=ActorCriticConfig)
     """How the actor-critic improves in the dream."""
     way: WayConfig = dataclasses.field(default_factory=WayConfig)
-    """What it is rewarded for on the way to rewards."""
+    """What agents trained in dreams are rewarded for on the way to rewards."""
     seeds: tuple[int, ...] = (0, 1, 2)
     minutes: float = 5.0
     """Dream training per agent and seed, where total_timesteps is not given."""

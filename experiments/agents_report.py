@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import matplotlib
 import numpy as np
@@ -46,6 +46,12 @@ LABELS = {
 }
 """Agents of the benchmark, in the order of its table."""
 
+JUDGES = {"dream": "rewards", "dream_way": "reward promised by the way made on the map"}
+"""What policies are judged by in dreams: name in results, and in words."""
+
+Pair: TypeAlias = tuple[str, float, float]
+"""Agent, dreamed and real reward per 1,000 steps."""
+
 
 def colour_of(agent: str) -> tuple[float, float, float, float]:
     """Of an agent in all plots, no other's: there are 20."""
@@ -67,18 +73,15 @@ def write_report(output: Path) -> str:
         plot_curves(output / "curves.png", runs)
     if any("reached" in r["real"] for results in runs.values() for r in results):
         lines.append(format_returning(runs))
-    judged = judge_pairs(runs)
-    # Seeds of one policy differ by chance, so policies are ranked by their means over seeds.
-    agents = dict.fromkeys(agent for agent, _, _ in judged)
-    means = [np.mean([p[1:] for p in judged if p[0] == agent], axis=0) for agent in agents]
-    dreamed, real = np.array(means).reshape(-1, 2).T
-    if len(set(dreamed)) > 2 and len(set(real)) > 2:
-        correlation = float(spearmanr(dreamed, real).statistic)
-        plot_judge(output / "judge.png", judged, correlation)
+    judges = {name: pairs for name in JUDGES if can_rank(pairs := judge_pairs(runs, name))}
+    for name, pairs in judges.items():
+        dreamed, real = means_of(pairs)
         lines.append(
-            f"Rank correlation of dreamed and real returns of {len(dreamed)} policies (means over "
-            f"seeds): {correlation:.2f}."
+            f"Rank correlation of {JUDGES[name]} in dreams and real returns, {len(real)} policies "
+            f"(means over seeds): {spearmanr(dreamed, real).statistic:.2f}."
         )
+    if judges:
+        plot_judges(output / "judge.png", judges)
     table = "\n\n".join(lines)
     (output / "table.md").write_text(table + "\n")
     return table
@@ -230,30 +233,45 @@ def plot_curves(file: Path, runs: Runs) -> None:
     plt.close(figure)
 
 
-def judge_pairs(runs: Runs) -> list[tuple[str, float, float]]:
+def judge_pairs(runs: Runs, judge: str = "dream") -> list[Pair]:
     """(agent, dreamed, real) mean reward per 1,000 steps of every policy judged in both."""
     return [
-        (agent, *(1000 * sum(r[w]["returns"]) / sum(r[w]["lengths"]) for w in ("dream", "real")))
+        (agent, *(1000 * sum(r[w]["returns"]) / sum(r[w]["lengths"]) for w in (judge, "real")))
         for agent, results in runs.items()
         for r in results
-        if r["dream"] is not None
+        if r.get(judge) is not None
     ]
 
 
-def plot_judge(file: Path, judged: list[tuple[str, float, float]], correlation: float) -> None:
-    """Dreamed against real reward, one dot per policy."""
-    figure, axes = plt.subplots(figsize=(5.5, 5), layout="constrained")
-    for agent in dict.fromkeys(name for name, _, _ in judged):
-        points = [(d, r) for name, d, r in judged if name == agent]
-        axes.plot(*zip(*points, strict=True), "o", color=colour_of(agent), label=LABELS[agent])
-    limit = max(max(d, r) for _, d, r in judged) * 1.05 + 1e-6
-    axes.plot([0, limit], [0, limit], "--", color="grey", linewidth=1)
-    axes.legend(fontsize=8)
-    axes.set(
-        xlabel="reward per 1,000 dreamed steps",
-        ylabel="reward per 1,000 real steps",
-        title=f"rank correlation {correlation:.2f}",
+def means_of(pairs: list[Pair]) -> np.ndarray:
+    """Dreamed and real reward of every agent, (2, n): seeds differ by chance, so their means."""
+    agents = dict.fromkeys(agent for agent, _, _ in pairs)
+    means = [np.mean([p[1:] for p in pairs if p[0] == agent], axis=0) for agent in agents]
+    return np.array(means).reshape(-1, 2).T
+
+
+def can_rank(pairs: list[Pair]) -> bool:
+    """Whether there are at least three agents that differ."""
+    return all(len(set(values)) > 2 for values in means_of(pairs))
+
+
+def plot_judges(file: Path, judges: dict[str, list[Pair]]) -> None:
+    """Dreamed against real reward, one dot per policy and seed, for each way to judge."""
+    figure, all_axes = plt.subplots(
+        1, len(judges), figsize=(5.5 * len(judges), 5), layout="constrained", squeeze=False
     )
+    for axes, (name, judged) in zip(all_axes[0], judges.items(), strict=True):
+        for agent in dict.fromkeys(agent for agent, _, _ in judged):
+            points = [(d, r) for a, d, r in judged if a == agent]
+            axes.plot(*zip(*points, strict=True), "o", color=colour_of(agent), label=LABELS[agent])
+        limit = max(max(d, r) for _, d, r in judged) * 1.05 + 1e-6
+        axes.plot([0, limit], [0, limit], "--", color="grey", linewidth=1)
+        axes.set(
+            xlabel=f"{JUDGES[name]} per 1,000 dreamed steps",
+            ylabel="reward per 1,000 real steps",
+            title=f"rank correlation {spearmanr(*means_of(judged)).statistic:.2f}",
+        )
+    all_axes[0, 0].legend(fontsize=8)
     figure.savefig(file, dpi=120)
     plt.close(figure)
 

@@ -6,10 +6,11 @@
 
 Every agent plays the same real episodes from seeds that nothing was trained on. Those trained in
 the dream take the same time each and no real step; the model-free agent takes as many real steps as
-the world model was trained on. All that can act in a dream are judged there too, to see whether the
-dream ranks policies as reality does. Every result is a JSON file in OUTPUT and is kept, so a run
-that was stopped goes on, and further agents and seeds add up over calls. At the end the table and
-the plots are made from all that OUTPUT holds.
+the world model was trained on. All that can act in a dream are judged there too, by dreamed rewards
+and by the way that they make on the map, to see whether the dream ranks policies as reality does.
+Every result is a JSON file in OUTPUT and is kept, so a run that was stopped goes on, and further
+agents and seeds add up over calls. At the end the table and the plots are made from all that OUTPUT
+holds.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from agents.features import (
     behaviour_policy,
     load_policy,
 )
+from agents.on_the_way import WayConfig, WayReward
 from agents.planner import Planner
 from agents.rollout import Policy
 from agents.scripted import has_scripted_player, scripted_player
@@ -61,6 +63,7 @@ from experiments.report import provenance, summarise, write_json
 from experiments.run_directory import as_json
 from experiments.videos import save_video
 from worldsim.contexts import ContextBank, open_contexts
+from worldsim.dream import RewardFunction
 from worldsim.world_model import WorldModel
 
 JUDGE_SEED = 1_000_000
@@ -148,7 +151,7 @@ class AgentsBenchmark:
             "seed": seed,
             "world_model_sha256": self.weights,
             "real": real,
-            "dream": self._judge_in_dream(agent, policy),
+            **self._judge_in_dreams(agent, policy),
             "real_steps": 0,
             "recorded_steps": 0 if agent in REAL_ENV_ONLY else self.recorded_steps,
             "training_minutes": (trained - started) / 60,  # of agents that are trained in one go
@@ -328,11 +331,26 @@ class AgentsBenchmark:
             save_video(video, results[0].frames[:250])
         return summarise(results)
 
-    def _judge_in_dream(self, agent: str, policy: Policy) -> dict[str, Any] | None:
-        """Dreamed return; None for those that need the real env or too much time."""
-        config = self.config
+    def _judge_in_dreams(self, agent: str, policy: Policy) -> dict[str, dict[str, Any] | None]:
+        """Dreamed return, and what progress on the map promises, where one is drawn; None for those
+        that need the real env or too much time."""
         if agent in NOT_IN_DREAMS:
-            return None
+            return {"dream": None, "dream_way": None}
+        judged: dict[str, dict[str, Any] | None] = {
+            "dream": self._judge_in_dream(agent, policy),
+            "dream_way": None,
+        }
+        if self.model.occupancy is not None:
+            way = WayReward(self.model, WayConfig(touch=0.0))
+            judged["dream_way"] = self._judge_in_dream(
+                agent, policy, lambda before, dream: way(before, dream.state)
+            )
+        return judged
+
+    def _judge_in_dream(
+        self, agent: str, policy: Policy, reward_function: RewardFunction | None = None
+    ) -> dict[str, Any]:
+        config = self.config
         in_features = isinstance(policy, FeaturePolicy)
         results = play_dreams(
             self.model,
@@ -342,7 +360,8 @@ class AgentsBenchmark:
             num_envs=config.num_envs,
             horizon=config.horizon,
             obs="features" if in_features else "pixels",
-            label=LABELS[agent],
+            label=LABELS[agent] + (", by its way," if reward_function else ""),
+            reward_function=reward_function,
         )
         return summarise(results)
 

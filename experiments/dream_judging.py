@@ -20,7 +20,7 @@ from experiments.run_directory import RunDirectory
 from experiments.videos import add_video, save_video, tile
 from worldsim.checkpoint import load_config
 from worldsim.contexts import ContextBank
-from worldsim.dream import DreamVectorEnv
+from worldsim.dream import DreamVectorEnv, RewardFunction
 from worldsim.world_model import WorldModel
 
 
@@ -36,6 +36,7 @@ def play_dreams(
     label: str,
     num_recorded: int = 0,
     num_denoising_steps: int | None = None,
+    reward_function: RewardFunction | None = None,
 ) -> list[EpisodeResult]:
     """Dreamed episodes of a policy, from seeds of their own.
 
@@ -48,6 +49,7 @@ def play_dreams(
         label: of the progress bar.
         num_recorded: of the first ones, those whose frames are kept.
         num_denoising_steps: by default the model's own.
+        reward_function: what steps are worth; by default the reward that the model expects.
     """
     dreams = DreamVectorEnv(
         min(num_envs, num_episodes),
@@ -58,6 +60,7 @@ def play_dreams(
         render_mode="rgb_array" if num_recorded else None,
         autoreset_mode=AutoresetMode.DISABLED,
         num_denoising_steps=num_denoising_steps,
+        reward_function=reward_function,
     )
     return run_episodes(
         policy,

@@ -105,8 +105,8 @@ class DreamTrainConfig:
     ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
     actor_critic: ActorCriticConfig = dataclasses.field(default_factory=ActorCriticConfig)
     way: WayConfig = dataclasses.field(default_factory=WayConfig)
-    """What the actor-critic is rewarded for on the way to rewards, where the world model draws a
-    map; with --way.progress 0 --way.touch 0 for dreamed rewards alone. It rests on rewards of 1."""
+    """What training is rewarded for on the way to rewards, where the world model draws a map; with
+    --way.progress 0 --way.touch 0 for dreamed rewards alone. It rests on rewards of 1."""
     planner: PlannerConfig = dataclasses.field(
         default_factory=lambda: PlannerConfig(horizon=10, num_candidates=8, replan_every=5)
     )

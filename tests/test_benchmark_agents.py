@@ -65,6 +65,7 @@ def test_every_agent_is_judged_once_and_a_second_call_adds_only_what_is_missing(
     assert result["real"]["lengths"] == [6, 6] and result["dream"]["lengths"] == [16] * 3
     assert result["real_steps"] == 0 and len(result["curve"]) > 0
     assert json.loads(files["planner-seed0"].read_text())["dream"] is None
+    assert result["dream_way"] is None  # without a map
     for plot in ("returns.png", "curves.png", "table.md", "videos/random.mp4"):
         assert (tmp_path / "results" / plot).stat().st_size > 0
     assert len(table.split("\n\n")[0].splitlines()) == 2 + len(config.agents)
@@ -109,7 +110,9 @@ def test_walkers_act_with_and_without_a_map(tmp_path: Path) -> None:
     benchmark_agents.main(config)
     runs = read_runs(tmp_path / "results", LABELS)
     assert set(runs) == set(agents)
-    assert [runs[agent][0]["dream"] is not None for agent in agents] == [True, False, False, True]
+    for judge in ("dream", "dream_way"):
+        judged = [runs[agent][0][judge] is not None for agent in agents]
+        assert judged == [True, False, False, True]
     # Without a map, features end in the place itself.
     places = PlacesConfig(slots=4, width=32)
     without = model.reconfigured(places=places)
@@ -158,8 +161,23 @@ def test_the_judge_compares_reward_per_step_of_policies_that_acted_in_both(tmp_p
     assert pairs == [("ppo_pixels", 100.0, 200.0), ("ppo_features", 200.0, 300.0)] + 2 * [
         ("actor_critic", 300.0, 400.0)
     ]
-    assert "returns of 3 policies (means over seeds): 1.00" in write_report(tmp_path)
+    ranked = (
+        "Rank correlation of rewards in dreams and real returns, 3 policies (means over seeds): "
+    )
+    assert f"{ranked}1.00." in write_report(tmp_path)
     assert (tmp_path / "judge.png").stat().st_size > 0
+
+    # By the way that they make they rank the other way round.
+    for agent, promised in zip(agents, [3.0, 2.0, 1.0], strict=True):
+        file = tmp_path / f"{agent}-seed0.json"
+        file.write_text(
+            json.dumps(json.loads(file.read_text()) | {"dream_way": summary(promised, 10)})
+        )
+    assert judge_pairs(read_runs(tmp_path, LABELS), "dream_way")[0] == ("ppo_pixels", 300.0, 200.0)
+    table = write_report(tmp_path)
+    assert f"{ranked}1.00." in table
+    other = "the way made on the map in dreams and real returns, 3 policies (means over seeds)"
+    assert f"{other}: -1.00." in table
 
 
 def test_an_unknown_agent_is_refused_by_name() -> None:
