@@ -29,7 +29,6 @@ import torch
 from torch import Tensor, nn
 
 from agents.actor_critic import ActorCritic
-from agents.on_the_way import MIN_REWARD
 from agents.planner_search import PlanningModel
 from worldsim.contexts import ContextBank
 from worldsim.state import WorldState
@@ -69,7 +68,7 @@ class ActorCriticConfig:
     min_reward: float | None = None
     """Dreamed rewards smaller than this count as none. They are expected rewards: where a dream is
     blurred, a policy could collect small shares of a reward wherever its target may be. By default
-    0, and 0.5 where progress on the way is rewarded, which rests on rewards of 1."""
+    0, and where progress on the way is rewarded the `min_reward` of `WayConfig`."""
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "num_epochs", "batch_size"):
@@ -174,7 +173,7 @@ class ImaginationTrainer:
             )
         self.agent, self.model, self.starts = agent, model, starts
         self.shaping = shaping
-        smallest, spread = (0.0, 1.0) if shaping is None else (MIN_REWARD, 0.1)
+        smallest, spread = (0.0, 1.0) if shaping is None else (0.5, 0.1)
         self.min_reward = smallest if config.min_reward is None else config.min_reward
         given = config.min_return_scale
         self.min_return_scale = spread if given is None else given

@@ -93,7 +93,7 @@ class MapValue:
         """
         walls = self.occupancy.walls(state.memory[CELLS])
         at = self._stands(later)[:, None, :2] / self.occupancy.config.cell
-        return walls((at + within * self.corners).floor().long()).any(-1)
+        return walls((at + within * self.corners.to(at.device)).floor().long()).any(-1)
 
     def _ways(self, state: WorldState) -> Ways:
         """All ways to where the next reward is expected, or to what was not seen yet."""

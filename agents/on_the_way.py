@@ -19,10 +19,6 @@ from worldsim.dreaming import Dream
 from worldsim.state import WorldState
 from worldsim.world_model import WorldModel
 
-MIN_REWARD = 0.5
-"""Dreamed rewards below this count as none beside progress: it rests on rewards of 1, and blurred
-dreams expect small shares of one wherever its target may be."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WayConfig:
@@ -34,6 +30,9 @@ class WayConfig:
     """What a step near a wall costs: there one is slowed, and odometry may lose count."""
     near: float = 0.25
     """Cells within which a wall is near."""
+    min_reward: float = 0.5
+    """Dreamed rewards smaller than this count as none beside progress: blurred dreams expect small
+    shares of a reward wherever its target may be."""
 
     def __post_init__(self) -> None:
         if self.progress < 0 or self.touch < 0:
@@ -72,8 +71,11 @@ class WayReward:
 
         It is the `reward_function` of dreams as envs:
 
-            dreams = gymnasium.make_vec("worldsim/Dream-v0", num_envs=32, world_model=model,
-                                        reward_function=WayReward(model).of_dream)
+            dreams = DreamVectorEnv(32, world_model=model, contexts=contexts,
+                                    reward_function=WayReward(model).of_dream)
         """
-        sure = torch.where(dream.reward.abs() < MIN_REWARD, 0.0, dream.reward)
-        return sure + self(before, dream.state)
+        return self.sure(dream.reward) + self(before, dream.state)
+
+    def sure(self, rewards: Tensor) -> Tensor:
+        """Dreamed rewards (n,), those that are too small to be sure left out."""
+        return torch.where(rewards.abs() < self.config.min_reward, 0.0, rewards)

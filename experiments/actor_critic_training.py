@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import deque
 
@@ -81,11 +82,14 @@ def train_actor_critic(
             if shaping is not None:  # what it was taught is not what will be rewarded
                 agent.forget_returns()
             agent.save(path, world_model=world_model)
+    learning = options.actor_critic
+    if shaping is not None and learning.min_reward is None:
+        learning = dataclasses.replace(learning, min_reward=options.way.min_reward)
     trainer = ImaginationTrainer(
         agent.to(model.device),
         DreamModel(model, options.num_denoising_steps),
         starts_of(bank),
-        options.actor_critic,
+        learning,
         shaping=shaping,
         num_envs=options.num_envs,
         horizon=options.training_horizon,

@@ -11,6 +11,7 @@ from agents.imagination import ActorCriticConfig
 from agents.on_the_way import WayConfig
 from agents.planner import PlannerConfig
 from experiments.agents_report import LABELS
+from experiments.sb3_training import PPOConfig
 
 DREAM_TRAINED: dict[str, dict[str, Any]] = {
     "ppo_pixels": {"agent": "ppo", "obs": "pixels"},
@@ -61,6 +62,8 @@ def deciding_settings(agent: str) -> list[str]:
         names.append("way")
     if trained.startswith("actor_critic"):
         names.append("actor_critic")
+    if "ppo" in trained:
+        names.append("ppo")
     if trained in FROM_EPISODES:
         names += ["dataset", "cloning"]
     if agent in MEMORY_CUT:
@@ -109,6 +112,8 @@ class BenchmarkAgentsConfig:
     be chosen on other mazes than they are judged on."""
     actor_critic: ActorCriticConfig = dataclasses.field(default_factory=ActorCriticConfig)
     """How the actor-critic improves in the dream."""
+    ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
+    """How SB3's PPO and RecurrentPPO do."""
     way: WayConfig = dataclasses.field(default_factory=WayConfig)
     """What agents trained in dreams are rewarded for on the way to rewards."""
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -1,15 +1,14 @@
-"""Table and plots of the agents benchmark, made from the JSON files of its runs.
+"""Tables and plots of the agents benchmark, made from the JSON files of its runs.
 
     python experiments/agents_report.py --output results/agents/memory-maze-9x9
 
-Returns are means over mazes, of each the mean over seeds, with a 95 % bootstrap interval over
-mazes: all seeds play the same ones, so that their episodes are not independent.
+Returns are means over seeds of training and mazes, with a 95 % interval of the bootstrap that draws
+both anew: all seeds play the same mazes, so that their episodes are not independent.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,7 +20,7 @@ from scipy.stats import spearmanr
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from agents.statistics import bootstrap_interval
+from agents.statistics import bootstrap_interval, crossed_bootstrap_interval
 from experiments.report import Runs, read_runs
 
 LABELS = {
@@ -49,6 +48,22 @@ LABELS = {
 JUDGES = {"dream": "rewards", "dream_way": "reward promised by the way made on the map"}
 """What policies are judged by in dreams: name in results, and in words."""
 
+HELD_AGAINST = (
+    ("walker", "behaviour"),
+    ("walker", "walker_short_memory"),
+    ("ppo_features", "walker"),
+    ("actor_critic", "walker"),
+    ("actor_critic", "actor_critic_short_memory"),
+    ("actor_critic", "model_free"),
+    ("actor_critic_from_cloning", "behaviour"),
+    ("actor_critic_from_cloning", "model_free"),
+    ("planner", "walker"),
+    ("planner_cloning", "behaviour"),
+)
+"""Agents, and what they started from or are to be better than."""
+
+Mean: TypeAlias = tuple[float, float, float]
+"""With its 95 % interval: mean, low, high."""
 Pair: TypeAlias = tuple[str, float, float]
 """Agent, dreamed and real reward per 1,000 steps."""
 
@@ -71,9 +86,15 @@ def write_report(output: Path) -> str:
     plot_returns(output / "returns.png", runs)
     if any(has_curve(r) for results in runs.values() for r in results):
         plot_curves(output / "curves.png", runs)
+    if (gains := format_gains(runs)) is not None:
+        lines.append(gains)
     if any("reached" in r["real"] for results in runs.values() for r in results):
         lines.append(format_returning(runs))
-    judges = {name: pairs for name in JUDGES if can_rank(pairs := judge_pairs(runs, name))}
+    judges = {name: judge_pairs(runs, name) for name in JUDGES}
+    if all(can_rank(pairs) for pairs in judges.values()):  # of the same agents, to be compared
+        both = set.intersection(*({agent for agent, *_ in pairs} for pairs in judges.values()))
+        judges = {name: [p for p in pairs if p[0] in both] for name, pairs in judges.items()}
+    judges = {name: pairs for name, pairs in judges.items() if can_rank(pairs)}
     for name, pairs in judges.items():
         dreamed, real = means_of(pairs)
         lines.append(
@@ -87,33 +108,67 @@ def write_report(output: Path) -> str:
     return table
 
 
-def returns_by_maze(results: list[dict[str, Any]]) -> list[float]:
-    """Mean real return over seeds, for each maze that was played."""
+def mean_of(mazes: list[list[int]], values: list[list[float]]) -> Mean:
+    """Of values for every maze that each seed of training has played, with its interval.
+
+    Where seeds have played different mazes, these are drawn anew alone, each with its mean.
+    """
+    if all(played == mazes[0] for played in mazes):
+        table = np.array(values)
+        return float(table.mean()), *crossed_bootstrap_interval(table)
+    by_maze: dict[int, list[float]] = {}
+    for maze, value in zip(itertools.chain(*mazes), itertools.chain(*values), strict=True):
+        by_maze.setdefault(maze, []).append(value)
+    means = [float(np.mean(group)) for group in by_maze.values()]
+    return float(np.mean(means)), *bootstrap_interval(means)
+
+
+def mean_return(results: list[dict[str, Any]]) -> Mean:
+    """Of real episodes, over seeds and mazes."""
     real = [result["real"] for result in results]
-    return by_mazes([r["seeds"] for r in real], [v for r in real for v in r["returns"]])
+    return mean_of([r["seeds"] for r in real], [r["returns"] for r in real])
 
 
-def by_mazes(mazes: list[list[int]], values: Sequence[float]) -> list[float]:
-    """Mean of each maze over seeds of training: mazes of every seed, and values of all in order."""
-    played: dict[int, list[float]] = {}
-    for maze, value in zip(itertools.chain(*mazes), values, strict=True):
-        played.setdefault(maze, []).append(value)
-    return [float(np.mean(group)) for group in played.values()]
+def gain(results: list[dict[str, Any]], others: list[dict[str, Any]]) -> Mean | None:
+    """By how much the return is higher than others' in the same mazes; None for other mazes.
+
+    Seeds are paired where there are as many of both; otherwise others count by their mean.
+    """
+    mazes = [r["real"]["seeds"] for r in (*results, *others)]
+    if any(played != mazes[0] for played in mazes):
+        return None
+    mine, theirs = (np.array([r["real"]["returns"] for r in rs]) for rs in (results, others))
+    if len(mine) != len(theirs):
+        theirs = theirs.mean(axis=0, keepdims=True)
+    difference = mine - theirs
+    return float(difference.mean()), *crossed_bootstrap_interval(difference)
 
 
-def returned_to(reached: list[list[int]]) -> list[int]:
-    """Steps that each way back to a target took which had been reached before in the episode.
+def format_gains(runs: Runs) -> str | None:
+    """Markdown: what agents make more than those that they are to be held against."""
+    lines = ["| agent | held against | more return, paired by maze | 95 % |", "|---|---|---|---|"]
+    for agent, other in HELD_AGAINST:
+        if agent in runs and other in runs and (found := gain(runs[agent], runs[other])):
+            mean, low, high = found
+            cells = [LABELS[agent], LABELS[other], f"{mean:.2f}", f"{low:.2f} to {high:.2f}"]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) if len(lines) > 2 else None
+
+
+def ways_to_targets(reached: list[list[int]]) -> tuple[list[int], list[int]]:
+    """Steps that each way took to targets for the first time in an episode, and back to them.
 
     Args:
         reached: (step, target) of every reward of an episode.
     """
-    steps, known, begin = [], set(), 0
+    first: list[int] = []
+    back: list[int] = []
+    known, begin = set(), 0
     for step, target in reached:
-        if target in known:
-            steps.append(step - begin)
+        (back if target in known else first).append(step - begin)
         known.add(target)
         begin = step
-    return steps
+    return first, back
 
 
 def format_returning(runs: Runs) -> str:
@@ -122,26 +177,22 @@ def format_returning(runs: Runs) -> str:
     Who remembers nothing has to search for a target again as for the first time.
     """
     lines = [
-        "| agent | seeds | targets reached again | 95 % | steps to each |",
-        "|---|---|---|---|---|",
+        "| agent | seeds | targets reached again | 95 % | steps to each | for the first time |",
+        "|---|---|---|---|---|---|",
     ]
     for agent, results in runs.items():
-        told = [r for r in results if "reached" in r["real"]]
-        ways = [[returned_to(e) for e in r["real"]["reached"]] for r in told]
-        taken = [step for episodes in ways for episode in episodes for step in episode]
+        told = [r["real"] for r in results if "reached" in r["real"]]
         if not told:
             continue
-        counts = [len(episode) for episodes in ways for episode in episodes]
-        by_maze = by_mazes([r["real"]["seeds"] for r in told], counts)
-        low, high = bootstrap_interval(by_maze)
-        cells = [
-            LABELS[agent],
-            str(len(told)),
-            f"{np.mean(by_maze):.2f}",
-            f"{low:.2f} to {high:.2f}",
-            f"{np.mean(taken):.0f}" if taken else "-",
-        ]
+        ways = [[ways_to_targets(episode) for episode in real["reached"]] for real in told]
+        counts = [[float(len(back)) for _, back in episodes] for episodes in ways]
+        mean, low, high = mean_of([real["seeds"] for real in told], counts)
+        cells = [LABELS[agent], str(len(told)), f"{mean:.2f}", f"{low:.2f} to {high:.2f}"]
+        for which in (1, 0):
+            steps = [s for episodes in ways for episode in episodes for s in episode[which]]
+            cells.append(f"{np.mean(steps):.0f}" if steps else "-")
         lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "Steps are of ways that came to their target: the last of an episode does not."]
     return "\n".join(lines)
 
 
@@ -171,13 +222,12 @@ def format_table(runs: Runs) -> str:
     ]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for agent, results in runs.items():
-        returns = returns_by_maze(results)
-        low, high = bootstrap_interval(returns)
+        mean, low, high = mean_return(results)
         cells = [
             LABELS[agent],
             str(len(results)),
-            str(len(returns)),
-            f"{np.mean(returns):.2f}",
+            str(len(set().union(*(r["real"]["seeds"] for r in results)))),
+            f"{mean:.2f}",
             f"{low:.2f} to {high:.2f}",
             f"{results[0]['real_steps']:,}",
             _count(results[0].get("recorded_steps")),
@@ -189,7 +239,7 @@ def format_table(runs: Runs) -> str:
         "",
         "Real steps: taken to train the policy; recorded steps: those that its world model learned "
         "from. Minutes: training of one seed. ms/decision: for each of as many real envs as ran "
-        "side by side.",
+        "side by side, on one core, and on all where an agent plans or its memory is cut.",
     ]
     return "\n".join(lines)
 
@@ -198,8 +248,7 @@ def plot_returns(file: Path, runs: Runs) -> None:
     """Mean real returns with intervals; every seed's mean is a dot."""
     figure, axes = plt.subplots(figsize=(8, 0.5 * len(runs) + 1.2), layout="constrained")
     for row, results in enumerate(runs.values()):
-        returns = returns_by_maze(results)
-        mean, (low, high) = float(np.mean(returns)), bootstrap_interval(returns)
+        mean, low, high = mean_return(results)
         axes.barh(row, mean, color="tab:blue", alpha=0.5)
         axes.errorbar(mean, row, xerr=[[mean - low], [high - mean]], color="black", capsize=3)
         for result in results:

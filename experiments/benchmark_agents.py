@@ -40,7 +40,11 @@ from agents.on_the_way import WayConfig, WayReward
 from agents.planner import Planner
 from agents.rollout import Policy
 from agents.scripted import has_scripted_player, scripted_player
-from experiments.actor_critic_training import clone_and_report, read_out_dataset
+from experiments.actor_critic_training import (
+    clone_and_report,
+    read_out_dataset,
+    shaping_of,
+)
 from experiments.agents_config import (
     DREAM_TRAINED,
     MEMORY_CUT,
@@ -49,9 +53,9 @@ from experiments.agents_config import (
     REAL_ENV_ONLY,
     WALKERS,
     BenchmarkAgentsConfig,
-    deciding_settings,
 )
 from experiments.agents_report import LABELS, write_report
+from experiments.agents_work import check_kept, check_work, read_curve
 from experiments.command_line import CONTINUES, run_script
 from experiments.dream_judging import check_env, play_dreams, play_real_episodes
 from experiments.dream_train import DreamTrainConfig
@@ -94,6 +98,7 @@ class AgentsBenchmark:
         self.name = config.world_model or config.env
         self.model: WorldModel = checkpoint.load(self.name)
         self.weights = checkpoint.fingerprint(self.name)
+        self.provenance = provenance()  # of the code that runs, whatever becomes of the files
         self._check_agents()
         # Drawn otherwise than those to train in, which may be of the same dataset.
         self.bank: ContextBank = open_contexts(
@@ -122,6 +127,12 @@ class AgentsBenchmark:
                     reason = f"{self.name} draws no map to plan by (planner.bootstrap)"
             if agent == "model_free":
                 self._real_steps()
+            trained = MEMORY_CUT.get(agent, agent)
+            if trained in DREAM_TRAINED:
+                self._training(trained, seed=0)
+            for file in (self._file(agent, seed) for seed in config.seeds):
+                if file.is_file():
+                    check_kept(file, agent, config, self.name, self.weights, self.recorded_steps)
             if reason is not None:
                 raise ValueError(f"{reason}: leave out {agent!r}")
         check_env(config.env, self.name)
@@ -136,9 +147,8 @@ class AgentsBenchmark:
     def run(self, agent: str, seed: int) -> None:
         """Train one agent with one seed where it is to be trained, judge it, keep the result."""
         config = self.config
-        file = config.output_directory / f"{agent}-seed{seed}.json"
+        file = self._file(agent, seed)
         if file.is_file():
-            self._check_kept(agent, file)
             return
         started = time.monotonic()
         policy, details = self._make(agent, seed)
@@ -158,25 +168,13 @@ class AgentsBenchmark:
             "seconds_per_decision": timed.seconds / timed.decisions,
             **details,
             "config": as_json(config),
-            **provenance(),
+            **self.provenance,
         }
         write_json(file, result)
 
-    def _check_kept(self, agent: str, file: Path) -> None:
-        """Refuse a result of another world model or of settings that decide this agent's result."""
-        kept = json.loads(file.read_text())
-        advice = "choose another --output and --work"
-        if kept.get("world_model_sha256") != self.weights:
-            raise ValueError(
-                f"{file} was made with another {self.name} than there is now: {advice}"
-            )
-        now = as_json(self.config)
-        then = kept["config"]
-        for name in deciding_settings(agent):
-            if name in then and not _alike(then[name], now[name]):
-                raise ValueError(
-                    f"{file} was made with {name} {then[name]}, not {now[name]}: {advice}"
-                )
+    def _file(self, agent: str, seed: int) -> Path:
+        """Where a result is kept."""
+        return self.config.output_directory / f"{agent}-seed{seed}.json"
 
     def _make(self, agent: str, seed: int) -> tuple[Policy, dict[str, Any]]:
         """The agent, ready to act on frames, and what is to be noted about it."""
@@ -251,10 +249,10 @@ class AgentsBenchmark:
             agent.save(path, world_model=self.name)
         return ActorCritic.load(path)[0]
 
-    def _train_in_dream(self, agent: str, seed: int) -> tuple[Policy, dict[str, Any]]:
-        """Train by the main job, or go on with what it has left; only its policy is used."""
+    def _training(self, agent: str, seed: int) -> DreamTrainConfig:
+        """Run of the main job that trains an agent; only its policy is used."""
         config = self.config
-        run = DreamTrainConfig(
+        return DreamTrainConfig(
             env=config.env,
             world_model=self.name,
             contexts=config.contexts,
@@ -262,6 +260,7 @@ class AgentsBenchmark:
             num_starts=config.num_starts,
             frames_to_reward=config.frames_to_reward,
             actor_critic=config.actor_critic,
+            ppo=config.ppo,
             way=config.way,
             behaviour_temperature=config.temperature,
             seed=seed,
@@ -272,8 +271,14 @@ class AgentsBenchmark:
             output=config.work_directory / f"{agent}-seed{seed}",
             **DREAM_TRAINED[agent],
         )
+
+    def _train_in_dream(self, agent: str, seed: int) -> tuple[Policy, dict[str, Any]]:
+        config, run = self.config, self._training(agent, seed)
         if agent == "actor_critic_cloned" and not run.policy_path.is_file():
-            self._clone(seed).save(run.policy_path, world_model=self.name)
+            cloned = self._clone(seed)
+            if shaping_of(config.way, self.model) is not None:
+                cloned.forget_returns()  # what it was taught is not what will be rewarded
+            cloned.save(run.policy_path, world_model=self.name)
         dream_train(run)
         last_round = json.loads((run.run_directory / "progress.json").read_text())["last_round"]
         # Training ends with a whole update, so a little later than asked for.
@@ -364,44 +369,6 @@ class AgentsBenchmark:
             reward_function=reward_function,
         )
         return summarise(results)
-
-
-def check_work(directory: Path, settings: dict[str, Any]) -> None:
-    """Keep what decides the work in a directory, and refuse work of other settings.
-
-    Raises:
-        ValueError: it was done with others.
-    """
-    now = json.loads(json.dumps(settings))
-    file = directory / "settings.json"
-    then = json.loads(file.read_text()) if file.is_file() else now
-    if changed := [name for name in now if then.get(name) != now[name]]:
-        raise ValueError(
-            f"{directory} holds work of another {', '.join(changed)}: choose another --work"
-        )
-    write_json(file, now)
-
-
-def _alike(then: Any, now: Any) -> bool:
-    """Whether settings are the same, but for what was not there to be set then."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        return all(_alike(value, now[name]) for name, value in then.items() if name in now)
-    return then == now
-
-
-def read_curve(directory: Path, tag: str = "dream/episodic_return") -> list[list[float]]:
-    """[step, return] from the TensorBoard logs of a run, thinned to at most 200 points."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    points: dict[int, float] = {}
-    for file in sorted(directory.rglob("events.out.tfevents.*")):
-        events = EventAccumulator(str(file))
-        events.Reload()
-        if tag in events.Tags()["scalars"]:
-            points |= {e.step: float(e.value) for e in events.Scalars(tag)}
-    steps = sorted(points)
-    chosen = np.unique(np.linspace(0, len(steps) - 1, min(200, len(steps))).astype(int))
-    return [[steps[i], points[steps[i]]] for i in chosen]
 
 
 def main(config: BenchmarkAgentsConfig) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import torch
 from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 import envs
+from agents.planner import Planner
 from agents.rollout import EpisodeResult, Policy
 from experiments.evaluate import (
     FIRST_EVALUATION_SEED,
@@ -161,7 +163,12 @@ def evaluate_on_real(run: RunDirectory, policies: dict[str, tuple[Policy, str]])
     try:
         for name, (policy, label) in todo.items():
             results = play_real_episodes(
-                batch, limit, policy, config.eval_episodes, label=f"{label} on {config.env}"
+                batch,
+                limit,
+                policy,
+                config.eval_episodes,
+                label=f"{label} on {config.env}",
+                threads=torch.get_num_threads() if isinstance(policy, Planner) else 1,
             )
             run.add_evaluation(name, label, config.env, results)
             if results[0].frames is not None:

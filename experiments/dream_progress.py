@@ -19,6 +19,10 @@ class DreamProgress(BaseCallback):
         time_limit: seconds after which training stops; None: no limit.
         seconds_before: seconds trained before this run resumed.
         save_seconds: seconds between two saves.
+        mean_return: return of a recent episode, to be shown; by default what the agent is rewarded
+            with. It is logged as "dream/episodic_return", and the agent's own beside it as
+            "dream/shaped_return".
+        label: of that return.
     """
 
     def __init__(
@@ -30,6 +34,8 @@ class DreamProgress(BaseCallback):
         time_limit: float | None,
         seconds_before: float = 0.0,
         save_seconds: float = 60.0,
+        mean_return: Callable[[], float] | None = None,
+        label: str = "dream return",
     ) -> None:
         super().__init__()
         self.on_save = on_save
@@ -38,6 +44,8 @@ class DreamProgress(BaseCallback):
         self.time_limit = time_limit
         self.seconds_before = seconds_before
         self.save_seconds = save_seconds
+        self.mean_return = mean_return
+        self.label = label
         self._bar: tqdm | None = None
         self._start = time.monotonic()
 
@@ -84,10 +92,10 @@ class DreamProgress(BaseCallback):
         run = self.num_timesteps - self._first_step
         rate = run / max(time.monotonic() - self._start, 1e-6)
         status = f"{self.num_timesteps} steps, {rate:.0f}/s"
-        return_ = self._mean_return()
-        return status if return_ is None else f"{status}, dream return {return_:.2f}"
+        return_ = self._own_return() if self.mean_return is None else self.mean_return()
+        return status if return_ is None else f"{status}, {self.label} {return_:.2f}"
 
-    def _mean_return(self) -> float | None:
+    def _own_return(self) -> float | None:
         episodes = self.model.ep_info_buffer
         if not episodes:
             return None
@@ -97,9 +105,12 @@ class DreamProgress(BaseCallback):
         then, steps = self._rollout_start
         now = time.monotonic()
         self.logger.record("dream/steps_per_second", (self.num_timesteps - steps) / (now - then))
-        return_ = self._mean_return()
-        if return_ is not None:
-            self.logger.record("dream/episodic_return", return_)
+        own = self._own_return()
+        if self.mean_return is not None:
+            self.logger.record("dream/episodic_return", self.mean_return())
+        if own is not None:
+            name = "episodic_return" if self.mean_return is None else "shaped_return"
+            self.logger.record(f"dream/{name}", own)
 
     def _on_rollout_start(self) -> None:
         self._rollout_start = (time.monotonic(), self.num_timesteps)

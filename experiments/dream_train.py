@@ -98,8 +98,8 @@ class DreamTrainConfig:
     """States that dreams start from: of few contexts, several each. They are kept in memory, each
     1.5 MiB with the shipped model."""
     horizon: int | None = None
-    """Steps of a dreamed episode; by default 64, and 16 where the actor-critic trains: its critic
-    looks beyond."""
+    """Steps of a dreamed episode; by default 64, and 16 where the actor-critic, or PPO on features,
+    trains: its critic looks beyond."""
     num_denoising_steps: int | None = None
     """Sampler steps per dreamed frame; by default the model's own."""
     ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
@@ -180,7 +180,8 @@ class DreamTrainConfig:
     @property
     def training_horizon(self) -> int:
         """Steps of a dreamed episode to train on."""
-        return self.horizon or (16 if self.agent == "actor-critic" else 64)
+        short = self.obs == "features" and self.agent in ("actor-critic", "ppo")
+        return self.horizon or (16 if short else 64)
 
     @property
     def judging_horizon(self) -> int:
@@ -221,6 +222,15 @@ FREE_TO_CHANGE = (
     "device",
 )
 
+# Settings of other agents than the run's.
+OF_OTHERS = {
+    "actor-critic": ("ppo", "planner"),
+    "ppo": ("actor_critic", "cloning", "planner"),
+    "recurrent-ppo": ("actor_critic", "cloning", "planner"),
+    "planner": ("ppo", "actor_critic", "cloning", "way"),
+    "behaviour": ("ppo", "actor_critic", "cloning", "way", "planner"),
+}
+
 
 def own_behaviour(config: DreamTrainConfig, model: WorldModel) -> FeaturePolicy:
     """What a world model does itself; it walks to where it expects rewards if it can."""
@@ -243,6 +253,7 @@ def finished_policy(config: DreamTrainConfig, model: WorldModel) -> Policy:
                 walking=config.walking and config.planner.walking,
             ),
             seed=config.seed,
+            num_denoising_steps=config.num_denoising_steps,
         )
     if config.agent == "behaviour":
         return own_behaviour(config, model)
@@ -287,7 +298,7 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
     """Do, or finish, a run; print its table and return what results.json holds."""
     start = time.monotonic()
     keep_memory()
-    run = RunDirectory(config.run_directory, config, FREE_TO_CHANGE)
+    run = RunDirectory(config.run_directory, config, (*FREE_TO_CHANGE, *OF_OTHERS[config.agent]))
     device = config.torch_device
     world_model, contexts = config.world_model or config.env, config.contexts
     collected: list[str] = []
@@ -336,7 +347,8 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
             player = scripted_player(config.env, config.seed)
             baselines["data"] = (player, "scripted, as in the data")
         if config.agent in ("actor-critic", "ppo") and config.obs == "features":
-            baselines["start"] = (own_behaviour(config, model), "the behaviour that it starts from")
+            own = "the behaviour that it starts from" if config.clone is None else "own behaviour"
+            baselines["start"] = (own_behaviour(config, model), own)
         if config.judge:
             evaluate_on_real(run, baselines)
             evaluate_in_dream(run, model, bank, "random in dream", random, "random", obs="pixels")

@@ -65,6 +65,7 @@ def train_model_free(
     try:
         if path.is_file():
             agent = RecurrentPPO.load(path, env=env, tensorboard_log=str(work))
+            agent.set_random_seed(seed + agent.num_timesteps)
         else:
             agent = RecurrentPPO(
                 "CnnLstmPolicy",
@@ -102,6 +103,7 @@ def train_model_free(
                 total_timesteps=real_steps,
                 time_limit=None,
                 seconds_before=training_seconds(work),
+                label="return",
             )
             try:
                 agent.learn(

@@ -19,6 +19,13 @@ def as_json(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
+def alike(then: Any, now: Any) -> bool:
+    """Whether settings are the same, but for what was not there to be set then."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        return all(alike(value, now[name]) for name, value in then.items() if name in now)
+    return then == now
+
+
 def check_config(
     path: Path, config: Any, free_to_change: Collection[str] = (), write: bool = True
 ) -> None:
@@ -37,7 +44,7 @@ def check_config(
     new = as_json(config)
     if (path / "config.json").is_file():
         old = json.loads((path / "config.json").read_text())
-        changed = [k for k in new if k not in free_to_change and old.get(k) != new[k]]
+        changed = [k for k in new if k not in free_to_change and not alike(old.get(k), new[k])]
         if changed:
             changes = ", ".join(f"{k}: {old.get(k)} there, {new[k]} now" for k in changed)
             raise ValueError(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections import deque
 from typing import Any
 
+import numpy as np
 from gymnasium.vector import AutoresetMode
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+from torch import Tensor
 
 from agents.actor_critic import world_model_note
 from agents.features import feature_policy_kwargs, start_from_behaviour
@@ -22,6 +25,8 @@ from experiments.report import write_json
 from experiments.run_directory import RunDirectory
 from worldsim.contexts import ContextBank
 from worldsim.dream import DreamVectorEnv
+from worldsim.dreaming import Dream
+from worldsim.state import WorldState
 from worldsim.world_model import WorldModel
 
 FIRST_TRAINING_SEED = 100_000_000
@@ -30,41 +35,51 @@ FIRST_TRAINING_SEED = 100_000_000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PPOConfig:
-    """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347)."""
+    """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347).
 
-    learning_rate: float = 3e-4
-    num_steps: int = 64
+    What is not given depends on whether the policy improves the model's own behaviour, as PPO's
+    does on features, or begins with nothing: see `IMPROVING` and `FROM_NOTHING`.
+    """
+
+    learning_rate: float | None = None
+    num_steps: int | None = None
     """Steps of every dream between two updates."""
     batch_size: int = 256
-    num_epochs: int = 4
+    num_epochs: int | None = None
     gamma: float = 0.98
-    gae_lambda: float = 0.95
+    gae_lambda: float | None = None
     clip_range: float = 0.2
-    ent_coef: float = 0.01
+    ent_coef: float | None = None
     vf_coef: float = 0.5
+
+    def settled(self, improving: bool) -> dict[str, Any]:
+        """All settings, with those that were not given."""
+        given = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+        return dataclasses.asdict(self) | (IMPROVING if improving else FROM_NOTHING) | given
+
+
+IMPROVING = dict(learning_rate=1e-3, num_steps=16, num_epochs=6, gae_lambda=0.9, ent_coef=0.0)
+FROM_NOTHING = dict(learning_rate=3e-4, num_steps=64, num_epochs=4, gae_lambda=0.95, ent_coef=0.01)
 
 
 def make_agent(config: Any, env: VecEnv, model: WorldModel) -> OnPolicyAlgorithm:
     """Make the SB3 agent; on features it starts from the behaviour that the model predicts."""
-    ppo, recurrent = config.ppo, config.agent == "recurrent-ppo"
+    recurrent = config.agent == "recurrent-ppo"
     kind = "Cnn" if config.obs == "pixels" else "Mlp"
     from_behaviour = config.obs == "features" and not recurrent
+    ppo = config.ppo.settled(improving=from_behaviour)
+    num_steps = ppo.pop("num_steps")
     algorithm: type[OnPolicyAlgorithm] = RecurrentPPO if recurrent else PPO
     agent = algorithm(
         f"{kind}{'Lstm' if recurrent else ''}Policy",
         env,
-        learning_rate=ppo.learning_rate,
-        n_steps=ppo.num_steps,
-        batch_size=min(ppo.batch_size, ppo.num_steps * env.num_envs),  # type: ignore[call-arg]
-        n_epochs=ppo.num_epochs,  # type: ignore[call-arg]
-        gamma=ppo.gamma,
-        gae_lambda=ppo.gae_lambda,
-        clip_range=ppo.clip_range,  # type: ignore[call-arg]
-        ent_coef=ppo.ent_coef,
-        vf_coef=ppo.vf_coef,
+        n_steps=num_steps,
+        n_epochs=ppo.pop("num_epochs"),  # type: ignore[call-arg]
+        batch_size=min(ppo.pop("batch_size"), num_steps * env.num_envs),  # type: ignore[call-arg]
         policy_kwargs=feature_policy_kwargs(model) if from_behaviour else None,
         seed=config.seed,
         device=config.torch_device,
+        **ppo,
     )
     if from_behaviour:
         start_from_behaviour(agent, model, temperature=config.behaviour_temperature)
@@ -84,6 +99,13 @@ def train_with_sb3(
     """
     config, path = run.config, run.config.policy_path
     shaping = shaping_of(config.way, model)
+    recent: deque[float] = deque(maxlen=320)  # dreamed rewards, which curves are drawn of
+
+    def worth(before: WorldState, dream: Dream) -> Tensor:
+        rewards = dream.reward if shaping is None else shaping.sure(dream.reward)
+        recent.append(float(rewards.mean()))
+        return rewards if shaping is None else rewards + shaping(before, dream.state)
+
     dreams = DreamVectorEnv(
         config.num_envs,
         world_model=model,
@@ -92,12 +114,13 @@ def train_with_sb3(
         obs=config.obs,
         autoreset_mode=AutoresetMode.SAME_STEP,
         num_denoising_steps=config.num_denoising_steps,
-        reward_function=None if shaping is None else shaping.of_dream,
+        reward_function=worth,
     )
     env = VecMonitor(BatchedVecEnv(dreams))
     agent = make_agent(config, env, model)
     if path.is_file():
         agent = type(agent).load(path, env=env, device=config.torch_device)
+        agent.set_random_seed(config.seed + 1000 * round_index + run.get("round_timesteps", 0))
     # Afterwards, for SB3 seeds envs with the agent's own seed, every time the same.
     first_seed = FIRST_TRAINING_SEED + 10_000_000 * config.seed + 1_000_000 * round_index
     env.seed(first_seed + run.get("round_timesteps", 0))
@@ -119,6 +142,7 @@ def train_with_sb3(
         total_timesteps=limit,
         time_limit=60 * config.minutes if limit is None else None,
         seconds_before=run.get("round_seconds", 0.0),
+        mean_return=lambda: config.training_horizon * float(np.mean(recent)),
     )
     steps = sys.maxsize // 2 if limit is None else limit - agent.num_timesteps
     if steps <= 0:

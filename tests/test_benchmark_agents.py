@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,15 +15,20 @@ from tiny import tiny_contexts, tiny_model, write_dataset
 
 from agents.cloning import CloningConfig
 from agents.features import ShortMemoryPolicy, load_policy
+from agents.imagination import ActorCriticConfig
 from agents.planner import PlannerConfig
+from agents.statistics import bootstrap_interval
 from experiments import benchmark_agents
 from experiments.agents_config import BenchmarkAgentsConfig, deciding_settings
 from experiments.agents_report import (
+    HELD_AGAINST,
     LABELS,
+    format_gains,
     format_returning,
+    gain,
     judge_pairs,
-    returned_to,
-    returns_by_maze,
+    mean_return,
+    ways_to_targets,
     write_report,
 )
 from experiments.report import read_runs
@@ -180,6 +186,16 @@ def test_the_judge_compares_reward_per_step_of_policies_that_acted_in_both(tmp_p
     assert f"{other}: -1.00." in table
 
 
+def test_what_cannot_be_done_is_refused_before_anything_is_played(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    wrong = dataclasses.replace(config, actor_critic=ActorCriticConfig(num_steps=32))
+    with pytest.raises(ValueError, match="not a multiple of the 32 steps"):
+        benchmark_agents.main(wrong)
+    with pytest.raises(ValueError, match="frames_to_reward chooses among the stretches"):
+        benchmark_agents.main(dataclasses.replace(config, frames_to_reward=3))
+    assert not (tmp_path / "results").exists()
+
+
 def test_an_unknown_agent_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="unknown agent 'sarsa'"):
         BenchmarkAgentsConfig(agents=("sarsa",))
@@ -234,21 +250,56 @@ def test_the_oracle_is_far_better_than_chance(tmp_path: Path) -> None:
         benchmark_agents.main(dataclasses.replace(elsewhere, output=tmp_path / "elsewhere"))
 
 
-def test_mazes_are_averaged_over_seeds_before_an_interval_is_drawn() -> None:
+def test_intervals_are_of_seeds_and_mazes() -> None:
     """Seeds that play the same mazes are no more mazes."""
     mazes = list(range(20))
     returns = np.random.default_rng(0).normal(10, 5, 20)
+    alone = mean_return([{"real": {"seeds": mazes, "returns": returns.tolist()}}])
+    assert alone == (pytest.approx(returns.mean()), *bootstrap_interval(returns))
     runs = [{"real": {"seeds": mazes, "returns": (returns + d).tolist()}} for d in (-1.0, 0.0, 1.0)]
-    np.testing.assert_allclose(returns_by_maze(runs), returns)
+    mean, low, high = mean_return(runs)
+    assert mean == pytest.approx(returns.mean())
+    assert 1 < (high - low) / (alone[2] - alone[1]) < 1.3  # and not less, as of 60 mazes
+    # Seeds of other mazes: the mean of each maze counts once.
     uneven = [*runs[:1], {"real": {"seeds": [19, 20], "returns": [returns[19] + 3, 5.0]}}]
-    by_maze = returns_by_maze(uneven)
-    assert len(by_maze) == 21 and by_maze[20] == 5.0
-    assert by_maze[19] == pytest.approx(returns[19] + 1)
+    by_maze = [*(returns[:19] - 1), returns[19] + 1, 5.0]
+    found = mean_return(uneven)
+    assert found == pytest.approx((np.mean(by_maze), *bootstrap_interval(by_maze)))
+
+
+def test_gains_are_paired_by_maze(tmp_path: Path) -> None:
+    mazes = list(range(20))
+    returns = np.random.default_rng(0).normal(10, 5, 20)
+
+    def runs(*shifts: float) -> list[dict[str, Any]]:
+        real = [{"seeds": mazes, "returns": (returns + d).tolist()} for d in shifts]
+        return [{"real": r | {"mean_return": 0.0}, "dream": None} for r in real]
+
+    # Mazes differ by far more than agents do, but by the same for both.
+    assert gain(runs(2.0, 3.0, 4.0), runs(0.0, 1.0, 2.0)) == pytest.approx((2.0, 2.0, 2.0))
+    assert gain(runs(2.0, 4.0), runs(0.0)) == pytest.approx((3.0, 2.0, 4.0))
+    elsewhere = {"real": {"seeds": [5], "returns": [1.0], "mean_return": 1.0}, "dream": None}
+    assert gain(runs(1.0), [elsewhere]) is None
+    agents = {"actor_critic": runs(2.0), "walker": runs(0.5), "random": runs(0.0)}
+    for agent, results in agents.items():
+        result = results[0] | {"real_steps": 0, "training_minutes": 0.0}
+        (tmp_path / f"{agent}-seed0.json").write_text(json.dumps(result))
+    (row,) = (format_gains(read_runs(tmp_path, LABELS)) or "").splitlines()[2:]
+    assert row == f"| {LABELS['actor_critic']} | {LABELS['walker']} | 1.50 | 1.50 to 1.50 |"
+    assert row in write_report(tmp_path)
+    (tmp_path / "actor_critic-seed0.json").unlink()
+    assert format_gains(read_runs(tmp_path, LABELS)) is None
+
+
+def test_agents_are_held_against_agents() -> None:
+    assert {agent for pair in HELD_AGAINST for agent in pair} <= set(LABELS)
 
 
 def test_ways_back_lead_to_targets_that_were_reached_before(tmp_path: Path) -> None:
-    assert returned_to([]) == [] and returned_to([[10, 2], [30, 0], [90, 1]]) == []
-    assert returned_to([[10, 2], [30, 0], [90, 2], [100, 1], [140, 0]]) == [60, 40]
+    assert ways_to_targets([]) == ([], [])
+    assert ways_to_targets([[10, 2], [30, 0], [90, 1]]) == ([10, 20, 60], [])
+    reached = [[10, 2], [30, 0], [90, 2], [100, 1], [140, 0]]
+    assert ways_to_targets(reached) == ([10, 20, 10], [60, 40])
     real = {
         "returns": [5.0, 1.0],
         "mean_return": 3.0,
@@ -261,9 +312,10 @@ def test_ways_back_lead_to_targets_that_were_reached_before(tmp_path: Path) -> N
     (tmp_path / "walker-seed1.json").write_text(json.dumps(result | {"real": fewer}))
     untold = {name: value for name, value in real.items() if name != "reached"}
     (tmp_path / "random-seed0.json").write_text(json.dumps(result | {"real": untold}))
-    # Two and one in the first maze, none in the second; ways of 60, 40 and 60 steps.
-    rows = format_returning(read_runs(tmp_path, LABELS)).splitlines()[2:]
-    assert rows == [f"| {LABELS['walker']} | 2 | 0.75 | 0.00 to 1.50 | 53 |"]
+    # Two and one in the first maze, none in the second; back in 60, 40 and 60 steps, first in 10,
+    # 20, 10, 9, and 10, 20, 9.
+    rows = format_returning(read_runs(tmp_path, LABELS)).splitlines()[2:-2]
+    assert rows == [f"| {LABELS['walker']} | 2 | 0.75 | 0.00 to 2.00 | 53 | 13 |"]
     assert rows[0] in write_report(tmp_path)
 
 

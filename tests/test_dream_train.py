@@ -18,6 +18,7 @@ from tiny import tiny_contexts, tiny_model, write_dataset
 from agents.actor_critic import ActorCritic
 from agents.cloning import CloningConfig
 from agents.imagination import ActorCriticConfig, ImaginationTrainer
+from agents.on_the_way import WayConfig
 from agents.planner import PlannerConfig
 from agents.sb3 import BatchedVecEnv
 from experiments import (
@@ -417,6 +418,23 @@ def test_a_finished_run_can_be_made_longer(checkpoint: Path, tmp_path: Path) -> 
         policy = config.policy_path.read_bytes()
         dream_train.main(config)  # it is long enough
         assert config.policy_path.read_bytes() == policy
+
+
+def test_settings_of_other_agents_do_not_make_another_run(checkpoint: Path, tmp_path: Path) -> None:
+    config = make_config(checkpoint, tmp_path / "run", agent="actor-critic", obs="features")
+    config = dataclasses.replace(config, judge=False)
+    dream_train.main(config)
+    policy = config.policy_path.read_bytes()
+    kept = json.loads((tmp_path / "run/config.json").read_text())
+    del kept["way"]["min_reward"]  # as if it had been written before there was such a setting
+    (tmp_path / "run/config.json").write_text(json.dumps(kept))
+    dream_train.main(dataclasses.replace(config, ppo=PPOConfig(num_epochs=9)))
+    assert config.policy_path.read_bytes() == policy
+    with pytest.raises(ValueError, match=r"another config \(way: "):
+        dream_train.main(dataclasses.replace(config, way=WayConfig(progress=9.0)))
+    with pytest.raises(ValueError, match=r"another config \(actor_critic: "):
+        other = ActorCriticConfig(num_steps=4, num_epochs=9)
+        dream_train.main(dataclasses.replace(config, actor_critic=other))
 
 
 def test_a_run_that_was_not_judged_can_be_judged_later(checkpoint: Path, tmp_path: Path) -> None:

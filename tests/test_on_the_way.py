@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_map_value import moved, standing
 from test_occupancy import mapping
 from tiny import tiny_contexts, tiny_model
@@ -19,6 +20,7 @@ from agents.planner import DreamModel
 from experiments.actor_critic_training import shaping_of
 from experiments.dream_train import DreamTrainConfig
 from experiments.dream_train import main as dream_train
+from experiments.sb3_training import PPOConfig
 from worldsim.checkpoint import save
 from worldsim.dreaming import Dream
 from worldsim.occupancy import CELLS
@@ -156,6 +158,46 @@ def test_critics_can_begin_with_nothing() -> None:
 def test_ppo_starts_from_walking() -> None:
     with pytest.raises(ValueError, match="leave --no-walking out"):
         DreamTrainConfig(agent="ppo", walking=False)
+
+
+def test_ppo_learns_from_progress_and_shows_dreamed_rewards(tmp_path: Path) -> None:
+    save(mapping().eval(), tmp_path / "model", contexts=tiny_contexts(2, 8))
+
+    def curves(name: str, way: WayConfig) -> dict[str, list[float]]:
+        config = DreamTrainConfig(
+            env="corridor",
+            world_model=str(tmp_path / "model"),
+            agent="ppo",
+            way=way,
+            total_timesteps=64,
+            num_envs=2,
+            num_starts=2,
+            horizon=4,
+            judge=False,
+            output=tmp_path / name,
+        )
+        assert config.ppo.settled(improving=True)["num_steps"] == 16
+        dream_train(config)
+        events = EventAccumulator(str(tmp_path / name / "tensorboard"))
+        events.Reload()
+        tags = ("dream/episodic_return", "dream/shaped_return")
+        return {tag: [e.value for e in events.Scalars(tag)] for tag in tags}
+
+    # All of a dreamed reward is made sure of, so that what is left is what the way is worth.
+    plain = curves("plain", WayConfig(progress=0.0, touch=0.0))
+    paid = curves("paid", WayConfig(progress=0.0, touch=0.5, near=0.49, min_reward=0.0))
+    first = [c["dream/episodic_return"][0] for c in (plain, paid)]
+    assert first[0] == pytest.approx(first[1], rel=1e-4)
+    assert plain["dream/shaped_return"][0] == pytest.approx(first[0], rel=1e-3)
+    assert paid["dream/shaped_return"][0] < first[1] - 0.1
+
+
+def test_settings_of_ppo_depend_on_what_it_starts_from() -> None:
+    config = PPOConfig(learning_rate=0.5)
+    improving, anew = config.settled(improving=True), config.settled(improving=False)
+    assert improving["learning_rate"] == anew["learning_rate"] == 0.5
+    assert improving["ent_coef"] == 0 and anew["ent_coef"] == 0.01
+    assert None not in improving.values() and improving.keys() == anew.keys()
 
 
 @pytest.mark.parametrize("walking", [True, False])

@@ -1,0 +1,77 @@
+"""What a call of the agents benchmark finds done already: kept results, and work to go on with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.agents_config import BenchmarkAgentsConfig, deciding_settings
+from experiments.report import write_json
+from experiments.run_directory import alike, as_json
+
+
+def check_kept(
+    file: Path,
+    agent: str,
+    config: BenchmarkAgentsConfig,
+    world_model: str,
+    weights: str,
+    recorded_steps: int | None,
+) -> None:
+    """Refuse a result of another world model, or of settings that decide this agent's result.
+
+    Args:
+        file: the result.
+        agent: whose.
+        config: of the benchmark as it is now.
+        world_model, weights: name and fingerprint of the model as it is now.
+        recorded_steps: frames that it learned from; as many real steps where none are given.
+
+    Raises:
+        ValueError: it is of others.
+    """
+    kept = json.loads(file.read_text())
+    advice = "choose another --output and --work"
+    if kept.get("world_model_sha256") != weights:
+        raise ValueError(f"{file} was made with another {world_model} than there is now: {advice}")
+    then, now = (
+        {**settings, "real_steps": settings.get("real_steps") or recorded_steps}
+        for settings in (kept["config"], as_json(config))
+    )
+    for name in deciding_settings(agent):
+        if name in then and not alike(then[name], now[name]):
+            raise ValueError(f"{file} was made with {name} {then[name]}, not {now[name]}: {advice}")
+
+
+def check_work(directory: Path, settings: dict[str, Any]) -> None:
+    """Keep what decides the work in a directory, and refuse work of other settings.
+
+    Raises:
+        ValueError: it was done with others.
+    """
+    now = json.loads(json.dumps(settings))
+    file = directory / "settings.json"
+    then = json.loads(file.read_text()) if file.is_file() else now
+    if changed := [name for name in now if then.get(name) != now[name]]:
+        raise ValueError(
+            f"{directory} holds work of another {', '.join(changed)}: choose another --work"
+        )
+    write_json(file, now)
+
+
+def read_curve(directory: Path, tag: str = "dream/episodic_return") -> list[list[float]]:
+    """[step, return] from the TensorBoard logs of a run, thinned to at most 200 points."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    points: dict[int, float] = {}
+    for file in sorted(directory.rglob("events.out.tfevents.*")):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        if tag in events.Tags()["scalars"]:
+            points |= {e.step: float(e.value) for e in events.Scalars(tag)}
+    steps = sorted(points)
+    chosen = np.unique(np.linspace(0, len(steps) - 1, min(200, len(steps))).astype(int))
+    return [[steps[i], points[steps[i]]] for i in chosen]
