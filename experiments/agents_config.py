@@ -38,6 +38,8 @@ FROM_BEHAVIOUR = (
     *PLANNERS,
 )
 """Agents that act as, or start from, cloned behaviour at a temperature."""
+NOT_BY_DEFAULT = (*FROM_EPISODES, "planner_cloning", "model_free", "walker_short_memory")
+"""Agents that need more than others, or tell less."""
 REAL_ENV_ONLY = ("random", "data", "oracle", "model_free")
 """Agents that use no world model."""
 NOT_IN_DREAMS = ("data", "oracle", "walker_without_map", *PLANNERS, *MEMORY_CUT)
@@ -94,14 +96,10 @@ class BenchmarkAgentsConfig:
     """Dataset whose stretches the dreams start from in which agents are judged, best one of
     episodes that neither model nor agents learned from; by default the contexts shipped with the
     model."""
-    agents: tuple[str, ...] = tuple(
-        name
-        for name in LABELS
-        if name not in (*FROM_EPISODES, *WALKERS, "planner_cloning", "model_free", "oracle")
-    )
-    """What to compare; "model_free" learns on the real env and takes the longest,
-    "advantage_weighted" and "actor_critic_cloned" learn from a dataset, those named "walker"
-    need a world model with a memory of places, and the "oracle" needs a Memory Maze."""
+    agents: tuple[str, ...] | None = None
+    """What to compare; by default all that can be had with this env and world model, but those that
+    take the longest ("model_free", which learns on the real env, and "planner_cloning") or learn
+    from a dataset ("advantage_weighted" and "actor_critic_cloned")."""
     dataset: str | None = None
     """Recorded episodes for those that learn from some."""
     cloning: CloningConfig = dataclasses.field(default_factory=CloningConfig)
@@ -149,7 +147,7 @@ class BenchmarkAgentsConfig:
     """Policies and logs; by default runs/agents/<env>."""
 
     def __post_init__(self) -> None:
-        for name in self.agents:
+        for name in self.agents or ():
             if name not in LABELS:
                 raise ValueError(f"unknown agent {name!r}: choose from {', '.join(LABELS)}")
             if name in FROM_EPISODES and self.dataset is None:

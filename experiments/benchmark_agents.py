@@ -48,6 +48,7 @@ from experiments.actor_critic_training import (
 from experiments.agents_config import (
     DREAM_TRAINED,
     MEMORY_CUT,
+    NOT_BY_DEFAULT,
     NOT_IN_DREAMS,
     PLANNERS,
     REAL_ENV_ONLY,
@@ -98,6 +99,8 @@ class AgentsBenchmark:
         self.name = config.world_model or config.env
         self.model: WorldModel = checkpoint.load(self.name)
         self.weights = checkpoint.fingerprint(self.name)
+        possible = [a for a in LABELS if a not in NOT_BY_DEFAULT and self._obstacle(a) is None]
+        self.agents = config.agents or tuple(possible)
         self.provenance = provenance()  # of the code that runs, whatever becomes of the files
         self._check_agents()
         # Drawn otherwise than those to train in, which may be of the same dataset.
@@ -105,26 +108,34 @@ class AgentsBenchmark:
             self.model, config.judge_contexts, world_model=self.name, seed=JUDGE_SEED
         )
 
+    def _obstacle(self, agent: str) -> str | None:
+        """Why an agent cannot be had with this env and world model, if so."""
+        config, places = self.config, self.model.config.places
+        if agent == "oracle" and not config.env.startswith("memory-maze-"):
+            return f"no oracle is known for {config.env}"
+        if agent == "data" and not has_scripted_player(config.env):
+            return f"no scripted player is known for {config.env}"
+        if agent in (*WALKERS, "actor_critic_from_cloning") and places is None:
+            return f"{self.name} has no memory of places"
+        if places is None or places.occupancy is None:
+            if agent == "walker_without_map":
+                return f"{self.name} draws no map"
+            if agent in PLANNERS and config.planner.bootstrap == "map":
+                return f"{self.name} draws no map to plan by (planner.bootstrap)"
+        return None
+
     def _check_agents(self) -> None:
         """Refuse at once what would fail after hours, when its turn comes.
 
         Raises:
-            ValueError: the env is not the model's, or an agent cannot be had with these two.
+            ValueError: the env is not the model's, an agent cannot be had with these two, or a kept
+                result is of another model or other settings.
         """
-        config, places = self.config, self.model.config.places
-        for agent in config.agents:
-            reason = None
-            if agent == "oracle" and not config.env.startswith("memory-maze-"):
-                reason = f"no oracle is known for {config.env}"
-            elif agent == "data" and not has_scripted_player(config.env):
-                reason = f"no scripted player is known for {config.env}"
-            elif agent in WALKERS and places is None:
-                reason = f"{self.name} has no memory of places"
-            elif places is None or places.occupancy is None:
-                if agent == "walker_without_map":
-                    reason = f"{self.name} draws no map"
-                elif agent in PLANNERS and config.planner.bootstrap == "map":
-                    reason = f"{self.name} draws no map to plan by (planner.bootstrap)"
+        config = self.config
+        check_env(config.env, self.name)
+        for agent in self.agents:
+            if (reason := self._obstacle(agent)) is not None:
+                raise ValueError(f"{reason}: leave out {agent!r}")
             if agent == "model_free":
                 self._real_steps()
             trained = MEMORY_CUT.get(agent, agent)
@@ -133,9 +144,6 @@ class AgentsBenchmark:
             for file in (self._file(agent, seed) for seed in config.seeds):
                 if file.is_file():
                     check_kept(file, agent, config, self.name, self.weights, self.recorded_steps)
-            if reason is not None:
-                raise ValueError(f"{reason}: leave out {agent!r}")
-        check_env(config.env, self.name)
 
     @functools.cached_property
     def read_outs(self) -> ReadOuts:
@@ -378,7 +386,7 @@ def main(config: BenchmarkAgentsConfig) -> str:
     config.output_directory.mkdir(parents=True, exist_ok=True)
     # Seed by seed, so that a run that is stopped has compared something.
     for seed in config.seeds:
-        for agent in config.agents:
+        for agent in benchmark.agents:
             benchmark.run(agent, seed)
     table = write_report(config.output_directory)
     print(f"\n{table}\n\neverything is in {config.output_directory}")

@@ -19,7 +19,7 @@ from agents.imagination import ActorCriticConfig
 from agents.planner import PlannerConfig
 from agents.statistics import bootstrap_interval
 from experiments import benchmark_agents
-from experiments.agents_config import BenchmarkAgentsConfig, deciding_settings
+from experiments.agents_config import NOT_IN_DREAMS, BenchmarkAgentsConfig, deciding_settings
 from experiments.agents_report import (
     HELD_AGAINST,
     LABELS,
@@ -127,6 +127,23 @@ def test_walkers_act_with_and_without_a_map(tmp_path: Path) -> None:
     moved = dataclasses.replace(config, agents=agents[1:2], output=tmp_path / "new")
     with pytest.raises(ValueError, match="draws no map: leave out 'walker_without_map'"):
         benchmark_agents.main(moved)
+
+
+def test_by_default_all_are_compared_that_can_be_had(tmp_path: Path) -> None:
+    config = dataclasses.replace(make_config(tmp_path), agents=None)
+    agents = benchmark_agents.AgentsBenchmark(config).agents
+    assert {"random", "behaviour", "ppo_pixels", "actor_critic", "oracle", "data"} <= set(agents)
+    assert not {"walker", "actor_critic_from_cloning", "model_free"} & set(agents)
+    model = tiny_model(
+        pose=PoseConfig(),
+        odometry=OdometryConfig(hidden=16),
+        places=PlacesConfig(slots=4, width=32),
+    )
+    save(model, tmp_path / "model", contexts=tiny_contexts())
+    more = benchmark_agents.AgentsBenchmark(config).agents
+    assert set(more) - set(agents) == {"walker", "actor_critic_from_cloning"}
+    judged = [agent for agent in more if agent not in NOT_IN_DREAMS]
+    assert len(judged) >= 8  # enough to see whether the dream ranks policies as reality does
 
 
 def test_agents_that_learn_from_episodes_need_some(tmp_path: Path) -> None:

@@ -176,7 +176,9 @@ def test_an_own_env_goes_all_the_way(
     assert {"random", "round 1"} <= set(results["evaluations"])
     with pytest.raises(ValueError, match=r"no scripted player is known for .*: leave out 'data'"):
         benchmark_agents.main(
-            BenchmarkAgentsConfig(env=LAMP, world_model=checkpoint, work=tmp_path / "work")
+            BenchmarkAgentsConfig(
+                env=LAMP, world_model=checkpoint, agents=("data",), work=tmp_path / "work"
+            )
         )
     judged = evaluate.main(
         evaluate.EvaluateConfig(
