@@ -36,6 +36,11 @@ def world_model_note(world_model: str | Path) -> dict[str, str]:
 
 def check_world_model(note: Mapping[str, str], path: Path) -> None:
     """Raise a ValueError where a policy's world model is not the one that it learned from."""
+    if "world_model" not in note:
+        raise ValueError(
+            f"{path} acts on features, but the JSON file beside it does not say of which world "
+            'model: write {"world_model": NAME OR DIRECTORY} there'
+        )
     name, kept = note["world_model"], note.get("world_model_sha256")
     if kept is None:
         return
@@ -183,11 +188,10 @@ class ActorCritic(nn.Module):
             sizes = ("num_features", "num_actions", "value_bins", "value_limit")
             agent = cls(*(note[name] for name in sizes))
             agent.load_state_dict(load_file(path))
-            world_model = note["world_model"]
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"{path} holds no actor-critic: {error}") from error
         check_world_model(note, path)
-        return agent, world_model
+        return agent, note["world_model"]
 
 
 @torch.no_grad()

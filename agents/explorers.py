@@ -25,27 +25,23 @@ Cell = tuple[int, int]  # (x, y)
 
 @dataclasses.dataclass
 class RandomState:
-    """Memory of `RandomPolicy`: one random stream and one held action per environment."""
+    """Memory of `RandomPolicy`: one random stream per environment."""
 
     rngs: list[np.random.Generator]
-    actions: np.ndarray  # (n,) int64
-    steps_left: np.ndarray  # (n,) int64
 
 
 class RandomPolicy:
-    """Uniformly random actions, each held for `hold` steps.
+    """Uniformly random actions.
 
     Args:
         num_actions: Size of the discrete action space.
-        hold: Steps for which a drawn action is repeated; 1 is the usual random policy.
         seed: Environment i of a batch draws from the stream `(seed, i)`.
     """
 
-    def __init__(self, num_actions: int, hold: int = 1, seed: int = 0) -> None:
-        if num_actions < 1 or hold < 1:
-            raise ValueError(f"num_actions and hold must be at least 1, got {num_actions}, {hold}")
+    def __init__(self, num_actions: int, seed: int = 0) -> None:
+        if num_actions < 1:
+            raise ValueError(f"num_actions must be at least 1, got {num_actions}")
         self.num_actions = num_actions
-        self.hold = hold
         self.seed = seed
 
     def act(
@@ -60,23 +56,17 @@ class RandomPolicy:
         Args:
             observation: Ignored.
             state: What the last call returned, or None at the very start. It is updated in place.
-            episode_start: (n,) bool, True where the observation is the first of an episode.
+            episode_start: (n,) bool; only its length counts.
             infos: Ignored.
 
         Returns:
             Actions (n,) int64, and the state for the next call.
         """
-        episode_start = np.asarray(episode_start, dtype=bool)
-        n = len(episode_start)
         if state is None:
-            rngs = [np.random.default_rng([self.seed, i]) for i in range(n)]
-            state = RandomState(rngs, np.zeros(n, np.int64), np.zeros(n, np.int64))
-        state.steps_left[episode_start] = 0
-        for i in np.flatnonzero(state.steps_left == 0):
-            state.actions[i] = state.rngs[i].integers(self.num_actions)
-            state.steps_left[i] = self.hold
-        state.steps_left -= 1
-        return state.actions.copy(), state
+            n = len(episode_start)
+            state = RandomState([np.random.default_rng([self.seed, i]) for i in range(n)])
+        actions = [rng.integers(self.num_actions) for rng in state.rngs]
+        return np.array(actions, np.int64), state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

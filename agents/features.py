@@ -30,6 +30,7 @@ from agents.actor_critic import (
 from agents.rollout import Policy
 from agents.sb3 import SB3Policy
 from worldsim.checkpoint import load
+from worldsim.checks import check_spaces
 from worldsim.state import WorldState
 from worldsim.world_model import WorldModel
 
@@ -218,15 +219,9 @@ class MemoryFeatures(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
         super().__init__(env)
         model = world_model if isinstance(world_model, WorldModel) else load(world_model)
         c = model.config
-        space, actions = env.observation_space, env.action_space
-        if space.shape != tuple(c.frame_shape) or space.dtype != np.uint8:
-            raise ValueError(
-                f"the env shows {space.dtype} of shape {space.shape}; the model takes uint8 frames "
-                f"of shape {tuple(c.frame_shape)}"
-            )
-        discrete = isinstance(actions, gymnasium.spaces.Discrete)
-        if not discrete or (actions.n, actions.start) != (c.num_actions, 0):  # type: ignore[attr-defined]
-            raise ValueError(f"the env has actions {actions}; the model Discrete({c.num_actions})")
+        check_spaces(
+            "the env", env.observation_space, env.action_space, c.frame_shape, c.num_actions
+        )
         self.model = model.eval()
         limit = float(np.finfo(np.float32).max)
         self.observation_space = gymnasium.spaces.Box(-limit, limit, (c.num_features,), np.float32)
@@ -324,7 +319,8 @@ def load_policy(
     note = path.with_suffix(".json")
     if not note.is_file():
         raise FileNotFoundError(
-            f"{path} acts on features, but {note}, which names their world model, is missing"
+            f"{path} acts on features, but {note}, which names their world model, is missing: "
+            'write {"world_model": NAME OR DIRECTORY} there'
         )
     values = json.loads(note.read_text())
     check_world_model(values, path)

@@ -68,7 +68,7 @@ class ActorCriticConfig:
     min_reward: float | None = None
     """Dreamed rewards smaller than this count as none. They are expected rewards: where a dream is
     blurred, a policy could collect small shares of a reward wherever its target may be. By default
-    0, and where progress on the way is rewarded the `min_reward` of `WayConfig`."""
+    0, and 0.5 where progress on the way is rewarded, which rests on rewards of 1."""
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "num_epochs", "batch_size"):

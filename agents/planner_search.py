@@ -32,6 +32,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from agents.planner_distributions import Plans, draw_actions, prior_plans
+from agents.rollout import BEHAVIOUR_TEMPERATURE
 
 
 class PlanningState(Protocol):
@@ -103,7 +104,7 @@ class PlannerConfig:
     walking: bool = True
     """Of a model that remembers places, the policy is its behaviour told where to go; False takes
     plain behaviour cloning."""
-    policy_temperature: float = 1.0
+    policy_temperature: float = BEHAVIOUR_TEMPERATURE
     """At which the model's policy draws actions."""
     policy_share: float = 0.0
     """Share of the first round that "random", "cem" and "mppi" draw from the policy."""
@@ -146,6 +147,12 @@ class PlannerConfig:
                 f"max_dream_steps={self.max_dream_steps} does not pay for one plan of horizon "
                 f"{self.horizon} in {self.num_particles} futures, which takes {least}"
             )
+
+    def refuse_given(self, *names: str, instead: str) -> None:
+        """Raise a ValueError where a setting was given that something else decides."""
+        for name in names:
+            if getattr(self, name) != getattr(PlannerConfig(), name):
+                raise ValueError(f"planner.{name} is not taken from there: give {instead}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,11 +32,6 @@ class PlanTrace:
     dream_steps: int
     """Imagined steps that the decision cost."""
 
-    def strip(self) -> np.ndarray:
-        """The observed frame and each plan's frames, one row per plan: (k*h, (1+t)*w, c) uint8."""
-        rows = [np.concatenate([self.frame, *frames], axis=1) for frames in self.frames]
-        return np.concatenate(rows, axis=0)
-
 
 def save_trace(path: str | Path, trace: PlanTrace, action_names: Sequence[str] = ()) -> None:
     """Draw a decision: plans as rows of imagined frames, beside the returns of every round.

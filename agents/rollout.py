@@ -16,6 +16,10 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+BEHAVIOUR_TEMPERATURE = 0.6
+"""At which a model's own behaviour draws actions unless told otherwise: much of the noise of
+recordings is left out. Chosen for walking on nine Memory Mazes that nothing is judged on."""
+
 
 class Policy(Protocol):
     """Whatever acts."""

@@ -15,18 +15,6 @@ import math
 import numpy as np
 
 AIR, GRASS, DIRT, STONE, SAND, LOG, LEAVES, DIAMOND, BEDROCK, SKY = range(10)
-BLOCK_NAMES = (
-    "air",
-    "grass",
-    "dirt",
-    "stone",
-    "sand",
-    "log",
-    "leaves",
-    "diamond_block",
-    "bedrock",
-    "sky",
-)
 BREAK_TICKS = {GRASS: 18, DIRT: 15, SAND: 15, LEAVES: 6, STONE: 150, LOG: 60}
 AXE_BREAK_TICKS = {LOG: 10}
 DROPS = {GRASS: "dirt", DIRT: "dirt", SAND: "sand", LOG: "log"}

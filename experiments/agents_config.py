@@ -9,7 +9,8 @@ from typing import Any
 from agents.cloning import CloningConfig
 from agents.imagination import ActorCriticConfig
 from agents.on_the_way import WayConfig
-from agents.planner import PlannerConfig
+from agents.planner_search import PlannerConfig
+from agents.rollout import BEHAVIOUR_TEMPERATURE
 from experiments.agents_report import LABELS
 from experiments.sb3_training import PPOConfig
 
@@ -104,7 +105,7 @@ class BenchmarkAgentsConfig:
     """Recorded episodes for those that learn from some."""
     cloning: CloningConfig = dataclasses.field(default_factory=CloningConfig)
     """How they do."""
-    temperature: float = 1.0
+    temperature: float = BEHAVIOUR_TEMPERATURE
     """At which cloned policies (behaviour, walker, advantage_weighted, those of planners) draw
     their actions, and from which actor_critic, actor_critic_from_cloning and ppo_features start; to
     be chosen on other mazes than they are judged on."""
@@ -142,11 +143,13 @@ class BenchmarkAgentsConfig:
     planner_episodes: int = 20
     """Real episodes of the planner per seed; each of its decisions costs many dreamed steps."""
     output: Path | None = None
-    """Results; by default results/agents/<env>."""
+    """Results; by default in the directory "results" of the work."""
     work: Path | None = None
     """Policies and logs; by default runs/agents/<env>."""
 
     def __post_init__(self) -> None:
+        self.planner.refuse_given("policy_temperature", instead="--temperature")
+        self.planner.refuse_given("walking", instead="--agents planner planner_cloning")
         for name in self.agents or ():
             if name not in LABELS:
                 raise ValueError(f"unknown agent {name!r}: choose from {', '.join(LABELS)}")
@@ -155,7 +158,7 @@ class BenchmarkAgentsConfig:
 
     @property
     def output_directory(self) -> Path:
-        return self.output or Path("results/agents") / self.env
+        return self.output or self.work_directory / "results"
 
     @property
     def work_directory(self) -> Path:

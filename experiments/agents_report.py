@@ -8,19 +8,20 @@ both anew: all seeds play the same mazes, so that their episodes are not indepen
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import matplotlib
 import numpy as np
-import tyro
 from scipy.stats import spearmanr
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from agents.statistics import bootstrap_interval, crossed_bootstrap_interval
+from experiments.command_line import run_script
 from experiments.report import Runs, read_runs
 
 LABELS = {
@@ -325,10 +326,18 @@ def plot_judges(file: Path, judges: dict[str, list[Pair]]) -> None:
     plt.close(figure)
 
 
-def main(output: Path = Path("results/agents/memory-maze-9x9")) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Make the report of results anew."""
+
+    output: Path = Path("results/agents/memory-maze-9x9")
+    """Where they are."""
+
+
+def main(config: ReportConfig) -> None:
     """Write the report of a directory of results and print its table."""
-    print(write_report(output))
+    print(write_report(config.output))
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    run_script(main, ReportConfig, __doc__)

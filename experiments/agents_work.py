@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.agents_config import BenchmarkAgentsConfig, deciding_settings
-from experiments.report import write_json
-from experiments.run_directory import alike, as_json
+from experiments.report import as_json, same_setting, write_json
 
 
 def check_kept(
@@ -37,13 +37,16 @@ def check_kept(
     advice = "choose another --output and --work"
     if kept.get("world_model_sha256") != weights:
         raise ValueError(f"{file} was made with another {world_model} than there is now: {advice}")
-    then, now = (
-        {**settings, "real_steps": settings.get("real_steps") or recorded_steps}
-        for settings in (kept["config"], as_json(config))
-    )
+    then = kept["config"] | {"real_steps": kept["config"].get("real_steps") or recorded_steps}
+    now = dataclasses.replace(config, real_steps=config.real_steps or recorded_steps)
     for name in deciding_settings(agent):
-        if name in then and not alike(then[name], now[name]):
-            raise ValueError(f"{file} was made with {name} {then[name]}, not {now[name]}: {advice}")
+        setting = getattr(now, name)
+        if name not in then and not dataclasses.is_dataclass(setting):
+            continue  # it was not there to be set
+        if not same_setting(setting, then.get(name, {})):
+            raise ValueError(
+                f"{file} was made with {name} {then.get(name)}, not {as_json(now)[name]}: {advice}"
+            )
 
 
 def check_work(directory: Path, settings: dict[str, Any]) -> None:

@@ -64,8 +64,7 @@ from experiments.dream_train import main as dream_train
 from experiments.evaluate import episode_limit, make_real_envs
 from experiments.model_free import train_model_free, training_seconds
 from experiments.platform_settings import keep_memory
-from experiments.report import provenance, summarise, write_json
-from experiments.run_directory import as_json
+from experiments.report import as_json, provenance, summarise, write_json
 from experiments.videos import save_video
 from worldsim.contexts import ContextBank, open_contexts
 from worldsim.dream import RewardFunction

@@ -36,7 +36,7 @@ class BenchmarkConfig:
     """Steps before each of them whose median time is taken."""
     seed: int = 0
     device: str = "cpu"
-    output: Path | None = Path("results/dream_cost.json")
+    output: Path | None = Path("runs/dream_cost.json")
 
 
 def main(

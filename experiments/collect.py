@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import envs
 from agents.explorers import ExplorerConfig, RandomPolicy
-from agents.rollout import Policy
+from agents.rollout import BEHAVIOUR_TEMPERATURE, Policy
 from agents.scripted import has_scripted_player, scripted_player
 from experiments.command_line import CONTINUES, run_script
 from experiments.workers import Task, collect
@@ -48,7 +48,7 @@ class CollectConfig:
     world_model: str | None = None
     """World model of walker and behaviour, a shipped name or a checkpoint directory; by default the
     shipped one of the env's name."""
-    temperature: float = 1.0
+    temperature: float = BEHAVIOUR_TEMPERATURE
     """At which these two draw their actions; below 1 likely ones become likelier."""
     episodes: int = 260
     """Number of episodes that the dataset shall have."""
@@ -141,7 +141,7 @@ def make_policy(config: CollectConfig, env: gymnasium.Env) -> Callable[[int], Po
     """Return what makes the policy of an episode, its randomness determined by a seed.
 
     Raises:
-        ValueError: If the file holds no saved policy.
+        ValueError: If the file holds no saved policy, or one whose world model is of another env.
     """
     if config.policy == "random":
         num_actions = int(check_discrete(env.action_space, config.env).n)
@@ -154,9 +154,14 @@ def make_policy(config: CollectConfig, env: gymnasium.Env) -> Callable[[int], Po
 
     from agents.actor_critic import ActorCriticPolicy
     from agents.features import FeaturePolicy
+    from worldsim.checks import check_spaces
 
     torch.set_num_threads(1)
     policy = learned_policy(config)
+    if isinstance(policy, FeaturePolicy):
+        c = policy.model.config
+        spaces = env.observation_space, env.action_space
+        check_spaces(config.env, *spaces, c.frame_shape, c.num_actions)
 
     def reseed(seed: int) -> Policy:
         set_random_seed(seed)

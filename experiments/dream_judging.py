@@ -6,7 +6,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 import envs
@@ -21,6 +20,7 @@ from experiments.evaluate import (
 from experiments.run_directory import RunDirectory
 from experiments.videos import add_video, save_video, tile
 from worldsim.checkpoint import load_config
+from worldsim.checks import check_spaces
 from worldsim.contexts import ContextBank
 from worldsim.dream import DreamVectorEnv, RewardFunction
 from worldsim.world_model import WorldModel
@@ -110,16 +110,16 @@ def check_env(name: str, world_model: str) -> None:
         ValueError: it has other frames or actions.
     """
     model, env = load_config(world_model), envs.make(name)
-    shape, actions = env.observation_space.shape, env.action_space
+    spaces = env.observation_space, env.action_space
     env.close()
-    same = isinstance(actions, Discrete) and (actions.n, actions.start) == (model.num_actions, 0)
-    if shape != tuple(model.frame_shape) or not same:
+    try:
+        check_spaces(name, *spaces, tuple(model.frame_shape), model.num_actions)
+    except ValueError as error:
         raise ValueError(
-            f"{world_model} dreams frames {tuple(model.frame_shape)} and {model.num_actions} "
-            f"actions; {name} has frames {shape} and actions {actions}: name the model's own env "
-            "with --env (as my_package:MyEnv-v0 where it is registered with Gymnasium), or only "
-            "train with --no-judge"
-        )
+            f"{world_model} does not dream {name} ({error}): name the model's own env with --env "
+            "(as my_package:MyEnv-v0 where it is registered with Gymnasium), or only train with "
+            "--no-judge"
+        ) from error
 
 
 def evaluate_in_dream(

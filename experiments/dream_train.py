@@ -32,7 +32,7 @@ from agents.imagination import ActorCriticConfig
 from agents.on_the_way import WayConfig
 from agents.planner import Planner
 from agents.planner_search import PlannerConfig
-from agents.rollout import Policy
+from agents.rollout import BEHAVIOUR_TEMPERATURE, Policy
 from agents.scripted import has_scripted_player, scripted_player
 from experiments.actor_critic_training import train_actor_critic
 from experiments.command_line import CONTINUES, run_script
@@ -82,7 +82,7 @@ class DreamTrainConfig:
     obs: Literal["pixels", "features"] = "features"
     """What the policy sees: frames, or the world model's memory read-out. On features, PPO starts
     from the world model's own behaviour."""
-    behaviour_temperature: float = 0.6
+    behaviour_temperature: float = BEHAVIOUR_TEMPERATURE
     """At which that behaviour draws its actions; below 1 likely ones become likelier, and less of
     the noise in the recordings is left."""
     walking: bool = True
@@ -174,6 +174,13 @@ class DreamTrainConfig:
             raise ValueError(
                 f"{self.agent} starts from walking, if anything: leave --no-walking out"
             )
+        self.planner.refuse_given("policy_temperature", instead="--behaviour-temperature")
+        self.planner.refuse_given("walking", instead="--no-walking")
+        if self.dataset is not None and self.rounds == 1:
+            raise ValueError(
+                "dataset is what the world model goes on learning from in later rounds: give "
+                "--rounds, or --contexts to dream from its stretches"
+            )
         if self.clone is not None and self.agent != "actor-critic":
             raise ValueError(f"clone is for the actor-critic, not for {self.agent}")
 
@@ -250,7 +257,7 @@ def finished_policy(config: DreamTrainConfig, model: WorldModel) -> Policy:
             dataclasses.replace(
                 config.planner,
                 policy_temperature=config.behaviour_temperature,
-                walking=config.walking and config.planner.walking,
+                walking=config.walking,
             ),
             seed=config.seed,
             num_denoising_steps=config.num_denoising_steps,

@@ -2,7 +2,7 @@
 
 python experiments/evaluate.py --policy runs/dream_train/my_run/policy.safetensors
 python experiments/evaluate.py --policy explorer --num-episodes 20 --video explorer.mp4
-python experiments/evaluate.py --policy walker --temperature 0.6 --num-workers 10 --video walker.mp4
+python experiments/evaluate.py --policy walker --num-workers 10 --video walker.mp4
 python experiments/evaluate.py --policy policy.zip --world-model memory-maze-9x9 --horizon 64
 python experiments/evaluate.py --policy planner --planner.method rollout --planner.horizon 8
 python experiments/evaluate.py --policy planner --num-episodes 1 --traces runs/decisions
@@ -24,16 +24,18 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from tqdm import tqdm
 
 import envs
+from agents.actor_critic import check_world_model
 from agents.explorers import MAZE_ACTIONS, RandomPolicy
 from agents.features import FeaturePolicy, behaviour_policy, load_policy
 from agents.planner import Planner, PlannerConfig
 from agents.planner_trace import PlanTrace, save_trace
-from agents.rollout import EpisodeResult, Policy, make_parallel, rollout
+from agents.rollout import BEHAVIOUR_TEMPERATURE, EpisodeResult, Policy, make_parallel, rollout
 from agents.scripted import scripted_player
 from experiments.command_line import run_script
 from experiments.report import format_table, provenance, summarise, write_json
 from experiments.videos import check_video, save_video
 from worldsim.checkpoint import fingerprint, load
+from worldsim.checks import check_spaces
 from worldsim.contexts import open_contexts
 from worldsim.dream import DreamVectorEnv
 from worldsim.world_model import WorldModel
@@ -61,7 +63,7 @@ class EvaluateConfig:
     contexts: str | None = None
     """Dataset whose stretches the dreams start from; by default those shipped with the model."""
     horizon: int = 64
-    """Steps of an episode in the dream."""
+    """Steps of an episode in the dream, with --world-model."""
     num_episodes: int = 10
     first_seed: int = FIRST_EVALUATION_SEED
     """Episode i starts from this seed plus i. The default is never used for training."""
@@ -73,8 +75,9 @@ class EvaluateConfig:
     """Take the policy's most likely action instead of drawing one."""
     planner: PlannerConfig = dataclasses.field(default_factory=PlannerConfig)
     """How "planner" plans."""
-    temperature: float = 1.0
-    """At which "walker" and "behaviour" draw their actions; below 1 likely ones become likelier."""
+    temperature: float = BEHAVIOUR_TEMPERATURE
+    """At which "walker", "behaviour" and the policy of "planner" draw their actions; below 1 likely
+    ones become likelier."""
     policy_model: str | None = None
     """World model of "planner", "walker" and "behaviour", a shipped name or a checkpoint directory;
     by default the dream's own, or the shipped one of the env's name."""
@@ -141,7 +144,8 @@ def policy_of_model(config: EvaluateConfig, dreaming: WorldModel | None = None) 
         model = dreaming
     if config.policy == "planner":
         on_plan = None if config.traces is None else TraceKeeper(config)
-        return Planner(model, config.planner, seed=config.first_seed, on_plan=on_plan)
+        plan = dataclasses.replace(config.planner, policy_temperature=config.temperature)
+        return Planner(model, plan, seed=config.first_seed, on_plan=on_plan)
     if dreaming is not None and model is not dreaming:
         raise ValueError(
             f"in a dream, {config.policy} is the behaviour of the dreaming model: leave out "
@@ -162,12 +166,21 @@ def check_dreamer(policy: Path, world_model: str) -> None:
     Raises:
         ValueError: the policy is of another world model.
     """
-    learned_in = json.loads(policy.with_suffix(".json").read_text())["world_model"]
+    note = json.loads(policy.with_suffix(".json").read_text())
+    check_world_model(note, policy)
+    learned_in = note["world_model"]
     if fingerprint(learned_in) != fingerprint(world_model):
         raise ValueError(
             f"{policy} acts on the features of {learned_in}, not of {world_model}: judge it in "
             f"that dream, with --world-model {learned_in}"
         )
+
+
+def check_policy_fits(policy: Policy, batch: VectorEnv, env: str) -> None:
+    """Raise a ValueError where a policy's world model is of other frames or actions than an env."""
+    if isinstance(policy, FeaturePolicy | Planner):
+        c, seen = policy.model.config, batch.single_observation_space
+        check_spaces(env, seen, batch.single_action_space, c.frame_shape, c.num_actions)
 
 
 class TraceKeeper:
@@ -266,6 +279,11 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         raise ValueError(f"traces are of the policy 'planner', not of {config.policy!r}")
     if config.trace_every < 1:
         raise ValueError(f"trace_every must be at least 1, got {config.trace_every}")
+    config.planner.refuse_given("policy_temperature", instead="--temperature")
+    if config.contexts is not None and config.world_model is None:
+        raise ValueError("contexts are where dreams start: give --world-model to judge in a dream")
+    if config.policy_model is not None and config.policy not in POLICIES_OF_MODELS:
+        raise ValueError(f"policy_model is for {', '.join(POLICIES_OF_MODELS)}: leave it out")
     seeds = [config.first_seed + i for i in range(config.num_episodes)]
     options: dict[str, Any] = {"seed": config.first_seed, "deterministic": config.deterministic}
     batch: VectorEnv
@@ -304,6 +322,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         policy = of_model or open_policy(
             config.policy, num_actions, env=config.env, device=config.device, **options
         )
+        check_policy_fits(policy, batch, config.env)
         where, threads = config.env, torch.get_num_threads() if of_model else 1
     try:
         with torch_threads(threads):

@@ -71,7 +71,7 @@ class BenchmarkConfig:
     measure_costs: bool = True
     """Measure time and memory too, once per model, after all runs."""
     costs: CostConfig = dataclasses.field(default_factory=CostConfig)
-    output: Path = Path("results/memory/corridor")
+    output: Path = Path("runs/memory/corridor/results")
     """Results: one JSON per run, costs, table, plots."""
     work: Path = Path("runs/memory/corridor")
     """Checkpoints and whatever else can be made again."""
@@ -167,7 +167,7 @@ def presets() -> dict[str, tuple[str, BenchmarkConfig]]:
             horizon=128,
         ),
         num_processes=2,
-        output=Path("results/memory/maze-cpu"),
+        output=Path("runs/memory/maze-cpu/results"),
         work=Path("runs/memory/maze-cpu"),
     )
     # The models of `cpu` with 16 tokens a frame, of which blocks can be rows.
@@ -201,7 +201,7 @@ def presets() -> dict[str, tuple[str, BenchmarkConfig]]:
             num_workers=14,
         ),
         costs=CostConfig(frames_per_step=4096),
-        output=Path("results/memory/maze-gpu"),
+        output=Path("runs/memory/maze-gpu/results"),
         work=Path("runs/memory/maze-gpu"),
     )
     tiny = dataclasses.replace(

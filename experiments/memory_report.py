@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Sequence
@@ -15,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 
 from agents.statistics import crossed_bootstrap_interval
+from experiments.command_line import run_script
 from experiments.memory_backbones import ALL
 from experiments.memory_plots import (
     contact_rows,
@@ -276,10 +277,21 @@ def format_costs(costs: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(output: Path = Path("results/memory/corridor"), work: Path | None = None) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Make the report of results anew."""
+
+    output: Path = Path("results/memory/corridor")
+    """Where they are."""
+    work: Path | None = None
+    """Where what the dreams show is; by default in runs/memory, under the name of the output."""
+
+
+def main(config: ReportConfig) -> None:
     """Write the report of a directory of results and print its table."""
-    print(write_report(output, Path("runs/memory") / output.name if work is None else work))
+    work = config.work or Path("runs/memory") / config.output.name
+    print(write_report(config.output, work))
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    run_script(main, ReportConfig, __doc__)

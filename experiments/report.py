@@ -80,7 +80,7 @@ def summarise(results: Sequence[EpisodeResult]) -> dict[str, Any]:
     """Mean return with its 95 % bootstrap interval, and every episode."""
     returns = [r.episodic_return for r in results]
     low, high = bootstrap_interval(returns)
-    reached = [r.reached for r in results if r.reached is not None]
+    reached = [list(map(list, r.reached)) for r in results if r.reached is not None]
     return {
         "num_episodes": len(results),
         "mean_return": float(np.mean(returns)),
@@ -120,6 +120,24 @@ def format_table(rows: Sequence[tuple[str, str, dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+def as_json(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def same_setting(setting: Any, kept: Any) -> bool:
+    """Whether a setting is what was kept of it as JSON.
+
+    Fields of a config dataclass that were not known then were at their defaults.
+    """
+    if not dataclasses.is_dataclass(setting):
+        return json.loads(json.dumps(setting, default=str)) == kept
+    try:
+        return setting == checkpoint.from_json(type(setting), kept)
+    except checkpoint.CheckpointError:
+        return False
+
+
 def same_settings(settings: Settings, kept: dict[str, Any]) -> bool:
     """Whether settings are those of kept JSON; what that does not know yet was at its default.
 
@@ -127,13 +145,7 @@ def same_settings(settings: Settings, kept: dict[str, Any]) -> bool:
         settings: config dataclasses by name.
         kept: from `checkpoint.to_json`, by name.
     """
-    try:
-        return settings == {
-            name: checkpoint.from_json(type(setting), kept.get(name, {}))
-            for name, setting in settings.items()
-        }
-    except checkpoint.CheckpointError:
-        return False
+    return all(same_setting(setting, kept.get(name, {})) for name, setting in settings.items())
 
 
 def is_done(path: Path, settings: Settings) -> bool:

@@ -11,19 +11,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.rollout import EpisodeResult
-from experiments.report import provenance, summarise, write_json
-
-
-def as_json(config: Any) -> dict[str, Any]:
-    """A config dataclass as plain JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
-
-
-def alike(then: Any, now: Any) -> bool:
-    """Whether settings are the same, but for what was not there to be set then."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        return all(alike(value, now[name]) for name, value in then.items() if name in now)
-    return then == now
+from experiments.report import as_json, provenance, same_setting, summarise, write_json
 
 
 def check_config(
@@ -44,7 +32,11 @@ def check_config(
     new = as_json(config)
     if (path / "config.json").is_file():
         old = json.loads((path / "config.json").read_text())
-        changed = [k for k in new if k not in free_to_change and not alike(old.get(k), new[k])]
+        changed = [
+            k
+            for k in new
+            if k not in free_to_change and not same_setting(getattr(config, k), old.get(k))
+        ]
         if changed:
             changes = ", ".join(f"{k}: {old.get(k)} there, {new[k]} now" for k in changed)
             raise ValueError(

@@ -31,8 +31,8 @@ from experiments.data_checks import (
     learned_before,
 )
 from experiments.platform_settings import keep_memory
-from experiments.report import provenance
-from experiments.run_directory import as_json, check_config
+from experiments.report import as_json, provenance
+from experiments.run_directory import check_config
 from experiments.train_config import TrainConfig, presets
 from experiments.train_stages import (
     encode,
@@ -157,6 +157,8 @@ def open_datasets(config: TrainConfig) -> tuple[EpisodeDataset, EpisodeDataset]:
 
 def build_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:
     """A new model for the dataset's frames and actions, or `config.init` continued."""
+    if config.grid and not config.odometry:
+        raise ValueError("the grid is what odometry sees: give --odometry, or leave --grid out")
     if config.init is not None:
         if config.tokenizer_of is not None:
             raise ValueError("init takes over a whole world model: leave tokenizer_of out")
@@ -174,8 +176,6 @@ def build_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:
                 "--odometry out, or start anew with its tokenizer (--tokenizer-of)"
             )
         if config.grid and model.config.odometry is not None:
-            if not config.odometry:
-                raise ValueError("to see the grid, the odometry has to be trained: give --odometry")
             odometry = dataclasses.replace(model.config.odometry, grid=config.grid)
             model = model.reconfigured(odometry=odometry).requires_grad_(True)
         return model
@@ -268,9 +268,6 @@ def train_dynamics(
         model.compile_network()
     before = {} if config.init is None else checkpoint.load_metadata(config.init)
     earlier = before.get("learned_from", {})
-    if not earlier and "training_frames" in before:  # as earlier versions noted it
-        numbers = {"episodes": before["training_episodes"], "frames": before["training_frames"]}
-        earlier = {f"that of {config.init}": numbers}
     sources = earlier | sources
     contexts = contexts_to_keep(held_out)
     writer = open_writer(config, "world_model", trainer)

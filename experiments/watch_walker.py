@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import envs
 from agents.features import FeatureState, behaviour_policy
+from agents.rollout import BEHAVIOUR_TEMPERATURE
 from experiments.command_line import run_script
 from experiments.evaluate import FIRST_EVALUATION_SEED
 from experiments.videos import check_video, save_video
@@ -52,7 +53,7 @@ class WatchConfig:
     """Steps at most."""
     every: int = 2
     """Every so manieth step is shown."""
-    temperature: float = 0.6
+    temperature: float = BEHAVIOUR_TEMPERATURE
     """At which actions are drawn; below 1 likely ones become likelier."""
     fps: float = 20
     output: Path = Path("walker.mp4")

@@ -16,6 +16,7 @@ from tiny import tiny_contexts, tiny_model, write_dataset
 from agents.cloning import CloningConfig
 from agents.features import ShortMemoryPolicy, load_policy
 from agents.imagination import ActorCriticConfig
+from agents.on_the_way import WayConfig
 from agents.planner import PlannerConfig
 from agents.statistics import bootstrap_interval
 from experiments import benchmark_agents
@@ -31,6 +32,7 @@ from experiments.agents_report import (
     ways_to_targets,
     write_report,
 )
+from experiments.dream_train import DreamTrainConfig
 from experiments.report import read_runs
 from worldsim.checkpoint import save
 from worldsim.occupancy_config import OccupancyConfig
@@ -88,6 +90,19 @@ def test_every_agent_is_judged_once_and_a_second_call_adds_only_what_is_missing(
     with pytest.raises(ValueError, match=r"random-seed0.json was made with eval_episodes 2, not 3"):
         benchmark_agents.main(dataclasses.replace(config, agents=("random",), eval_episodes=3))
     benchmark_agents.main(dataclasses.replace(config, agents=("random",), temperature=2))
+    file = files["actor_critic-seed0"]
+    kept = json.loads(file.read_text())
+    del kept["config"]["way"]["min_reward"]  # as if there had not been such a setting
+    file.write_text(json.dumps(kept))
+    for changes in (
+        {"way": WayConfig(min_reward=0.9)},
+        {"actor_critic": ActorCriticConfig(num_epochs=9)},
+    ):
+        with pytest.raises(ValueError, match=f"was made with {next(iter(changes))}"):
+            benchmark_agents.main(
+                dataclasses.replace(config, agents=("actor_critic",), **changes)  # type: ignore[arg-type]
+            )
+    benchmark_agents.main(dataclasses.replace(config, agents=("actor_critic",)))
 
     # Results and policies of one world model are not taken for those of another.
     save(tiny_model(seed=1), tmp_path / "model", contexts=tiny_contexts())
@@ -211,6 +226,18 @@ def test_what_cannot_be_done_is_refused_before_anything_is_played(tmp_path: Path
     with pytest.raises(ValueError, match="frames_to_reward chooses among the stretches"):
         benchmark_agents.main(dataclasses.replace(config, frames_to_reward=3))
     assert not (tmp_path / "results").exists()
+
+
+def test_settings_that_others_decide_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"planner.walking is not taken from there: give --agents"):
+        BenchmarkAgentsConfig(planner=PlannerConfig(walking=False))
+    with pytest.raises(ValueError, match=r"planner.policy_temperature .* give --temperature"):
+        BenchmarkAgentsConfig(planner=PlannerConfig(policy_temperature=0.3))
+    with pytest.raises(ValueError, match=r"give --behaviour-temperature"):
+        DreamTrainConfig(agent="planner", planner=PlannerConfig(policy_temperature=0.3))
+    with pytest.raises(ValueError, match=r"dataset is what .* later rounds: give --rounds"):
+        DreamTrainConfig(dataset="my-env/explorer-v0")
+    assert BenchmarkAgentsConfig().output_directory.parts[0] == "runs"
 
 
 def test_an_unknown_agent_is_refused_by_name() -> None:

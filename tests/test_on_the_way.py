@@ -160,7 +160,7 @@ def test_ppo_starts_from_walking() -> None:
         DreamTrainConfig(agent="ppo", walking=False)
 
 
-def test_ppo_learns_from_progress_and_shows_dreamed_rewards(tmp_path: Path) -> None:
+def test_curves_of_ppo_tell_dreamed_rewards_and_shaped_ones_apart(tmp_path: Path) -> None:
     save(mapping().eval(), tmp_path / "model", contexts=tiny_contexts(2, 8))
 
     def curves(name: str, way: WayConfig) -> dict[str, list[float]]:

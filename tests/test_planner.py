@@ -467,22 +467,33 @@ def test_trace_shows_what_was_imagined(model: WorldModel, tmp_path: Path) -> Non
     assert trace.expected_return == pytest.approx(max(map(np.max, trace.rounds)))
     total = float(trace.rewards[0] @ 0.98 ** np.arange(3))
     assert trace.expected_return == pytest.approx(total, abs=1e-4)
-    assert trace.strip().shape == (3 * 64, 4 * 64, 3)
-    np.testing.assert_array_equal(trace.strip()[:64, :64], frames[1])
+    np.testing.assert_array_equal(trace.frame, frames[1])
+    assert trace.frames.shape == (3, 3, 64, 64, 3)
     save_trace(tmp_path / "plan.png", trace)
     assert (tmp_path / "plan.png").stat().st_size > 1000
 
 
 def test_beyond_the_horizon_counts_what_the_recorded_behaviour_makes(model: WorldModel) -> None:
-    expected: dict[str, PlanTrace] = {}
+    """The same plans in the same futures: what differs is the discounted value at their ends."""
+    found: dict[str, Plan] = {}
+    frames = torch.as_tensor(tiny_contexts(n=1).frames[:, :1])
+    state = model.observe(model.initial_state(1), torch.tensor([[model.no_action]]), frames)
     for bootstrap in ("none", "return"):
         config = dataclasses.replace(SMALL, method="random", bootstrap=bootstrap)
-        planner = Planner(model, config, on_plan=lambda t, b=bootstrap: expected.update({b: t}))
-        planner.act(tiny_contexts(n=1).frames[:, 0], None, np.ones(1, bool))
-    assert not np.allclose(expected["return"].rounds[0], expected["none"].rounds[0])
-    # The same plans in the same futures: what differs is the discounted value at their ends.
-    own = Planner(model, dataclasses.replace(SMALL, bootstrap="none"), value=model.predict_value)
-    assert own.search.value == model.predict_value
+        planner = Planner(model, config)
+        found[bootstrap] = planner.search.plan(state, torch.Generator().manual_seed(0))
+    returns = [
+        dict(zip(map(tuple, plans.tolist()), made.tolist(), strict=True))
+        for plans, made in ((p.candidates[0], p.candidate_returns[0]) for p in found.values())
+    ]
+    assert returns[0].keys() == returns[1].keys() and len(returns[0]) > 3
+    for plan in returns[0]:
+        end = state
+        for action, noise in zip(plan, found["none"].noise, strict=True):
+            end = planner.dream.step(end, torch.tensor([action]), noise).state
+        worth = SMALL.gamma**SMALL.horizon * model.predict_value(end.features).item()
+        assert returns[1][plan] - returns[0][plan] == pytest.approx(worth, abs=1e-4)
+        assert abs(worth) > 1e-3
 
 
 def test_planner_plays_whole_episodes(model: WorldModel) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gymnasium
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,3 +54,27 @@ def check_noise(noise: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"noise has shape {tuple(noise.shape)}; expected {shape}")
     if noise.dtype != torch.float32:
         raise ValueError(f"noise is {noise.dtype}; it must be torch.float32")
+
+
+def check_spaces(
+    env: str,
+    observation_space: gymnasium.Space,
+    action_space: gymnasium.Space,
+    frame_shape: tuple[int, ...],
+    num_actions: int,
+) -> None:
+    """Raise a ValueError for an env of other frames or actions than a world model's.
+
+    Args:
+        env: its name, for the message.
+        observation_space, action_space: of one env.
+        frame_shape, num_actions: the model's.
+    """
+    shape, dtype = observation_space.shape, observation_space.dtype
+    discrete = isinstance(action_space, gymnasium.spaces.Discrete)
+    fits = discrete and (action_space.n, action_space.start) == (num_actions, 0)  # type: ignore[attr-defined]
+    if shape != tuple(frame_shape) or dtype != np.uint8 or not fits:
+        raise ValueError(
+            f"the world model takes uint8 frames {tuple(frame_shape)} and {num_actions} actions; "
+            f"{env} has frames {dtype} {shape} and actions {action_space}"
+        )
