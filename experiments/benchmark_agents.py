@@ -131,7 +131,6 @@ class AgentsBenchmark:
                 result is of another model or other settings.
         """
         config = self.config
-        check_env(config.env, self.name)
         for agent in self.agents:
             if (reason := self._obstacle(agent)) is not None:
                 raise ValueError(f"{reason}: leave out {agent!r}")
@@ -143,6 +142,7 @@ class AgentsBenchmark:
             for file in (self._file(agent, seed) for seed in config.seeds):
                 if file.is_file():
                     check_kept(file, agent, config, self.name, self.weights, self.recorded_steps)
+        check_env(config.env, self.name)
 
     @functools.cached_property
     def read_outs(self) -> ReadOuts:

@@ -85,7 +85,7 @@ def test_every_agent_is_judged_once_and_a_second_call_adds_only_what_is_missing(
     assert read_runs(tmp_path / "results", LABELS)["random"][1]["seed"] == 1
 
     # Results of other settings are not taken for those of these; what does not matter may differ.
-    with pytest.raises(ValueError, match=r"actor_critic-seed0.json was made with temperature 1.0"):
+    with pytest.raises(ValueError, match=r"actor_critic-seed0.json was made with temperature 0.6"):
         benchmark_agents.main(dataclasses.replace(config, agents=("actor_critic",), temperature=2))
     with pytest.raises(ValueError, match=r"random-seed0.json was made with eval_episodes 2, not 3"):
         benchmark_agents.main(dataclasses.replace(config, agents=("random",), eval_episodes=3))
