@@ -46,7 +46,7 @@ LABELS = {
 }
 """Agents of the benchmark, in the order of its table."""
 
-JUDGES = {"dream": "rewards", "dream_way": "reward promised by the way made on the map"}
+JUDGES = {"dream": "rewards", "dream_way": "reward by the way on the map"}
 """What policies are judged by in dreams: name in results, and in words."""
 
 HELD_AGAINST = (
@@ -270,7 +270,8 @@ def plot_curves(file: Path, runs: Runs) -> None:
     """Reward while training, against the agent's own steps: dreamed, or real where it trains."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for agent, results in runs.items():
-        trained = [r for r in results if has_curve(r)]
+        # Whose memory is cut has learned as another, whose curve it is.
+        trained = [r for r in results if has_curve(r) and "short_memory" not in r]
         for i, result in enumerate(trained):
             label = LABELS[agent] if i == 0 else None
             step, reward = np.array(result["curve"]).T

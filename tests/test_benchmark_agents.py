@@ -214,7 +214,7 @@ def test_the_judge_compares_reward_per_step_of_policies_that_acted_in_both(tmp_p
     assert judge_pairs(read_runs(tmp_path, LABELS), "dream_way")[0] == ("ppo_pixels", 300.0, 200.0)
     table = write_report(tmp_path)
     assert f"{ranked}1.00." in table
-    other = "the way made on the map in dreams and real returns, 3 policies (means over seeds)"
+    other = "by the way on the map in dreams and real returns, 3 policies (means over seeds)"
     assert f"{other}: -1.00." in table
 
 
