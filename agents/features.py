@@ -218,13 +218,10 @@ class MemoryFeatures(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
     def __init__(self, env: gymnasium.Env, world_model: str | Path | WorldModel) -> None:
         super().__init__(env)
         model = world_model if isinstance(world_model, WorldModel) else load(world_model)
-        c = model.config
-        check_spaces(
-            "the env", env.observation_space, env.action_space, c.frame_shape, c.num_actions
-        )
+        check_spaces("the env", env.observation_space, env.action_space, model.config)
         self.model = model.eval()
-        limit = float(np.finfo(np.float32).max)
-        self.observation_space = gymnasium.spaces.Box(-limit, limit, (c.num_features,), np.float32)
+        limit, shape = float(np.finfo(np.float32).max), (model.config.num_features,)
+        self.observation_space = gymnasium.spaces.Box(-limit, limit, shape, np.float32)
         self._world: WorldState | None = None
 
     def reset(
@@ -246,6 +243,21 @@ class MemoryFeatures(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
             self.model, self._world, np.array([action]), frame[None], start
         )
         return self._world.features[0].float().cpu().numpy()
+
+
+def check_policy_fits(
+    policy: Policy, env: str, observation_space: gymnasium.Space, action_space: gymnasium.Space
+) -> None:
+    """Raise a ValueError where a policy's world model, if it has one, is not of such an env.
+
+    Args:
+        policy: any.
+        env: name of the env, for the message.
+        observation_space, action_space: of one env.
+    """
+    model = getattr(policy, "model", None)
+    if isinstance(model, WorldModel):
+        check_spaces(env, observation_space, action_space, model.config)
 
 
 def feature_policy_kwargs(model: WorldModel) -> dict[str, Any]:

@@ -79,3 +79,9 @@ class WayReward:
     def sure(self, rewards: Tensor) -> Tensor:
         """Dreamed rewards (n,), those that are too small to be sure left out."""
         return torch.where(rewards.abs() < self.config.min_reward, 0.0, rewards)
+
+
+def shaping_of(way: WayConfig, model: WorldModel) -> WayReward | None:
+    """What rewards progress, where the model draws a map and the config wants that."""
+    wanted = way.progress or way.touch
+    return WayReward(model, way) if model.occupancy is not None and wanted else None

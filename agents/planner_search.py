@@ -148,11 +148,10 @@ class PlannerConfig:
                 f"{self.horizon} in {self.num_particles} futures, which takes {least}"
             )
 
-    def refuse_given(self, *names: str, instead: str) -> None:
+    def refuse_given(self, name: str, *, instead: str) -> None:
         """Raise a ValueError where a setting was given that something else decides."""
-        for name in names:
-            if getattr(self, name) != getattr(PlannerConfig(), name):
-                raise ValueError(f"planner.{name} is not taken from there: give {instead}")
+        if getattr(self, name) != getattr(PlannerConfig(), name):
+            raise ValueError(f"planner.{name} is not taken from there: give {instead}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from agents.actor_critic import ActorCritic
 from agents.cloning import CloningConfig, ReadOuts, clone_advantages, read_out_episodes
 from agents.imagination import ImaginationTrainer, starts_of
-from agents.on_the_way import WayConfig, WayReward
+from agents.on_the_way import shaping_of
 from agents.planner import DreamModel
 from experiments.run_directory import RunDirectory
 from worldsim.contexts import ContextBank
@@ -39,12 +39,6 @@ def clone_and_report(agent: ActorCritic, data: ReadOuts, config: CloningConfig, 
     values = clone_advantages(agent, data, config, seed)
     shown = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items())
     print(f"cloned {len(data.actions):,} actions: {shown}")
-
-
-def shaping_of(way: WayConfig, model: WorldModel) -> WayReward | None:
-    """What rewards progress, where the model draws a map and the config wants that."""
-    wanted = way.progress or way.touch
-    return WayReward(model, way) if model.occupancy is not None and wanted else None
 
 
 def train_actor_critic(

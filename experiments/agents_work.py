@@ -55,14 +55,14 @@ def check_work(directory: Path, settings: dict[str, Any]) -> None:
     Raises:
         ValueError: it was done with others.
     """
-    now = json.loads(json.dumps(settings))
     file = directory / "settings.json"
-    then = json.loads(file.read_text()) if file.is_file() else now
-    if changed := [name for name in now if then.get(name) != now[name]]:
-        raise ValueError(
-            f"{directory} holds work of another {', '.join(changed)}: choose another --work"
-        )
-    write_json(file, now)
+    if file.is_file():
+        then = json.loads(file.read_text())
+        if changed := [n for n, one in settings.items() if not same_setting(one, then.get(n))]:
+            raise ValueError(
+                f"{directory} holds work of another {', '.join(changed)}: choose another --work"
+            )
+    write_json(file, settings)
 
 
 def read_curve(directory: Path, tag: str = "dream/episodic_return") -> list[list[float]]:

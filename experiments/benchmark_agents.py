@@ -36,15 +36,11 @@ from agents.features import (
     behaviour_policy,
     load_policy,
 )
-from agents.on_the_way import WayConfig, WayReward
+from agents.on_the_way import WayConfig, shaping_of
 from agents.planner import Planner
 from agents.rollout import Policy
 from agents.scripted import has_scripted_player, scripted_player
-from experiments.actor_critic_training import (
-    clone_and_report,
-    read_out_dataset,
-    shaping_of,
-)
+from experiments.actor_critic_training import clone_and_report, read_out_dataset
 from experiments.agents_config import (
     DREAM_TRAINED,
     MEMORY_CUT,
@@ -247,7 +243,7 @@ class AgentsBenchmark:
     def _clone(self, seed: int) -> ActorCritic:
         """Learn from recorded episodes, or take what was learned before."""
         work, config = self.config.work_directory / f"advantage_weighted-seed{seed}", self.config
-        of_episodes = {"dataset": config.dataset, "cloning": as_json(config.cloning)}
+        of_episodes = {"dataset": config.dataset, "cloning": config.cloning}
         check_work(work, {"world_model_sha256": self.weights, **of_episodes})
         path = work / "policy.safetensors"
         if not path.is_file():
@@ -352,8 +348,7 @@ class AgentsBenchmark:
             "dream": self._judge_in_dream(agent, policy),
             "dream_way": None,
         }
-        if self.model.occupancy is not None:
-            way = WayReward(self.model, WayConfig(touch=0.0))
+        if (way := shaping_of(WayConfig(touch=0.0), self.model)) is not None:
             judged["dream_way"] = self._judge_in_dream(
                 agent, policy, lambda before, dream: way(before, dream.state)
             )

@@ -153,15 +153,11 @@ def make_policy(config: CollectConfig, env: gymnasium.Env) -> Callable[[int], Po
     from stable_baselines3.common.utils import set_random_seed
 
     from agents.actor_critic import ActorCriticPolicy
-    from agents.features import FeaturePolicy
-    from worldsim.checks import check_spaces
+    from agents.features import FeaturePolicy, check_policy_fits
 
     torch.set_num_threads(1)
     policy = learned_policy(config)
-    if isinstance(policy, FeaturePolicy):
-        c = policy.model.config
-        spaces = env.observation_space, env.action_space
-        check_spaces(config.env, *spaces, c.frame_shape, c.num_actions)
+    check_policy_fits(policy, config.env, env.observation_space, env.action_space)
 
     def reseed(seed: int) -> Policy:
         set_random_seed(seed)

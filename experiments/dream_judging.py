@@ -113,7 +113,7 @@ def check_env(name: str, world_model: str) -> None:
     spaces = env.observation_space, env.action_space
     env.close()
     try:
-        check_spaces(name, *spaces, tuple(model.frame_shape), model.num_actions)
+        check_spaces(name, *spaces, model)
     except ValueError as error:
         raise ValueError(
             f"{world_model} does not dream {name} ({error}): name the model's own env with --env "

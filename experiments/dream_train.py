@@ -187,8 +187,12 @@ class DreamTrainConfig:
     @property
     def training_horizon(self) -> int:
         """Steps of a dreamed episode to train on."""
-        short = self.obs == "features" and self.agent in ("actor-critic", "ppo")
-        return self.horizon or (16 if short else 64)
+        return self.horizon or (16 if self.improves_behaviour else 64)
+
+    @property
+    def improves_behaviour(self) -> bool:
+        """Whether training starts from the model's own behaviour, not from nothing."""
+        return self.obs == "features" and self.agent in ("actor-critic", "ppo")
 
     @property
     def judging_horizon(self) -> int:
@@ -353,7 +357,7 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
         if has_scripted_player(config.env):
             player = scripted_player(config.env, config.seed)
             baselines["data"] = (player, "scripted, as in the data")
-        if config.agent in ("actor-critic", "ppo") and config.obs == "features":
+        if config.improves_behaviour:
             own = "the behaviour that it starts from" if config.clone is None else "own behaviour"
             baselines["start"] = (own_behaviour(config, model), own)
         if config.judge:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from agents.actor_critic import world_model_note
 from agents.features import feature_policy_kwargs, start_from_behaviour
+from agents.on_the_way import shaping_of
 from agents.sb3 import BatchedVecEnv
-from experiments.actor_critic_training import shaping_of
 from experiments.dream_progress import DreamProgress
 from experiments.report import write_json
 from experiments.run_directory import RunDirectory
@@ -66,8 +66,7 @@ def make_agent(config: Any, env: VecEnv, model: WorldModel) -> OnPolicyAlgorithm
     """Make the SB3 agent; on features it starts from the behaviour that the model predicts."""
     recurrent = config.agent == "recurrent-ppo"
     kind = "Cnn" if config.obs == "pixels" else "Mlp"
-    from_behaviour = config.obs == "features" and not recurrent
-    ppo = config.ppo.settled(improving=from_behaviour)
+    ppo = config.ppo.settled(improving=config.improves_behaviour)
     num_steps = ppo.pop("num_steps")
     algorithm: type[OnPolicyAlgorithm] = RecurrentPPO if recurrent else PPO
     agent = algorithm(
@@ -76,12 +75,12 @@ def make_agent(config: Any, env: VecEnv, model: WorldModel) -> OnPolicyAlgorithm
         n_steps=num_steps,
         n_epochs=ppo.pop("num_epochs"),  # type: ignore[call-arg]
         batch_size=min(ppo.pop("batch_size"), num_steps * env.num_envs),  # type: ignore[call-arg]
-        policy_kwargs=feature_policy_kwargs(model) if from_behaviour else None,
+        policy_kwargs=feature_policy_kwargs(model) if config.improves_behaviour else None,
         seed=config.seed,
         device=config.torch_device,
         **ppo,
     )
-    if from_behaviour:
+    if config.improves_behaviour:
         start_from_behaviour(agent, model, temperature=config.behaviour_temperature)
     return agent
 
@@ -104,7 +103,7 @@ def train_with_sb3(
     def worth(before: WorldState, dream: Dream) -> Tensor:
         rewards = dream.reward if shaping is None else shaping.sure(dream.reward)
         recent.append(float(rewards.mean()))
-        return rewards if shaping is None else rewards + shaping(before, dream.state)
+        return rewards if shaping is None else shaping.of_dream(before, dream)
 
     dreams = DreamVectorEnv(
         config.num_envs,

@@ -382,6 +382,8 @@ def test_benchmark_of_speed_measures_every_part(checkpoint: Path, tmp_path: Path
     timed = ("network_pass", "commit", "decode", "heads", "step")
     timed += ("snapshot", "restore", "fork_two", "gather")
     assert min(parts[name] for name in timed) > 0
+    inner = sum(parts[name] for name in ("network_pass", "commit", "decode", "heads"))
+    assert parts["step"] == pytest.approx(inner + parts["env_overhead"])
     assert min(results["real"].values()) > 0 and results["training"]["frames_per_second"] > 0
     assert (tmp_path / "dream_speed.png").is_file() and (tmp_path / "results.json").is_file()
 

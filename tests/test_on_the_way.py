@@ -15,9 +15,8 @@ from agents.actor_critic import ActorCritic, ActorCriticPolicy
 from agents.features import FeaturePolicy, load_policy
 from agents.imagination import ActorCriticConfig, ImaginationTrainer
 from agents.map_value import FARTHEST, STEPS_PER_CELL, STEPS_PER_RADIAN
-from agents.on_the_way import WayConfig, WayReward
+from agents.on_the_way import WayConfig, WayReward, shaping_of
 from agents.planner import DreamModel
-from experiments.actor_critic_training import shaping_of
 from experiments.dream_train import DreamTrainConfig
 from experiments.dream_train import main as dream_train
 from experiments.sb3_training import PPOConfig

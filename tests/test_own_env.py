@@ -170,7 +170,9 @@ def test_an_own_env_goes_all_the_way(
         output=tmp_path / "run",
         device="cpu",
     )
-    with pytest.raises(ValueError, match=r"frames \(32, 32, 1\) and 3 actions; .*--env"):
+    with pytest.raises(
+        ValueError, match=r"takes uint8 frames \(32, 32, 1\) and 3 actions; .*--env"
+    ):
         dream_train.main(job)
     results = dream_train.main(dataclasses.replace(job, env=LAMP, output=tmp_path / "own"))
     assert {"random", "round 1"} <= set(results["evaluations"])

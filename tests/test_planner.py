@@ -494,6 +494,8 @@ def test_beyond_the_horizon_counts_what_the_recorded_behaviour_makes(model: Worl
         worth = SMALL.gamma**SMALL.horizon * model.predict_value(end.features).item()
         assert returns[1][plan] - returns[0][plan] == pytest.approx(worth, abs=1e-4)
         assert abs(worth) > 1e-3
+    own = Planner(model, dataclasses.replace(SMALL, bootstrap="none"), value=model.predict_value)
+    assert own.search.value == model.predict_value
 
 
 def test_planner_plays_whole_episodes(model: WorldModel) -> None:

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldsim.world_model_config import WorldModelConfig
+
 
 def check_actions(
     actions: Tensor, shape: tuple[int, ...], no_action: int, *, told_poses: bool
@@ -60,21 +62,21 @@ def check_spaces(
     env: str,
     observation_space: gymnasium.Space,
     action_space: gymnasium.Space,
-    frame_shape: tuple[int, ...],
-    num_actions: int,
+    config: WorldModelConfig,
 ) -> None:
     """Raise a ValueError for an env of other frames or actions than a world model's.
 
     Args:
         env: its name, for the message.
         observation_space, action_space: of one env.
-        frame_shape, num_actions: the model's.
+        config: of the model.
     """
     shape, dtype = observation_space.shape, observation_space.dtype
     discrete = isinstance(action_space, gymnasium.spaces.Discrete)
-    fits = discrete and (action_space.n, action_space.start) == (num_actions, 0)  # type: ignore[attr-defined]
-    if shape != tuple(frame_shape) or dtype != np.uint8 or not fits:
+    fits = discrete and (action_space.n, action_space.start) == (config.num_actions, 0)  # type: ignore[attr-defined]
+    if shape != tuple(config.frame_shape) or dtype != np.uint8 or not fits:
         raise ValueError(
-            f"the world model takes uint8 frames {tuple(frame_shape)} and {num_actions} actions; "
-            f"{env} has frames {dtype} {shape} and actions {action_space}"
+            f"the world model takes uint8 frames {tuple(config.frame_shape)} and "
+            f"{config.num_actions} actions; {env} has frames {dtype} {shape} and actions "
+            f"{action_space}"
         )
