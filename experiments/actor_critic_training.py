@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections import deque
 
+import numpy as np
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
@@ -105,7 +106,8 @@ def train_actor_critic(
         agent.save(path, world_model=world_model)
         run.keep(round_seconds=seconds(), round_timesteps=trainer.num_dream_steps)
 
-    rewards: deque[float] = deque(maxlen=20)
+    # What a dream of the horizon makes, in rewards and with what is worth something beside.
+    recent: deque[tuple[float, float]] = deque(maxlen=20)
     # Every round of TensorBoard's curves begins after the one before.
     first_step = run.get("finished_timesteps", 0)
     with tqdm(
@@ -122,19 +124,18 @@ def train_actor_critic(
                 else seconds() < 60 * options.minutes
             ):
                 metrics = trainer.update()
-                rewards.append(metrics["reward_per_step"])
-                for name, value in metrics.items():
-                    tag = f"actor_critic/{name}"
+                recent.append((metrics["reward_per_step"], metrics["shaped_reward_per_step"]))
+                dreamed, shaped = options.training_horizon * np.mean(recent, axis=0)
+                logged = {f"actor_critic/{name}": value for name, value in metrics.items()}
+                logged |= {"dream/episodic_return": dreamed, "dream/shaped_return": shaped}
+                for tag, value in logged.items():
                     run.writer.add_scalar(tag, value, first_step + trainer.num_dream_steps)
                 done = trainer.num_dream_steps if limit is not None else round(seconds())
                 bar.update(max(0, min(done, bar.total) - bar.n))
                 rate = (trainer.num_dream_steps - resumed_at) / (time.monotonic() - start)
-                per_dream = options.training_horizon * sum(rewards) / len(rewards)
-                run.writer.add_scalar(
-                    "dream/episodic_return", per_dream, first_step + trainer.num_dream_steps
-                )
                 bar.set_postfix_str(
-                    f"{trainer.num_dream_steps} steps, {rate:.0f}/s, dream return {per_dream:.2f}",
+                    f"{trainer.num_dream_steps} steps, {rate:.0f}/s, dream return {dreamed:.2f}"
+                    + (f", with progress {shaped:.2f}" if shaping is not None else ""),
                     refresh=False,
                 )
                 if time.monotonic() - last_save > SAVE_SECONDS:

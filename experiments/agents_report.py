@@ -261,25 +261,43 @@ def plot_returns(file: Path, runs: Runs) -> None:
     plt.close(figure)
 
 
-def has_curve(result: dict[str, Any]) -> bool:
-    """Whether a result tells how training went, and how long its episodes were."""
-    return bool(result.get("curve")) and result.get("curve_steps") is not None
+def has_curve(result: dict[str, Any], curve: str = "curve") -> bool:
+    """Whether a result tells how its own training went, and how long its episodes were."""
+    # Whose memory is cut has learned as another, whose curve it is.
+    of_another = "short_memory" in result
+    return bool(result.get(curve)) and result.get("curve_steps") is not None and not of_another
 
 
 def plot_curves(file: Path, runs: Runs) -> None:
-    """Reward while training, against the agent's own steps: dreamed, or real where it trains."""
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for agent, results in runs.items():
-        # Whose memory is cut has learned as another, whose curve it is.
-        trained = [r for r in results if has_curve(r) and "short_memory" not in r]
-        for i, result in enumerate(trained):
-            label = LABELS[agent] if i == 0 else None
-            step, reward = np.array(result["curve"]).T
-            reward = 1000 * reward / result["curve_steps"]
-            axes.plot(step, reward, color=colour_of(agent), label=label)
-    axes.legend(fontsize=8)
-    axes.set(xlabel="training steps", ylabel="reward per 1,000 steps of training")
-    axes.grid(alpha=0.3)
+    """Reward while training, against the agent's own steps: dreamed, or real where it trains.
+
+    What it learned from, where that is known, has a plot of its own: with progress on the way.
+    """
+    titles = {"curve": "rewards alone", "shaped_curve": "with progress on the way"}
+    trained = {
+        curve: {
+            agent: [r for r in results if has_curve(r, curve)] for agent, results in runs.items()
+        }
+        for curve in titles
+    }
+    shown = [curve for curve in titles if any(trained[curve].values())]
+    figure, all_axes = plt.subplots(
+        1, len(shown), figsize=(6 * len(shown), 4.5), layout="constrained", squeeze=False
+    )
+    for axes, curve in zip(all_axes[0], shown, strict=True):
+        for agent, results in trained[curve].items():
+            for i, result in enumerate(results):
+                label = LABELS[agent] if i == 0 else None
+                step, reward = np.array(result[curve]).T
+                reward = 1000 * reward / result["curve_steps"]
+                axes.plot(step, reward, color=colour_of(agent), label=label)
+        axes.legend(fontsize=8)
+        axes.set(
+            xlabel="training steps",
+            ylabel="reward per 1,000 steps of training",
+            title=titles[curve],
+        )
+        axes.grid(alpha=0.3)
     figure.savefig(file, dpi=120)
     plt.close(figure)
 

@@ -298,6 +298,7 @@ class AgentsBenchmark:
             "training": run.agent,
             "training_minutes": last_round["seconds"] / 60,
             "curve": read_curve(run.run_directory),
+            "shaped_curve": read_curve(run.run_directory, "dream/shaped_return"),
             "curve_steps": run.training_horizon,
         }
         return load_policy(run.policy_path, seed=seed), details
