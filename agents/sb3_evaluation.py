@@ -11,6 +11,7 @@ if __name__ == "__main__":  # the real envs are processes, which import the scri
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,9 +21,11 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from stable_baselines3.common.callbacks import BaseCallback
 
+from agents.actor_critic import world_model_note
 from agents.features import FeaturePolicy
 from agents.rollout import EpisodeResult, Policy, make_parallel, rollout
 from agents.sb3 import SB3Policy
+from worldsim.checkpoint import load
 from worldsim.world_model import WorldModel
 
 
@@ -36,7 +39,9 @@ class RealEnvEvaluation(BaseCallback):
     Args:
         make_env: makes a real env, such as `functools.partial(envs.make, "memory-maze-9x9")`.
         every: training steps between two evaluations; one is made at the end of training, too.
-        world_model: whose features the agent acts on; None for an agent on frames.
+        world_model: whose features the agent acts on; None for an agent on frames. Of one that is
+            given by its shipped name or checkpoint directory, a note is kept beside the best agent,
+            with which `load_policy` and `evaluate.py` find it.
         seeds: of the real episodes, one each; the same ones every time. Those by which the best
             agent is chosen should not be those that it is judged by in the end.
         num_workers: real envs side by side, one process each; 0 plays one in this process.
@@ -46,6 +51,7 @@ class RealEnvEvaluation(BaseCallback):
 
     Raises:
         ValueError: `every` is below 1.
+        CheckpointError: there is no such world model.
     """
 
     def __init__(
@@ -53,7 +59,7 @@ class RealEnvEvaluation(BaseCallback):
         make_env: Callable[[], gymnasium.Env],
         *,
         every: int,
-        world_model: WorldModel | None = None,
+        world_model: str | Path | WorldModel | None = None,
         seeds: Sequence[int] = range(1_600_000, 1_600_005),
         num_workers: int = 2,
         deterministic: bool = False,
@@ -63,7 +69,12 @@ class RealEnvEvaluation(BaseCallback):
         super().__init__()
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
-        self.make_env, self.every, self.world_model = make_env, every, world_model
+        self.make_env, self.every = make_env, every
+        self._note: dict[str, str] | None = None
+        if isinstance(world_model, str | Path):
+            self._note = world_model_note(world_model)
+            world_model = load(world_model)
+        self.world_model = world_model
         self.seeds, self.num_workers, self.deterministic = list(seeds), num_workers, deterministic
         self.videos = None if videos is None else Path(videos)
         self.best_path = None if best_model_save_path is None else Path(best_model_save_path)
@@ -115,4 +126,6 @@ class RealEnvEvaluation(BaseCallback):
         if self.best_path is not None and mean > self.best_return:
             self.best_path.parent.mkdir(parents=True, exist_ok=True)
             self.model.save(self.best_path)
+            if self._note is not None:
+                self.best_path.with_suffix(".json").write_text(json.dumps(self._note) + "\n")
         self.best_return = max(self.best_return, mean)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections import deque
 
 import numpy as np
@@ -16,11 +15,10 @@ from agents.imagination import ImaginationTrainer, starts_of
 from agents.on_the_way import shaping_of
 from agents.planner import DreamModel
 from experiments.run_directory import RunDirectory
+from experiments.training_progress import TrainingProgress
 from worldsim.contexts import ContextBank
 from worldsim.episodes import EpisodeDataset
 from worldsim.world_model import WorldModel
-
-SAVE_SECONDS = 60.0
 
 
 def read_out_dataset(model: WorldModel, dataset: str, num_episodes: int) -> ReadOuts:
@@ -92,55 +90,41 @@ def train_actor_critic(
     )
     if run.get("round_timesteps", 0):
         trainer.load_state_dict(load_file(training))
-    seconds_before, limit = run.get("round_seconds", 0.0), options.total_timesteps
-    start = last_save = time.monotonic()
-    resumed_at = trainer.num_dream_steps
 
-    def seconds() -> float:
-        return seconds_before + time.monotonic() - start
-
-    def save() -> None:
+    def save(seconds: float) -> None:
         # The training state first: a round that is known to have begun must have one.
         save_file(trainer.state_dict(), training.with_suffix(".tmp"))
         training.with_suffix(".tmp").replace(training)
         agent.save(path, world_model=world_model)
-        run.keep(round_seconds=seconds(), round_timesteps=trainer.num_dream_steps)
+        run.keep(round_seconds=seconds, round_timesteps=trainer.num_dream_steps)
 
-    # What a dream of the horizon makes, in rewards and with what is worth something beside.
+    # What a step makes, in rewards, and with what is worth something beside them.
     recent: deque[tuple[float, float]] = deque(maxlen=20)
     # Every round of TensorBoard's curves begins after the one before.
-    first_step = run.get("finished_timesteps", 0)
-    with tqdm(
-        total=limit if limit is not None else round(60 * options.minutes),
-        initial=resumed_at if limit is not None else round(seconds_before),
-        desc=f"dream training, round {round_index}",
-        unit="step" if limit is not None else "s",
-        dynamic_ncols=True,
-    ) as bar:
-        try:
-            while (
-                trainer.num_dream_steps < limit
-                if limit is not None
-                else seconds() < 60 * options.minutes
-            ):
-                metrics = trainer.update()
-                recent.append((metrics["reward_per_step"], metrics["shaped_reward_per_step"]))
-                dreamed, shaped = options.training_horizon * np.mean(recent, axis=0)
-                logged = {f"actor_critic/{name}": value for name, value in metrics.items()}
-                logged |= {"dream/episodic_return": dreamed, "dream/shaped_return": shaped}
-                for tag, value in logged.items():
-                    run.writer.add_scalar(tag, value, first_step + trainer.num_dream_steps)
-                done = trainer.num_dream_steps if limit is not None else round(seconds())
-                bar.update(max(0, min(done, bar.total) - bar.n))
-                rate = (trainer.num_dream_steps - resumed_at) / (time.monotonic() - start)
-                bar.set_postfix_str(
-                    f"{trainer.num_dream_steps} steps, {rate:.0f}/s, dream return {dreamed:.2f}"
-                    + (f", with progress {shaped:.2f}" if shaping is not None else ""),
-                    refresh=False,
-                )
-                if time.monotonic() - last_save > SAVE_SECONDS:
-                    save()
-                    last_save = time.monotonic()
-        finally:
-            if trainer.num_dream_steps > resumed_at or not path.is_file():
-                save()
+    first_step, resumed_at = run.get("finished_timesteps", 0), trainer.num_dream_steps
+    limit = options.total_timesteps
+    progress = TrainingProgress(
+        save,
+        description=f"dream training, round {round_index}",
+        total_timesteps=limit,
+        time_limit=60 * options.minutes if limit is None else None,
+        timesteps=resumed_at,
+        seconds_before=run.get("round_seconds", 0.0),
+    )
+    try:
+        while not progress.over:
+            metrics = trainer.update()
+            recent.append((metrics["reward_per_step"], metrics["shaped_reward_per_step"]))
+            dreamed, shaped = options.training_horizon * np.mean(recent, axis=0)
+            logged = {f"actor_critic/{name}": value for name, value in metrics.items()}
+            logged |= {"dream/episodic_return": dreamed, "dream/shaped_return": shaped}
+            for tag, value in logged.items():
+                run.writer.add_scalar(tag, value, first_step + trainer.num_dream_steps)
+            status = f"dream return {dreamed:.2f}"
+            if shaping is not None:
+                status += f", with progress {shaped:.2f}"
+            progress.update(trainer.num_dream_steps, status)
+    finally:
+        progress.close()
+        if trainer.num_dream_steps > resumed_at or not path.is_file():
+            save(progress.seconds)

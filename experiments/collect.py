@@ -45,7 +45,7 @@ class CollectConfig:
     (that a world model has learned to predict), walker (the same, going where the model expects the
     next reward), or a saved policy: a zip of Stable-Baselines3, or the safetensors file of an
     actor-critic."""
-    world_model: str | None = None
+    policy_model: str | None = None
     """World model of walker and behaviour, a shipped name or a checkpoint directory; by default the
     shipped one of the env's name."""
     temperature: float = BEHAVIOUR_TEMPERATURE
@@ -98,7 +98,7 @@ class CollectConfig:
         elif self.policy in BEHAVIOURS:
             from agents.actor_critic import world_model_note
 
-            settings |= world_model_note(self.world_model or self.env)
+            settings |= world_model_note(self.policy_model or self.env)
             settings |= {"temperature": self.temperature, "deterministic": self.deterministic}
         elif self.policy not in SCRIPTED_POLICIES:
             digest = hashlib.sha256(Path(self.policy).read_bytes()).hexdigest()
@@ -180,7 +180,7 @@ def learned_policy(config: CollectConfig) -> Policy:
 
     if config.policy in BEHAVIOURS:
         return behaviour_policy(
-            load(config.world_model or config.env),
+            load(config.policy_model or config.env),
             walking=config.policy == "walker",
             deterministic=config.deterministic,
             temperature=config.temperature,

@@ -66,7 +66,7 @@ def improve_world_model(
         collect.CollectConfig(
             env=env,
             policy=own if policy is None else str(_keep_policy(policy, output)),
-            world_model=world_model if policy is None else None,
+            policy_model=world_model if policy is None else None,
             temperature=temperature,
             episodes=episodes,
             seed=first_seed,

@@ -15,6 +15,7 @@ import envs
 from agents.sb3 import SB3Policy
 from experiments.dream_progress import DreamProgress
 from experiments.report import write_json
+from experiments.training_progress import TrainingProgress
 
 # Apart from the seeds of the world model's data (0 and up), of validation (1,000,000 and up) and of
 # evaluation (2,000,000 and up).
@@ -97,18 +98,18 @@ def train_model_free(
                 "choose another --work"
             )
         if rest > 0:
-            progress = DreamProgress(
+            progress = TrainingProgress(
                 save,
                 description=f"model-free, seed {seed}",
                 total_timesteps=real_steps,
                 time_limit=None,
+                timesteps=agent.num_timesteps,
                 seconds_before=training_seconds(work),
-                label="return",
             )
             try:
                 agent.learn(
                     rest,
-                    callback=progress,
+                    callback=DreamProgress(progress, label="return"),
                     reset_num_timesteps=False,
                     tb_log_name="tensorboard",
                 )

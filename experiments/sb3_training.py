@@ -23,6 +23,7 @@ from agents.sb3 import BatchedVecEnv
 from experiments.dream_progress import DreamProgress
 from experiments.report import write_json
 from experiments.run_directory import RunDirectory
+from experiments.training_progress import TrainingProgress
 from worldsim.contexts import ContextBank
 from worldsim.dream import DreamVectorEnv
 from worldsim.dreaming import Dream
@@ -135,19 +136,22 @@ def train_with_sb3(
         run.keep(round_seconds=seconds, round_timesteps=agent.num_timesteps - first_step)
 
     limit = None if config.total_timesteps is None else first_step + config.total_timesteps
-    progress = DreamProgress(
+    steps = sys.maxsize // 2 if limit is None else limit - agent.num_timesteps
+    if steps <= 0:
+        return
+    progress = TrainingProgress(
         save,
         description=f"dream training, round {round_index}",
         total_timesteps=limit,
         time_limit=60 * config.minutes if limit is None else None,
+        timesteps=agent.num_timesteps,
         seconds_before=run.get("round_seconds", 0.0),
-        mean_return=lambda: config.training_horizon * float(np.mean(recent)),
     )
-    steps = sys.maxsize // 2 if limit is None else limit - agent.num_timesteps
-    if steps <= 0:
-        return
+    shown = DreamProgress(
+        progress, mean_return=lambda: config.training_horizon * float(np.mean(recent))
+    )
     try:
-        agent.learn(steps, callback=progress, reset_num_timesteps=False)
+        agent.learn(steps, callback=shown, reset_num_timesteps=False)
     finally:
         progress.close()
         save(progress.seconds)

@@ -315,7 +315,7 @@ def test_what_a_model_predicts_plays_and_seeds_decide_it(
         agent = ActorCritic.from_behaviour(load(world_model), told_places=False)
         agent.save(tmp_path / "agent.safetensors", world_model=str(world_model))
         policy = str(tmp_path / "agent.safetensors")
-    config = counter_config(tmp_path, policy=policy, world_model=str(world_model))
+    config = counter_config(tmp_path, policy=policy, policy_model=str(world_model))
     env = CounterEnv()
     play = make_policy(config, env)
 
@@ -329,10 +329,10 @@ def test_what_a_model_predicts_plays_and_seeds_decide_it(
 
 
 def test_walking_needs_places(world_model: Path, tmp_path: Path) -> None:
-    config = counter_config(tmp_path, policy="walker", world_model=str(world_model))
+    config = counter_config(tmp_path, policy="walker", policy_model=str(world_model))
     with pytest.raises(ValueError, match="no memory of places"):
         main(config, make=make_counter)
-    other = counter_config(tmp_path, policy="behaviour", world_model=str(world_model))
+    other = counter_config(tmp_path, policy="behaviour", policy_model=str(world_model))
     warmer = dataclasses.replace(other, temperature=2.0)
     assert other.settings != warmer.settings and "world_model_sha256" in other.settings
 

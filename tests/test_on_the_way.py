@@ -197,6 +197,7 @@ def test_settings_of_ppo_depend_on_what_it_starts_from() -> None:
     improving, anew = config.settled(improving=True), config.settled(improving=False)
     assert improving["learning_rate"] == anew["learning_rate"] == 0.5
     assert improving["ent_coef"] == 0 and anew["ent_coef"] == 0.01
+    assert improving["num_steps"] == 16 and anew["num_steps"] == 64
     assert None not in improving.values() and improving.keys() == anew.keys()
 
 

@@ -24,8 +24,10 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
+from agents.features import FeaturePolicy, load_policy
 from agents.sb3 import BatchedVecEnv, SB3Policy
 from agents.sb3_evaluation import RealEnvEvaluation
+from worldsim.checkpoint import save
 from worldsim.contexts import ContextBank
 from worldsim.dream import DreamVectorEnv
 from worldsim.dream_env import DreamEnv
@@ -203,10 +205,11 @@ def test_real_episodes_are_played_while_the_dream_trains(
     policy = "CnnPolicy" if obs == "pixels" else "MlpPolicy"
     agent = PPO(policy, env, n_steps=8, batch_size=8, n_epochs=1, device="cpu", seed=0)
     agent.set_logger(configure(str(tmp_path / "log"), ["csv"]))
+    save(model, tmp_path / "model")
     callback = RealEnvEvaluation(
         Counting,
         every=20,
-        world_model=model if obs == "features" else None,
+        world_model=tmp_path / "model" if obs == "features" else None,
         seeds=(3, 5, 7),
         num_workers=0,
         videos=tmp_path / "videos",
@@ -222,6 +225,8 @@ def test_real_episodes_are_played_while_the_dream_trains(
     assert videos == [20, 40, 48]
     assert iio.imread(tmp_path / "videos/20.mp4").shape == (6, 128, 128, 3)
     assert PPO.load(tmp_path / "best.zip").num_timesteps == 20  # no later one was better
+    best = load_policy(tmp_path / "best.zip")  # it knows whose features it acts on
+    assert isinstance(best, FeaturePolicy if obs == "features" else SB3Policy)
     with pytest.raises(ValueError, match="every must be at least 1, got 0"):
         RealEnvEvaluation(Counting, every=0)
 

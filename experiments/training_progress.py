@@ -1,0 +1,90 @@
+"""How far the training of an agent is: a progress bar, the end of its time, and when to save."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+
+class TrainingProgress:
+    """Shows progress and time left, and saves now and then.
+
+    The bar counts steps where these are limited, and seconds where the time is, for then nobody
+    knows in advance how many steps there will be.
+
+    Args:
+        on_save: called every `save_seconds` with the seconds trained so far.
+        description: label of the progress bar.
+        total_timesteps: steps at which training ends; None: only the time limits it.
+        time_limit: seconds after which training ends; None: only the steps limit it.
+        timesteps: steps done before.
+        seconds_before: seconds that those took.
+        save_seconds: seconds between two saves.
+    """
+
+    def __init__(
+        self,
+        on_save: Callable[[float], None],
+        *,
+        description: str,
+        total_timesteps: int | None,
+        time_limit: float | None,
+        timesteps: int = 0,
+        seconds_before: float = 0.0,
+        save_seconds: float = 60.0,
+    ) -> None:
+        self.on_save, self.save_seconds = on_save, save_seconds
+        self.total_timesteps, self.time_limit = total_timesteps, time_limit
+        self.timesteps, self.seconds_before = timesteps, seconds_before
+        self._first_step = timesteps
+        self._start = self._last_save = time.monotonic()
+        in_steps = total_timesteps is not None
+        self._bar = tqdm(
+            total=total_timesteps if in_steps else round(time_limit or 0),
+            initial=timesteps if in_steps else round(seconds_before),
+            desc=description,
+            unit="step",
+            dynamic_ncols=True,
+            bar_format=None
+            if in_steps
+            else "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} s{postfix}",
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Seconds trained, over all runs that were resumed."""
+        return self.seconds_before + time.monotonic() - self._start
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the time, where it limits training, is up."""
+        return self.time_limit is not None and self.seconds >= self.time_limit
+
+    @property
+    def over(self) -> bool:
+        """Whether training has come to its last step, or its last second."""
+        limit = self.total_timesteps
+        return self.out_of_time or (limit is not None and self.timesteps >= limit)
+
+    def update(self, timesteps: int, status: str) -> None:
+        """Show what is done and what it made; save where it is time to.
+
+        Args:
+            timesteps: steps done, over all runs that were resumed.
+            status: what is shown beside them.
+        """
+        self.timesteps = timesteps
+        done = timesteps if self.total_timesteps is not None else round(self.seconds)
+        self._bar.update(max(0, min(done, self._bar.total) - self._bar.n))
+        rate = (timesteps - self._first_step) / max(time.monotonic() - self._start, 1e-6)
+        shown = [f"{timesteps} steps", f"{rate:.0f}/s", *([status] if status else [])]
+        self._bar.set_postfix_str(", ".join(shown), refresh=False)
+        if time.monotonic() - self._last_save > self.save_seconds:
+            self.on_save(self.seconds)
+            self._last_save = time.monotonic()
+
+    def close(self) -> None:
+        """Leave the progress bar as it is."""
+        self._bar.close()
