@@ -11,7 +11,7 @@ from agents.imagination import ActorCriticConfig
 from agents.on_the_way import WayConfig
 from agents.planner_search import PlannerConfig
 from agents.rollout import BEHAVIOUR_TEMPERATURE
-from experiments.agents_report import LABELS
+from experiments.agents_labels import LABELS
 from experiments.sb3_training import PPOConfig
 
 DREAM_TRAINED: dict[str, dict[str, Any]] = {

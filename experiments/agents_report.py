@@ -15,39 +15,15 @@ from typing import Any, TypeAlias
 
 import matplotlib
 import numpy as np
-from scipy.stats import spearmanr
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from agents.statistics import bootstrap_interval, crossed_bootstrap_interval
+from experiments.agents_judged import report_judges
+from experiments.agents_labels import LABELS, colour_of
 from experiments.command_line import run_script
 from experiments.report import Runs, read_runs
-
-LABELS = {
-    "random": "random",
-    "behaviour": "behaviour cloning",
-    "walker": "walking to where a reward is expected",
-    "walker_without_map": "walking straight to there, without a map",
-    "walker_short_memory": "walking, memory cut",
-    "advantage_weighted": "advantage-weighted cloning",
-    "ppo_pixels": "PPO in the dream, pixels",
-    "recurrent_ppo_pixels": "RecurrentPPO in the dream, pixels",
-    "ppo_features": "PPO in the dream, memory read-out",
-    "actor_critic": "actor-critic in the dream, from walking",
-    "actor_critic_from_cloning": "actor-critic in the dream, from behaviour cloning",
-    "actor_critic_cloned": "the same, from advantage-weighted cloning",
-    "actor_critic_short_memory": "actor-critic, memory cut",
-    "planner": "planner, whose policy is walking",
-    "planner_cloning": "planner, whose policy is behaviour cloning",
-    "model_free": "RecurrentPPO on the real env",
-    "data": "scripted, as in the data",
-    "oracle": "scripted, sees the plan and goes straight to every reward",
-}
-"""Agents of the benchmark, in the order of its table."""
-
-JUDGES = {"dream": "rewards", "dream_way": "reward by the way on the map"}
-"""What policies are judged by in dreams: name in results, and in words."""
 
 HELD_AGAINST = (
     ("walker", "behaviour"),
@@ -65,13 +41,6 @@ HELD_AGAINST = (
 
 Mean: TypeAlias = tuple[float, float, float]
 """With its 95 % interval: mean, low, high."""
-Pair: TypeAlias = tuple[str, float, float]
-"""Agent, dreamed and real reward per 1,000 steps."""
-
-
-def colour_of(agent: str) -> tuple[float, float, float, float]:
-    """Of an agent in all plots, no other's: there are 20."""
-    return plt.get_cmap("tab20")(list(LABELS).index(agent))
 
 
 def write_report(output: Path) -> str:
@@ -91,19 +60,7 @@ def write_report(output: Path) -> str:
         lines.append(gains)
     if any("reached" in r["real"] for results in runs.values() for r in results):
         lines.append(format_returning(runs))
-    judges = {name: judge_pairs(runs, name) for name in JUDGES}
-    if all(can_rank(pairs) for pairs in judges.values()):  # of the same agents, to be compared
-        both = set.intersection(*({agent for agent, *_ in pairs} for pairs in judges.values()))
-        judges = {name: [p for p in pairs if p[0] in both] for name, pairs in judges.items()}
-    judges = {name: pairs for name, pairs in judges.items() if can_rank(pairs)}
-    for name, pairs in judges.items():
-        dreamed, real = means_of(pairs)
-        lines.append(
-            f"Rank correlation of {JUDGES[name]} in dreams and real returns, {len(real)} policies "
-            f"(means over seeds): {spearmanr(dreamed, real).statistic:.2f}."
-        )
-    if judges:
-        plot_judges(output / "judge.png", judges)
+    lines += report_judges(output / "judge.png", runs)
     table = "\n\n".join(lines)
     (output / "table.md").write_text(table + "\n")
     return table
@@ -298,49 +255,6 @@ def plot_curves(file: Path, runs: Runs) -> None:
             title=titles[curve],
         )
         axes.grid(alpha=0.3)
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
-
-
-def judge_pairs(runs: Runs, judge: str = "dream") -> list[Pair]:
-    """(agent, dreamed, real) mean reward per 1,000 steps of every policy judged in both."""
-    return [
-        (agent, *(1000 * sum(r[w]["returns"]) / sum(r[w]["lengths"]) for w in (judge, "real")))
-        for agent, results in runs.items()
-        for r in results
-        if r.get(judge) is not None
-    ]
-
-
-def means_of(pairs: list[Pair]) -> np.ndarray:
-    """Dreamed and real reward of every agent, (2, n): seeds differ by chance, so their means."""
-    agents = dict.fromkeys(agent for agent, _, _ in pairs)
-    means = [np.mean([p[1:] for p in pairs if p[0] == agent], axis=0) for agent in agents]
-    return np.array(means).reshape(-1, 2).T
-
-
-def can_rank(pairs: list[Pair]) -> bool:
-    """Whether there are at least three agents that differ."""
-    return all(len(set(values)) > 2 for values in means_of(pairs))
-
-
-def plot_judges(file: Path, judges: dict[str, list[Pair]]) -> None:
-    """Dreamed against real reward, one dot per policy and seed, for each way to judge."""
-    figure, all_axes = plt.subplots(
-        1, len(judges), figsize=(5.5 * len(judges), 5), layout="constrained", squeeze=False
-    )
-    for axes, (name, judged) in zip(all_axes[0], judges.items(), strict=True):
-        for agent in dict.fromkeys(agent for agent, _, _ in judged):
-            points = [(d, r) for a, d, r in judged if a == agent]
-            axes.plot(*zip(*points, strict=True), "o", color=colour_of(agent), label=LABELS[agent])
-        limit = max(max(d, r) for _, d, r in judged) * 1.05 + 1e-6
-        axes.plot([0, limit], [0, limit], "--", color="grey", linewidth=1)
-        axes.set(
-            xlabel=f"{JUDGES[name]} per 1,000 dreamed steps",
-            ylabel="reward per 1,000 real steps",
-            title=f"rank correlation {spearmanr(*means_of(judged)).statistic:.2f}",
-        )
-    all_axes[0, 0].legend(fontsize=8)
     figure.savefig(file, dpi=120)
     plt.close(figure)
 

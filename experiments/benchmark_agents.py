@@ -51,7 +51,8 @@ from experiments.agents_config import (
     WALKERS,
     BenchmarkAgentsConfig,
 )
-from experiments.agents_report import LABELS, write_report
+from experiments.agents_labels import LABELS
+from experiments.agents_report import write_report
 from experiments.agents_work import check_kept, check_work, read_curve
 from experiments.command_line import CONTINUES, run_script
 from experiments.dream_judging import check_env, play_dreams, play_real_episodes

@@ -21,13 +21,13 @@ from agents.planner import PlannerConfig
 from agents.statistics import bootstrap_interval
 from experiments import benchmark_agents
 from experiments.agents_config import NOT_IN_DREAMS, BenchmarkAgentsConfig, deciding_settings
+from experiments.agents_judged import judge_pairs, rank_interval
+from experiments.agents_labels import LABELS
 from experiments.agents_report import (
     HELD_AGAINST,
-    LABELS,
     format_gains,
     format_returning,
     gain,
-    judge_pairs,
     mean_return,
     ways_to_targets,
     write_report,
@@ -203,7 +203,7 @@ def test_the_judge_compares_reward_per_step_of_policies_that_acted_in_both(tmp_p
     ranked = (
         "Rank correlation of rewards in dreams and real returns, 3 policies (means over seeds): "
     )
-    assert f"{ranked}1.00." in write_report(tmp_path)
+    assert f"{ranked}1.00 [1.00, 1.00]." in write_report(tmp_path)
     assert (tmp_path / "judge.png").stat().st_size > 0
 
     # By the way that they make they rank the other way round.
@@ -214,9 +214,41 @@ def test_the_judge_compares_reward_per_step_of_policies_that_acted_in_both(tmp_p
         )
     assert judge_pairs(read_runs(tmp_path, LABELS), "dream_way")[0] == ("ppo_pixels", 300.0, 200.0)
     table = write_report(tmp_path)
-    assert f"{ranked}1.00." in table
+    assert f"{ranked}1.00 [1.00, 1.00]." in table
     other = "by the way on the map in dreams and real returns, 3 policies (means over seeds)"
-    assert f"{other}: -1.00." in table
+    assert f"{other}: -1.00 [-1.00, -1.00]." in table
+
+
+def test_ranks_are_less_sure_where_returns_are(tmp_path: Path) -> None:
+    def runs(spread: float) -> dict[str, list[dict[str, Any]]]:
+        """Agents of mean return 1 to 4, in dreams too; every other episode by `spread` apart."""
+        sign = np.array([1, -1] * 8)
+        return {
+            str(mean): [
+                {
+                    where: {
+                        "returns": list(mean + spread * np.roll(sign, mean)),
+                        "lengths": [10] * 16,
+                        "seeds": list(range(16)),
+                    }
+                    for where in ("dream", "real")
+                }
+            ]
+            for mean in range(1, 5)
+        }
+
+    assert rank_interval(runs(0.0), "dream") == pytest.approx((1, 1))
+    sure, unsure = rank_interval(runs(1.0), "dream"), rank_interval(runs(3.0), "dream")
+    assert sure is not None and unsure is not None
+    assert unsure[0] < sure[0] < 1 and unsure[1] > 0.5
+    # What is hard for all alike makes no rank less sure.
+    alike = runs(0.0)
+    for (result,) in alike.values():
+        for where in ("dream", "real"):
+            result[where]["returns"] = list(np.add(result[where]["returns"], 9 * np.arange(16)))
+    assert rank_interval(alike, "dream") == pytest.approx((1, 1))
+    alike["1"][0]["real"]["seeds"] = list(range(1, 17))
+    assert rank_interval(alike, "dream") is None
 
 
 def test_what_cannot_be_done_is_refused_before_anything_is_played(tmp_path: Path) -> None:
