@@ -44,7 +44,7 @@ def run_script(
         main(chosen)
     except KeyboardInterrupt:
         sys.exit("\nstopped" + (f"; {stopped}" if stopped else ""))
-    except (OSError, RuntimeError, ValueError) as error:
+    except (FloatingPointError, OSError, RuntimeError, ValueError) as error:
         if os.environ.get("WORLDSIM_DEBUG"):
             raise
         sys.exit(f"error: {error}")

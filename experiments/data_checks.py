@@ -16,6 +16,7 @@ from experiments.report import write_json
 from worldsim.episodes import DamagedEpisodeError, EpisodeDataset
 from worldsim.latents import discounted_returns
 from worldsim.pose import poses_of
+from worldsim.storage import find_dataset
 from worldsim.training import DynamicsTraining
 from worldsim.world_model_config import WorldModelConfig
 
@@ -31,6 +32,11 @@ def held_out_of(train: EpisodeDataset, kept: Path) -> tuple[EpisodeDataset, Epis
         ValueError: there are too few episodes, or none of those split off is among them.
     """
     if not kept.is_file():
+        if len(train) < 2:
+            raise ValueError(
+                "one episode cannot be split into those to learn from and those held out: record "
+                "more, or give --validation-dataset"
+            )
         return train.split(max(len(train) // 10, 1))
     names, known = set(json.loads(kept.read_text())), train.names
     chosen = np.array([name in names for name in known])
@@ -45,9 +51,26 @@ def keep_held_out(held_out: EpisodeDataset, kept: Path) -> None:
         write_json(kept, held_out.names)
 
 
-def learned_before(model: str | Path, datasets: Iterable[str]) -> list[str]:
-    """Those of the datasets that a checkpoint says it has learned from, if it says so."""
-    return sorted({*datasets} & {*checkpoint.load_metadata(model).get("learned_from", {})})
+def learned_before(
+    model: str | Path, datasets: Iterable[str], root: Path | None = None
+) -> list[str]:
+    """Those of the datasets that a checkpoint says it has learned from, if it says so.
+
+    Args:
+        model: shipped name or checkpoint.
+        datasets: ids or paths; those that name the same folder are the same.
+        root: folder of all datasets, for ids; None for Minari's own.
+    """
+
+    def folder(source: str) -> str | Path:
+        try:
+            return find_dataset(source, root).resolve()
+        except FileNotFoundError:
+            return source  # not on this machine; ids stay the same
+
+    sources = checkpoint.load_metadata(model).get("learned_from", {})
+    known = {*sources, *map(folder, sources)}
+    return sorted(name for name in {*datasets} if name in known or folder(name) in known)
 
 
 def check_training_data(
@@ -69,8 +92,9 @@ def check_training_data(
             have none.
     """
     if model.pose is not None:
-        with contextlib.suppress(DamagedEpisodeError):  # which is told and left out later
-            poses_of(dataset.infos(0))
+        for i in range(len(dataset)):
+            with contextlib.suppress(DamagedEpisodeError):  # which is told and left out later
+                poses_of(dataset.infos(i))
     lengths = {length for length, _ in training.curriculum}
     if training.own_dreams.share:
         lengths.add(training.own_dreams.context + training.own_dreams.length)

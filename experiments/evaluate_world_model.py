@@ -111,9 +111,10 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     model = worldsim.load(config.world_model, config.device)
     if config.map_dataset and model.occupancy is None:
         raise ValueError(f"map_dataset is given, but {config.world_model} has no map")
-    for name in learned_before(config.world_model, config.dataset):
+    judged_on = (*config.dataset, *config.map_dataset)
+    for name in learned_before(config.world_model, judged_on, config.datasets_root):
         warnings.warn(f"{config.world_model} has learned from {name}", stacklevel=2)
-    dataset = EpisodeDataset(config.dataset, config.datasets_root)
+    dataset = EpisodeDataset(config.dataset, config.datasets_root).readable()
     length = config.context + config.horizon
     stretches = draw_stretches(dataset, config.num_contexts, length, config.seed)
     result = dream_in_batches(model, stretches, config, "dream")

@@ -27,10 +27,9 @@ from envs.minerl_recordings import (
     read_recording,
 )
 from experiments.command_line import CONTINUES, run_script
+from experiments.workers import PUBLISH_EVERY
 from worldsim.dataset_writer import DatasetWriter
 from worldsim.recording import RecordedEpisode
-
-PUBLISH_EVERY = 5.0  # seconds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -73,7 +73,6 @@ def main(config: ShipConfig) -> Path:
     metadata = load_metadata(config.checkpoint)
     contexts = choose_contexts(config)
     path = config.output / config.name
-    worldsim.save(model, path, contexts=contexts, half=True, metadata=metadata)
     evaluation = json.loads(config.evaluation.read_text()) if config.evaluation else None
     card = model_card(config, model, contexts, metadata, evaluation)
     if config.memory:
@@ -81,6 +80,7 @@ def main(config: ShipConfig) -> Path:
         lines = ["", "What its memory is worth:", "", *describe(values["differences"])]
         lines += ["", f"Made by `{values['provenance']['command']}`."]
         card += "\n".join(lines) + "\n"
+    worldsim.save(model, path, contexts=contexts, half=True, metadata=metadata)
     (path / "README.md").write_text(card)
     size = sum(file.stat().st_size for file in path.iterdir()) / 2**20
     print(f"{path}: {size:.1f} MiB, {len(contexts.frames)} contexts")
@@ -95,7 +95,7 @@ def choose_contexts(config: ShipConfig) -> Contexts:
     """
     if not config.dataset:
         return load_contexts(config.checkpoint)
-    if known := learned_before(config.checkpoint, config.dataset):
+    if known := learned_before(config.checkpoint, config.dataset, config.datasets_root):
         raise ValueError(f"{', '.join(known)} was trained on: take contexts from other episodes")
     dataset = EpisodeDataset(config.dataset, config.datasets_root)
     drawn = draw_stretches(
@@ -110,7 +110,9 @@ def learned_from(metadata: dict[str, Any]) -> list[str]:
         f"- Learned from {n['frames']:,} frames of {n['episodes']:,} episodes of {source}."
         for source, n in metadata.get("learned_from", {}).items()
     ]
-    return [*lines, f"- {metadata['frames_seen']:,} frames seen by the denoiser."]
+    if "frames_seen" in metadata:
+        lines.append(f"- {metadata['frames_seen']:,} frames seen by the denoiser.")
+    return lines
 
 
 def made_with(metadata: dict[str, Any]) -> list[str]:
@@ -118,7 +120,7 @@ def made_with(metadata: dict[str, Any]) -> list[str]:
     hardware = metadata.get("hardware", "unknown hardware")
     if isinstance(hardware, dict):
         hardware = f"{hardware['gpu'] or hardware['cpu']}, {hardware['cores']} cores"
-    lines = [f"- Hardware: {hardware}, {metadata['device']}."]
+    lines = [f"- Hardware: {hardware}, {metadata.get('device', 'unknown device')}."]
     trained = "Trained" if metadata.get("continued_from") is None else "Trained last"
     if "command" in metadata:
         lines.append(f"- {trained} by `{metadata['command']}` at commit {metadata['commit']}.")

@@ -99,7 +99,7 @@ class TrainConfig:
     precision: str = "auto"
     """Mixed precision: bf16, no, or auto (bf16 where the hardware is fast at it)."""
     device: str = "auto"
-    """cpu, cuda or auto."""
+    """cpu, cuda or auto; which of several GPUs, CUDA_VISIBLE_DEVICES says."""
 
 
 def presets() -> dict[str, tuple[str, TrainConfig]]:

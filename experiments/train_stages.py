@@ -18,7 +18,7 @@ from worldsim.episodes import EpisodeDataset
 from worldsim.latents import LatentEpisodes, encode_dataset
 from worldsim.occupancy import Occupancy
 from worldsim.occupancy_config import OccupancyConfig
-from worldsim.occupancy_training import occupancy_loss
+from worldsim.occupancy_training import long_enough, occupancy_loss
 from worldsim.odometry import Odometry
 from worldsim.odometry_training import odometry_loss
 from worldsim.places import Places, PlacesConfig
@@ -237,6 +237,12 @@ def train_occupancy(
 ) -> None:
     """Train the map in place; ends with the averaged weights."""
     training = config.occupancy_training
+    enough = long_enough(episodes.lengths)
+    if accelerator.is_main_process and len(enough) < len(episodes.lengths):
+        tqdm.write(
+            f"the map is learned from {len(enough)} of {len(episodes.lengths)} episodes, those "
+            f"of at least half of the longest's {episodes.lengths.max()} frames"
+        )
     trainer = Trainer(
         LossModule(occupancy.requires_grad_(True)),
         occupancy_loss(episodes, read, occupancy, training, accelerator),

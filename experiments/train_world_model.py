@@ -44,15 +44,13 @@ from experiments.train_stages import (
 )
 from experiments.validation import validate
 from worldsim.backbone import count_parameters
+from worldsim.checks import check_device
 from worldsim.episodes import EpisodeDataset
 from worldsim.latents import LatentEpisodes
 from worldsim.odometry import OdometryConfig
 from worldsim.open_loop import draw_stretches
 from worldsim.tokenizer import Tokenizer
-from worldsim.training import (
-    Trainer,
-    dynamics_loss,
-)
+from worldsim.training import Trainer, dynamics_loss, kept_model
 from worldsim.world_model import WorldModel
 from worldsim.world_model_config import WorldModelConfig
 
@@ -62,7 +60,8 @@ FREE_TO_CHANGE = {
     "occupancy_training",
 }
 """Settings that may differ when a run goes on: of a rate that was too high, say."""
-
+BEFORE_DYNAMICS = {"tokenizer_training", "odometry_training"}
+"""Those that may not any more once the world model learns from what they have made."""
 
 HELD_OUT = "held_out.json"
 """Names of the episodes that a run without a validation dataset does not train on."""
@@ -97,17 +96,23 @@ def main(config: TrainConfig) -> Path:
     for note in check_training_data(train, model.config, config.dynamics):
         tell(note)
     if config.init is not None and not config.validation_dataset:
-        for name in learned_before(config.init, config.dataset):
+        for name in learned_before(config.init, config.dataset, config.datasets_root):
             tell(
                 f"{config.init} has learned from {name}: episodes of it that are held out now may "
                 "not be new to it; give --validation-dataset"
             )
-    check_config(config.output, config, FREE_TO_CHANGE, write=accelerator.is_main_process)
+    begun = kept_model(config.output / "dynamics", accelerator.device)
+    free = FREE_TO_CHANGE if begun is None else FREE_TO_CHANGE - BEFORE_DYNAMICS
+    check_config(config.output, config, free, write=accelerator.is_main_process)
     if accelerator.is_main_process and not config.validation_dataset:
         keep_held_out(held_out, config.output / HELD_OUT)
     model.to(accelerator.device)
     if config.init is None and config.tokenizer_of is None:
         train_tokenizer(config, model.tokenizer, train, accelerator)
+        if begun is not None:  # calibrated anew, on episodes that have come since
+            prefix = "tokenizer."
+            weights = {k.removeprefix(prefix): t for k, t in begun.items() if k.startswith(prefix)}
+            model.tokenizer.load_state_dict(weights)
     model.tokenizer.eval().requires_grad_(False)
     episodes = encode(config, model, train, accelerator)
     if model.odometry is not None:
@@ -132,10 +137,18 @@ def main(config: TrainConfig) -> Path:
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    device = config.device
+    """What says where and in which precision it is trained.
+
+    Raises:
+        ValueError: there is no such device or precision.
+    """
+    device, precision = config.device, config.precision
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    precision = config.precision
+    if check_device(device).index:
+        raise ValueError(f"device is {device!r}: choose cuda, and which with CUDA_VISIBLE_DEVICES")
+    if precision not in ("auto", "bf16", "no"):
+        raise ValueError(f"precision must be auto, bf16 or no, got {precision!r}")
     if precision == "auto":
         precision = "bf16" if checkpoint.fast_dtype(device) == torch.bfloat16 else "no"
     return Accelerator(mixed_precision=precision, cpu=device == "cpu")
@@ -145,14 +158,15 @@ def open_datasets(config: TrainConfig) -> tuple[EpisodeDataset, EpisodeDataset]:
     """Training episodes and episodes never trained on."""
     train = EpisodeDataset(config.dataset, config.datasets_root, config.image_key)
     if not config.validation_dataset:
-        return held_out_of(train, config.output / HELD_OUT)
+        train, held_out = held_out_of(train, config.output / HELD_OUT)
+        return train, held_out.readable()
     held_out = EpisodeDataset(config.validation_dataset, config.datasets_root, config.image_key)
     if (held_out.frame_shape, held_out.num_actions) != (train.frame_shape, train.num_actions):
         raise ValueError(
             f"validation episodes have frames {held_out.frame_shape} and {held_out.num_actions} "
             f"actions, training episodes {train.frame_shape} and {train.num_actions}"
         )
-    return train, held_out
+    return train, held_out.readable()
 
 
 def build_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:

@@ -17,7 +17,7 @@ from tiny import tiny_contexts, tiny_model
 
 import worldsim.checkpoint as checkpoint
 from worldsim import CheckpointError, WorldModel, load, load_contexts, save
-from worldsim.checkpoint import from_json, load_config, shipped_models, to_json
+from worldsim.checkpoint import fingerprint, from_json, load_config, shipped_models, to_json
 
 
 @pytest.fixture(scope="module")
@@ -210,12 +210,40 @@ def test_a_checkpoint_is_replaced_as_a_whole(model: WorldModel, tmp_path: Path) 
 
 def test_what_is_no_checkpoint_is_not_replaced(model: WorldModel, tmp_path: Path) -> None:
     (tmp_path / "run" / "videos").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"run is no checkpoint, but holds videos"):
-        save(model, tmp_path / "run")
-    assert (tmp_path / "run" / "videos").is_dir() and not (tmp_path / ".run.partial").exists()
+    # Runs have a config.json of their own.
+    for others in ("videos", "config.json", "training.pt"):
+        if others != "videos":
+            (tmp_path / "run" / others).write_text("{}")
+        with pytest.raises(ValueError, match=r"run holds .*no part of a checkpoint"):
+            save(model, tmp_path / "run")
+        assert (tmp_path / "run" / others).exists() and not (tmp_path / ".run.partial").exists()
+    (tmp_path / "run/videos").rmdir()
+    (tmp_path / "run/training.pt").unlink()
+    save(model, tmp_path / "run", metadata={})  # a config.json alone is what a checkpoint has
+    (tmp_path / "run/README.md").write_text("a card")
+    save(model, tmp_path / "run")
+    assert not (tmp_path / "run/README.md").exists()
     (tmp_path / "empty").mkdir()
     save(model, tmp_path / "empty")
     assert load(tmp_path / "empty").config == model.config
+
+
+def test_a_directory_of_training_stands_for_its_checkpoint(
+    model: WorldModel, tmp_path: Path
+) -> None:
+    save(model, tmp_path / "run/checkpoint")
+    (tmp_path / "run/config.json").write_text('{"dataset": ["mine"]}')
+    assert load(tmp_path / "run").config == model.config
+    assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "run/checkpoint")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_here_is_told(model: WorldModel, tmp_path: Path) -> None:
+    save(model, tmp_path / "a")
+    with pytest.raises(ValueError, match=r"'cuda' is not here.*choose cpu"):
+        load(tmp_path / "a", device="cuda")
+    with pytest.raises(ValueError, match="unknown device 'gpu'"):
+        load(tmp_path / "a", device="gpu")
 
 
 class KilledError(Exception):

@@ -35,7 +35,11 @@ def test_help_says_what_the_script_does(presets: bool, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("it is 3"), FileNotFoundError("no 3"), RuntimeError("3!")]
+    "error",
+    [
+        *(ValueError("it is 3"), FileNotFoundError("no 3"), RuntimeError("3!")),
+        FloatingPointError("the loss is nan"),
+    ],
 )
 def test_errors_are_one_message(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(config: Config) -> None:

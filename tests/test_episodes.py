@@ -300,6 +300,15 @@ def test_unreadable_frames_put_their_episode_out(tmp_path: Path) -> None:
         assert [int(e.metadata["seed"]) for e in dataset.select([2, 1])] == [2]
 
 
+def test_what_can_be_read_is_told_by_reading_it(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path, [make_episode(200, seed=i) for i in range(3)])
+    assert EpisodeDataset(path).readable().names == EpisodeDataset(path).names
+    damage_chunk(episode_file(path, 1), 3)
+    with pytest.warns(DamagedEpisodeWarning, match="episode 1 of"):
+        readable = EpisodeDataset(path).readable()
+    assert [int(episode.metadata["seed"]) for episode in readable] == [0, 2]
+
+
 def test_all_frames_unreadable_is_an_error(tmp_path: Path) -> None:
     path = write_dataset(tmp_path, [make_episode(20, seed=0)])
     damage_chunk(episode_file(path, 0), 0)
@@ -368,6 +377,8 @@ def test_unknown_dataset_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyP
     write_dataset(tmp_path, [make_episode(5, seed=0)])
     with pytest.raises(FileNotFoundError, match=r"no dataset 'nowhere-v0'.*test/episodes-v0"):
         EpisodeDataset("nowhere-v0")
+    with pytest.raises(FileNotFoundError, match=r"no dataset 'nowhere-v0'.*test/episodes-v0"):
+        EpisodeDataset("nowhere-v0", tmp_path)
 
 
 def test_writer_shows_only_the_unbroken_run(tmp_path: Path) -> None:

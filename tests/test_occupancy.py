@@ -27,7 +27,7 @@ from worldsim.occupancy import (
     Occupancy,
 )
 from worldsim.occupancy_config import OccupancyConfig
-from worldsim.occupancy_training import OccupancyTraining, occupancy_loss
+from worldsim.occupancy_training import OccupancyTraining, long_enough, occupancy_loss
 from worldsim.odometry import HIDDEN, ORIGIN, POSE, OdometryConfig
 from worldsim.places import NUM_PLACE_FEATURES, PlacesConfig, place_in
 from worldsim.places_training import ReadEpisodes
@@ -332,6 +332,22 @@ def walks(n: int, t: int, seed: int) -> tuple[LatentEpisodes, ReadEpisodes, np.n
     )
     stands = torch.from_numpy(poses).flatten(0, 1)
     return episodes, ReadEpisodes(torch.zeros(n * t, 4).half(), stands, stands), layouts
+
+
+def test_what_is_behind_the_end_of_an_episode_teaches_the_map_nothing() -> None:
+    torch.manual_seed(0)
+    occupancy = Occupancy(4, 4, SMALL)
+    episodes, read, _ = walks(1, 12, seed=0)
+    latents, poses = episodes.latents.float()[None], read.stands[None]
+    come_to = torch.zeros(1, SMALL.side**2, dtype=torch.bool)
+    come_to[0, occupancy.index(occupancy.cell_of(read.stands[:8, :2]))] = True
+    read_outs = torch.zeros(1, 12, 4)
+    alone = occupancy.loss(latents[:, :8], read_outs[:, :8], poses[:, :8], come_to)
+    recorded = torch.arange(12)[None] < 8
+    padded = occupancy.loss(latents, read_outs, poses, come_to, recorded)
+    torch.testing.assert_close(padded, alone)
+    assert not torch.isclose(occupancy.loss(latents, read_outs, poses, come_to), alone)
+    assert long_enough(np.array([100, 49, 50, 99])).tolist() == [0, 2, 3]
 
 
 def test_the_map_is_learned_from_walks_alone() -> None:

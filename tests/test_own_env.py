@@ -157,7 +157,7 @@ def test_an_own_env_goes_all_the_way(
             output=tmp_path / "judged",
         )
     )
-    assert report
+    assert 0 < report["open_loop"]["dream"]["first_4"]["psnr"] < 60
     job = dream_train.DreamTrainConfig(
         world_model=checkpoint,
         agent="ppo",

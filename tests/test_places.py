@@ -292,6 +292,36 @@ def test_places_are_learned_that_only_memory_tells() -> None:
     assert share_found(0.0) > 0.4 > 0.1 > share_found(1.0)
 
 
+def test_places_are_learned_from_all_of_short_episodes_and_nothing_behind_them() -> None:
+    whole, _ = treasure_episodes(4, 24, seed=0)
+    assert whole.poses is not None
+    episodes = LatentEpisodes(
+        *(whole.latents, whole.actions, whole.rewards, whole.terminated),
+        np.array([24, 6, 48, 18]),
+        poses=whole.poses,
+    )
+    read = ReadEpisodes(torch.zeros(96, 4).half(), whole.poses, whole.poses)
+    config = PlacesTraining(batch_size=64, length=40)
+    seen: list[tuple[torch.Tensor, ...]] = []
+
+    def spy(batch: tuple[torch.Tensor, ...], walks: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        seen.extend([batch, walks])
+        return [torch.zeros(())] * 3
+
+    places_loss(episodes, read, config, Accelerator(cpu=True))(spy, 0)  # type: ignore[arg-type]
+    (_, _, poses, _, known, others, _), (_, _, actions, ahead, _) = seen
+    starts = torch.from_numpy(episodes.offsets)
+    begun = [(poses[:, 0] == whole.poses[start]).all(-1) for start in starts]
+    assert all(rows.any() for rows in begun)  # also of the shortest
+    now = torch.arange(40)
+    for rows, size in zip(begun, (24, 6, 40, 18), strict=True):
+        assert known[rows, :size].any() == (size > 6) and not known[rows, size:].any()
+        assert (others[rows] < size).all()
+        assert (actions[rows, size:] >= 4).all() and (actions[rows, :size] < 4).all()
+        come_to = (now + ahead[rows])[:, :size]
+        assert (come_to < (48 if size == 40 else size)).all()  # within the episode
+
+
 def test_places_are_learned_in_full_precision_under_autocast_too() -> None:
     episodes, _ = treasure_episodes(4, 12, seed=0)
     assert episodes.poses is not None

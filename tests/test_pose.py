@@ -44,6 +44,12 @@ def test_poses_come_from_privileged_infos() -> None:
         poses_of({})
 
 
+def test_poses_in_space_are_refused() -> None:
+    infos = {"agent_pos": np.zeros((4, 3)), "agent_dir": np.zeros((4, 2))}
+    with pytest.raises(ValueError, match=r"agent_pos must have shape \(t, 2\), got \(4, 3\)"):
+        poses_of(infos)
+
+
 def test_relative_poses_are_the_same_wherever_the_walk_began() -> None:
     walk = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [1, 2, math.pi / 2], [1, 2, -3]]])
     torch.testing.assert_close(relative_poses(walk), walk)

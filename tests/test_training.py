@@ -16,12 +16,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import NUM_ACTIONS, tiny_config, write_dataset
+from tiny import NUM_ACTIONS, tiny_config, tiny_contexts, tiny_model, write_dataset
 from torch import Tensor, nn
 
 import worldsim.checkpoint as checkpoint
 from experiments.data_checks import held_out_of
 from experiments.ship_model import ShipConfig, choose_contexts
+from experiments.ship_model import main as ship_main
 from experiments.train_config import TrainConfig, ValidationConfig, presets
 from experiments.train_stages import open_writer
 from experiments.train_world_model import main, new_model
@@ -515,15 +516,14 @@ def test_the_whole_training_from_episodes_to_a_checkpoint(
     assert held_out.names == [name] and len(train) == 25 and name not in train.names
     with pytest.raises(ValueError, match=r"none of the episodes that .*held_out.json holds out"):
         held_out_of(EpisodeDataset(both[1]), kept)
-    config_to_ship = ShipConfig(checkpoint=path, name="x", dataset=(str(dataset),))
-    with pytest.raises(ValueError, match="was trained on: take contexts from other episodes"):
-        choose_contexts(config_to_ship)
+    # By whatever path: it is the folder that was trained on.
+    for name in (str(dataset), str(dataset / "data"), str(dataset / ".." / dataset.name)):
+        config_to_ship = ShipConfig(checkpoint=path, name="x", dataset=(name,))
+        with pytest.raises(ValueError, match="was trained on: take contexts from other episodes"):
+            choose_contexts(config_to_ship)
+    with pytest.raises(ValueError, match=r"one episode cannot be split.*--validation-dataset"):
+        held_out_of(EpisodeDataset(both).select([0]), tmp_path / "none.json")
 
-    # It has all that a dream needs.
-    contexts = checkpoint.load_contexts(path)
-    assert contexts.frames.shape == (8, 20, 16, 16, 3)
-    envs = gymnasium.make_vec("worldsim/Dream-v0", num_envs=2, world_model=str(path), horizon=4)
-    envs.reset(seed=0)
     # The same output is not for another run, but for the same one with other rates.
     with pytest.raises(ValueError, match=r"holds a run with another config .*dream_signal"):
         main(dataclasses.replace(config, dream_signal=0.5))
@@ -550,6 +550,55 @@ def test_the_whole_training_from_episodes_to_a_checkpoint(
             assert torch.equal(t, again[name]), name
         elif t.ndim == 2:
             assert not torch.equal(t, again[name]), name
+    # It has all that a dream needs.
+    contexts = checkpoint.load_contexts(path)
+    assert contexts.frames.shape == (8, 20, 16, 16, 3)
+    envs = gymnasium.make_vec("worldsim/Dream-v0", num_envs=2, world_model=str(path), horizon=4)
+    envs.reset(seed=0)
+
+
+def test_what_dynamics_has_learned_from_is_not_trained_further(tmp_path: Path) -> None:
+    AcceleratorState._reset_state(True)
+    dataset = write_dataset(tmp_path / "data")
+    config = tiny_training(dataset, tmp_path / "run")
+    weights = final_weights(main(config))
+    further = dataclasses.replace(
+        config.tokenizer_training,
+        optimizer=dataclasses.replace(config.tokenizer_training.optimizer, steps=8),
+    )
+    with pytest.raises(ValueError, match=r"another config \(tokenizer_training: "):
+        main(dataclasses.replace(config, tokenizer_training=further))
+    # More episodes have come: the tokenizer stays calibrated as it was.
+    write_dataset(tmp_path / "data", num_episodes=9)
+    longer = dataclasses.replace(
+        config.dynamics, optimizer=dataclasses.replace(config.dynamics.optimizer, steps=8)
+    )
+    more = final_weights(main(dataclasses.replace(config, dynamics=longer)))
+    kept = {name for name in weights if torch.equal(weights[name], more[name])}
+    assert {name for name in weights if name.startswith("tokenizer.")} <= kept
+    assert any(name not in kept for name in weights)
+
+
+def test_what_cannot_be_trained_on_is_told_at_once(tmp_path: Path) -> None:
+    config = tiny_training(write_dataset(tmp_path / "data"), tmp_path / "run")
+    for changes, message in (
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"precision": "fp8"}, "precision must be auto, bf16 or no, got 'fp8'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            main(dataclasses.replace(config, **changes))  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bare_checkpoint_can_be_shipped(tmp_path: Path) -> None:
+    checkpoint.save(tiny_model(), tmp_path / "bare", contexts=tiny_contexts())
+    ship = ShipConfig(checkpoint=tmp_path / "bare", name="mine", output=tmp_path / "shipped")
+    path = ship_main(ship)
+    card = (path / "README.md").read_text()
+    assert "# mine" in card and "frames seen" not in card
+    with pytest.raises(FileNotFoundError):
+        ship_main(dataclasses.replace(ship, evaluation=tmp_path / "nowhere.json"))
+    assert (path / "README.md").read_text() == card
 
 
 def test_a_model_that_finds_poses_is_trained_on_the_tokenizer_of_another(tmp_path: Path) -> None:

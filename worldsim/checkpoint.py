@@ -25,11 +25,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from worldsim.checks import check_device
 from worldsim.world_model import WorldModel
 from worldsim.world_model_config import WorldModelConfig
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 SHARD_BYTES = 15 * 2**20
+PARTS = ("config.json", "metadata.json", "contexts.npz", "README.md", "model-*.safetensors")
+"""Files of a checkpoint."""
 
 
 class CheckpointError(RuntimeError):
@@ -52,14 +55,16 @@ def shipped_models() -> list[str]:
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """The directory of a shipped model or of a checkpoint.
+    """The directory of a shipped model, of a checkpoint, or of that in a directory of training.
 
     Raises:
         CheckpointError: neither a shipped name nor a directory with a config.json.
     """
     path = Path(name_or_path)
-    # Where a save was cut off between its two moves, the old checkpoint is still beside its place.
-    candidates = (path, _old(path), PRETRAINED / str(name_or_path))
+    # A directory of training has a config.json of its own, beside its checkpoint. Where a save was
+    # cut off between its two moves, the old checkpoint is still beside its place.
+    inner = path / "checkpoint"
+    candidates = (inner, _old(inner), path, _old(path), PRETRAINED / str(name_or_path))
     for candidate in candidates:
         if (candidate / "config.json").is_file():
             return candidate
@@ -137,10 +142,10 @@ def save(
         ValueError: the path holds something else, which would be lost.
     """
     path = Path(path)
-    if path.exists() and not (path / "config.json").is_file() and _entries(path):
+    if path.exists() and (others := _no_parts_of_a_checkpoint(path)):
         raise ValueError(
-            f"{path} is no checkpoint, but holds {', '.join(_entries(path)[:3])}: a checkpoint "
-            "takes the place of all that is there, so give it a directory of its own"
+            f"{path} holds {', '.join(others[:3])}, no part of a checkpoint: a checkpoint takes "
+            "the place of all that is there, so give it a directory of its own"
         )
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -162,8 +167,14 @@ def save(
     replace_directory(partial, path)
 
 
-def _entries(path: Path) -> list[str]:
-    return sorted(p.name for p in path.iterdir()) if path.is_dir() else [path.name]
+def _no_parts_of_a_checkpoint(path: Path) -> list[str]:
+    """What is there that would be lost to a checkpoint, and was not written by one."""
+    if not path.is_dir():
+        return [path.name]
+    entries = sorted(path.iterdir())
+    if entries and not (path / "config.json").is_file():
+        return [p.name for p in entries]
+    return [p.name for p in entries if not any(p.match(part) for part in PARTS)]
 
 
 def replace_directory(source: Path, target: Path) -> None:
@@ -239,7 +250,9 @@ def load(
 
     Raises:
         CheckpointError: no such model, or a damaged one.
+        ValueError: no such device.
     """
+    check_device(device)
     path = resolve(name_or_path)
     config = load_config(path)
     try:

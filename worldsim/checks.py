@@ -80,3 +80,21 @@ def check_spaces(
             f"{config.num_actions} actions; {env} has frames {dtype} {shape} and actions "
             f"{action_space}"
         )
+
+
+def check_device(device: torch.device | str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ValueError: there is none here.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {device!r}: choose cpu, cuda or cuda:0") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device {str(device)!r} is not here: this build of PyTorch, or this machine, has no "
+            "CUDA; choose cpu"
+        )
+    return found

@@ -242,6 +242,16 @@ class EpisodeDataset:
             except DamagedEpisodeError as error:
                 self.leave_out(index, error)
 
+    def readable(self) -> "EpisodeDataset":
+        """Those episodes that can be read to their end, which it tries; the others are warned of.
+
+        Raises:
+            ValueError: there are none.
+        """
+        for _ in self:
+            pass
+        return self.select([i for i in range(len(self)) if i not in self._damaged])
+
     def sample_segments(
         self, batch_size: int, length: int, rng: np.random.Generator, *, going_on: bool = False
     ) -> Segments:

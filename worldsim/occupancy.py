@@ -360,18 +360,28 @@ class Occupancy(nn.Module):
         return torch.floor(places / self.config.cell).long()
 
     @in_float32
-    def loss(self, latents: Tensor, read_outs: Tensor, poses: Tensor, come_to: Tensor) -> Tensor:
+    def loss(
+        self,
+        latents: Tensor,
+        read_outs: Tensor,
+        poses: Tensor,
+        come_to: Tensor,
+        recorded: Tensor | None = None,
+    ) -> Tensor:
         """Negative log likelihood of where episodes come to, as their maps tell it all along.
 
         Args:
             latents, read_outs, poses: as for `forward`, of frames in the order of time.
             come_to: (b, side^2) bool, cells that the whole episode comes to.
+            recorded: (b, t) bool, false behind the end of a shorter episode; None: all are.
         """
         told = self.sense(latents, read_outs, poses)
         empty = self.initial_memory(len(poses))[CELLS]
         time = torch.zeros(poses.shape[:2], device=poses.device)
         cells = self.draw(empty, *told, poses, time, torch.full_like(time, -1).long())
         seen = cells[..., 1] > 0
+        if recorded is not None:
+            seen = seen & recorded[..., None]
         odds, target = self.log_odds(cells), come_to[:, None].expand_as(seen).float()
         losses = F.binary_cross_entropy_with_logits(odds, target, reduction="none")
         return (losses * seen).sum() / seen.sum().clamp(min=1)

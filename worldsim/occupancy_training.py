@@ -2,7 +2,7 @@
 
 What an episode does not come to counts as a wall, so walks should come to every cell that they can
 (`collect.py --explorer.goals tour`): where free cells are left out, the map takes others like them,
-side passages above all, for walls.
+side passages above all, for walls. For the same reason short episodes are left out.
 """
 
 from __future__ import annotations
@@ -45,6 +45,14 @@ class OccupancyTraining:
     """Lowest signal level of the latents: dreamed frames, which it also follows, are not exact."""
 
 
+def long_enough(lengths: np.ndarray) -> np.ndarray:
+    """Indices of the episodes that the map learns from: at least half as long as the longest.
+
+    These have come to most of what can be come to.
+    """
+    return np.flatnonzero(2 * lengths >= lengths.max())
+
+
 def occupancy_loss(
     episodes: LatentEpisodes,
     read: ReadEpisodes,
@@ -62,20 +70,20 @@ def occupancy_loss(
     for i, (offset, size) in enumerate(zip(episodes.offsets, episodes.lengths, strict=True)):
         walked = occupancy.cell_of(read.stands[offset : offset + size, :2])
         come_to[i, occupancy.index(walked).cpu()] = True
-    # Long episodes have come to most of what can be come to; only they are learned from.
-    usable = np.flatnonzero(episodes.lengths == episodes.lengths.max())
-    length = int(episodes.lengths.max())
+    usable, length = long_enough(episodes.lengths), int(episodes.lengths.max())
 
     def loss(model: nn.Module, step: int) -> tuple[Tensor, Losses]:
         rng, generator = step_rng(config.optimizer.seed, step)
         chosen = rng.choice(usable, size=config.batch_size)
         frames = np.arange(rng.integers(min(config.stride, length)), length, config.stride)
-        index = torch.from_numpy(episodes.offsets[chosen][:, None] + frames)
+        last = episodes.lengths[chosen][:, None] - 1
+        index = torch.from_numpy(episodes.offsets[chosen][:, None] + np.minimum(frames, last))
         batch = (
             noise_slightly(episodes.latents[index].float(), config.min_signal, generator),
             read.read_outs[index].float(),
             read.stands[index],
             come_to[torch.from_numpy(chosen)],
+            torch.from_numpy(frames <= last),
         )
         total = model(*(own_share(accel, x) for x in batch))
         return total, {"occupancy": total}

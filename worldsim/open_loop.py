@@ -21,10 +21,9 @@ class OpenLoopResult:
     real: np.ndarray
     """Frames (n, horizon, h, w, c) uint8."""
     dreamed: np.ndarray
-    shuffled: np.ndarray
-    """The same dreams under shuffled actions: what the actions are worth."""
     psnr: dict[str, np.ndarray]
-    """(n, horizon) dB of "dream", "autoencoder" (ceiling), "copy_last" and "shuffled" (floors)."""
+    """(n, horizon) dB of "dream", "autoencoder" (ceiling), "copy_last" and "shuffled" (floors: the
+    last context frame, and the same dreams under shuffled actions)."""
     ssim: dict[str, np.ndarray]
     rewards: np.ndarray
     """(n, horizon) real rewards."""
@@ -118,8 +117,6 @@ def evaluate_open_loop(
             np.tile(np.arange(future.shape[1]), (len(x), 1)), axis=1
         )
         shuffled, _ = dream(future.gather(1, torch.from_numpy(order).to(device)), total // 2)
-    else:
-        shuffled = dreamed
     candidates = {
         "dream": dreamed,
         "autoencoder": model.decode(model.encode(real)),
@@ -130,7 +127,6 @@ def evaluate_open_loop(
     return OpenLoopResult(
         real=real.cpu().numpy(),
         dreamed=dreamed.cpu().numpy(),
-        shuffled=shuffled.cpu().numpy(),
         psnr={k: psnr(v, real).cpu().numpy() for k, v in candidates.items()},
         ssim={k: ssim(v, real).cpu().numpy() for k, v in candidates.items()},
         rewards=rewards[:, context:],

@@ -41,7 +41,7 @@ class PlacesTraining:
     batch_size: int = 12
     """Episodes per step, over all processes."""
     length: int = 1000
-    """Frames of each episode at most, from its beginning."""
+    """Frames of each episode at most, from its beginning; all episodes are learned from."""
     asked_weight: float = 2.0
     """Weight of what the memory is asked on behalf of other frames; at 0.5, training could stay
     where only what counts at the moment is remembered."""
@@ -53,6 +53,10 @@ class PlacesTraining:
     """Share of the actions that are learned without being told a place."""
     min_signal: float = 0.9
     """Lowest signal level of the latents: dreamed frames, which it also follows, are not exact."""
+
+
+UNKNOWN_ACTION = torch.iinfo(torch.int64).max
+"""Which is not learned."""
 
 
 class ReadEpisodes(NamedTuple):
@@ -167,7 +171,6 @@ def places_loss(
         raise ValueError("places are learned from poses, but these episodes were read without")
     check_divides(accel, config.batch_size)
     length = min(config.length, int(episodes.lengths.max()))
-    usable = np.flatnonzero(episodes.lengths >= length)
     places, known = torch.zeros(episodes.num_frames, 2), torch.zeros(episodes.num_frames).bool()
     for offset, size in zip(episodes.offsets, episodes.lengths, strict=True):
         row = slice(offset, offset + size)
@@ -178,21 +181,26 @@ def places_loss(
 
     def loss(model: nn.Module, step: int) -> tuple[Tensor, Losses]:
         rng, generator = step_rng(config.optimizer.seed, step)
-        chosen = rng.choice(usable, size=config.batch_size)
-        index = torch.from_numpy(episodes.offsets[chosen][:, None] + np.arange(length))
+        chosen = rng.integers(len(episodes.lengths), size=config.batch_size)
+        # Episodes that are shorter stand still at their end, where nothing is learned from them.
+        last, frames = episodes.lengths[chosen][:, None] - 1, np.arange(length)
+        index = torch.from_numpy(episodes.offsets[chosen][:, None] + np.minimum(frames, last))
+        over = torch.from_numpy(frames > last)
         read_outs, poses = read.read_outs[index].float(), read.poses[index]
         batch = (
             noise_slightly(episodes.latents[index].float(), config.min_signal, generator),
             read_outs,
             poses,
             places[index],
-            known[index],
-            torch.from_numpy(rng.integers(length, size=(config.batch_size, length))),
+            known[index] & ~over,
+            torch.from_numpy(rng.integers(np.minimum(last + 1, length), size=index.shape)),
             true_poses[index],
         )
-        ahead = torch.from_numpy(rng.integers(1, config.hindsight + 1, size=index.shape))
+        steps = rng.integers(1, config.hindsight + 1, size=index.shape)
+        ahead = torch.from_numpy(np.minimum(steps, np.maximum(last - frames, 0)))
         told = torch.from_numpy(rng.random(index.shape) >= config.untold_share)
-        walks = (read_outs, poses, episodes.actions[index], ahead, told)
+        actions = episodes.actions[index].masked_fill(over, UNKNOWN_ACTION)
+        walks = (read_outs, poses, actions, ahead, told)
         own, asked, walk = model(
             tuple(own_share(accel, x) for x in batch), tuple(own_share(accel, x) for x in walks)
         )

@@ -69,13 +69,19 @@ def poses_of(infos: Mapping[str, np.ndarray]) -> np.ndarray:
         infos: with agent_pos (t, 2) and agent_dir (t, 2), as privileged Memory Mazes give them.
 
     Raises:
-        ValueError: the infos have none.
+        ValueError: the infos have none, or of another shape.
     """
     if not has_poses(infos):
         raise ValueError(
             "these episodes have no poses (agent_pos and agent_dir): collect them with privileged "
             "infos, or train a model that is told actions"
         )
+    for name in ("agent_pos", "agent_dir"):
+        if infos[name].ndim != 2 or infos[name].shape[1] != 2:
+            raise ValueError(
+                f"poses are positions and directions on a plane: {name} must have shape (t, 2), "
+                f"got {infos[name].shape}"
+            )
     heading = np.arctan2(infos["agent_dir"][:, 1], infos["agent_dir"][:, 0])
     return np.concatenate([infos["agent_pos"], heading[:, None]], axis=1).astype(np.float32)
 

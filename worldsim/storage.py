@@ -199,7 +199,11 @@ def find_dataset(source: str | Path, root: str | Path | None = None) -> Path:
         for folder in (candidate / "data", candidate):
             if (folder / METADATA_FILE_NAME).is_file():
                 return folder.absolute()
-    known = list_local_datasets() if root is None else {}
+    if root is None:
+        known = list(list_local_datasets())
+    else:
+        files = base.rglob(f"data/{METADATA_FILE_NAME}")
+        known = [str(file.parent.parent.relative_to(base)) for file in files]
     names = ", ".join(sorted(known)) or "none"
     raise FileNotFoundError(
         f"there is no dataset {str(source)!r}, neither as an id below {base} nor as a path; "

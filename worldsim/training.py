@@ -158,6 +158,8 @@ class Trainer:
         directory: where checkpoints go; None keeps none.
     """
 
+    KEPT = ("latest", ".latest.old")  # the second where a save was cut off between its moves
+
     def __init__(
         self,
         model: nn.Module,
@@ -246,7 +248,7 @@ class Trainer:
         """
         if self.directory is None:
             return False
-        for name in ("latest", ".latest.old"):
+        for name in self.KEPT:
             file = self.directory / name / "training.pt"
             if file.is_file():
                 state = torch.load(file, map_location=self.accelerator.device, weights_only=True)
@@ -268,6 +270,15 @@ class Trainer:
                 self.step = state["step"]
                 return True
         return False
+
+
+def kept_model(directory: Path, device: torch.device | str = "cpu") -> dict[str, Tensor] | None:
+    """Weights of the model that a `Trainer` has in training there; None where there is none."""
+    for name in Trainer.KEPT:
+        file = directory / name / "training.pt"
+        if file.is_file():
+            return torch.load(file, map_location=device, weights_only=True, mmap=True)["model"]
+    return None
 
 
 def step_rng(
