@@ -209,7 +209,8 @@ class ScriptedExplorer:
 
     @property
     def _burst_start_probability(self) -> float:
-        # Walks of mean length w alternate with bursts of mean length b: b / (w + b) = epsilon.
+        # Walks of mean length w alternate with bursts of mean length b: b / (w + b) = epsilon, but
+        # for walks of no step at all, which make it a little more: 0.158 of 0.15, 0.55 of 0.5.
         epsilon, length = self.config.epsilon, self.config.burst_length
         return 1.0 if epsilon >= 1 else min(1.0, epsilon / (length * (1 - epsilon)))
 

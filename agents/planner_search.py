@@ -154,6 +154,10 @@ class PlannerConfig:
             raise ValueError(f"planner.{name} is not taken from there: give {instead}")
 
 
+FAST_PLANNER = PlannerConfig(horizon=10, num_candidates=8, replan_every=5)
+"""Of about 100 ms a decision on two CPU cores, which is what experiments plan with by default."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """A decision for n envs."""

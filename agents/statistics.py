@@ -77,6 +77,42 @@ def crossed_bootstrap_interval(
     return _middle(sums[observed > 0] / observed[observed > 0], confidence)
 
 
+def paired_bootstrap_interval(
+    values: np.ndarray,
+    others: np.ndarray,
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The interval of the difference of the means of two tables of the same columns.
+
+    Such as the results of n seeds of one agent and k seeds of another on the same m mazes: in every
+    resample both are of the same mazes, and each of seeds of its own.
+
+    Args:
+        values, others: (n, m) and (k, m) finite numbers.
+        confidence, num_resamples, seed: as for `bootstrap_interval`.
+
+    Raises:
+        ValueError: no values, values that are not finite, or tables of other columns.
+    """
+    tables = [np.asarray(table, dtype=np.float64) for table in (values, others)]
+    shapes = [table.shape for table in tables]
+    if any(t.ndim != 2 or t.size == 0 or not np.isfinite(t).all() for t in tables):
+        raise ValueError(f"values must be tables of finite numbers, got shapes {shapes}")
+    m = shapes[0][1]
+    if shapes[1][1] != m:
+        raise ValueError(f"tables must have the same columns, got shapes {shapes}")
+    rng = np.random.default_rng(seed)
+    columns = rng.integers(m, size=(num_resamples, 1, m))
+    mine, theirs = (
+        table[rng.integers(len(table), size=(num_resamples, len(table), 1)), columns].mean((1, 2))
+        for table in tables
+    )
+    return _middle(mine - theirs, confidence)
+
+
 def _middle(means: np.ndarray, confidence: float) -> tuple[float, float]:
     """Between what means of resamples lie, but for equal tails."""
     tail = (1 - confidence) / 2

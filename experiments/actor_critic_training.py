@@ -33,11 +33,26 @@ def read_out_dataset(model: WorldModel, dataset: str, num_episodes: int) -> Read
         return read_out_episodes(model, episodes, num_episodes, progress=progress)
 
 
-def clone_and_report(agent: ActorCritic, data: ReadOuts, config: CloningConfig, seed: int) -> None:
-    """Let an agent learn from recorded episodes, and say how that went."""
+def cloned_agent(
+    model: WorldModel, data: ReadOuts, config: CloningConfig, seed: int, *, shaped: bool
+) -> ActorCritic:
+    """An agent that has learned which of the recorded actions turned out well.
+
+    Args:
+        model: whose read-outs the data has; its prediction of the recorded behaviour is where
+            cloning starts.
+        data: recorded episodes.
+        config: of cloning.
+        seed: of the agent, and of cloning.
+        shaped: what will be rewarded is not what was, so that the critic is to expect nothing.
+    """
+    agent = ActorCritic.from_behaviour(model, told_places=False, seed=seed).to(model.device)
     values = clone_advantages(agent, data, config, seed)
     shown = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items())
     print(f"cloned {len(data.actions):,} actions: {shown}")
+    if shaped:
+        agent.forget_returns()
+    return agent
 
 
 def train_actor_critic(
@@ -60,21 +75,19 @@ def train_actor_critic(
     training = run.path / "training.safetensors"
     if path.is_file():
         agent = ActorCritic.load(path)[0]
+    elif options.clone is not None:
+        data = read_out_dataset(model, options.clone, options.cloning.num_episodes)
+        shaped = shaping is not None
+        agent = cloned_agent(model, data, options.cloning, options.seed, shaped=shaped)
+        agent.save(path, world_model=world_model)
     else:
-        temperature = options.behaviour_temperature
         agent = ActorCritic.from_behaviour(
             model,
             told_places=options.walking,
-            temperature=temperature,
+            temperature=options.behaviour_temperature,
             returns=shaping is None,
             seed=options.seed,
         )
-        if options.clone is not None:
-            data = read_out_dataset(model, options.clone, options.cloning.num_episodes)
-            clone_and_report(agent, data, options.cloning, options.seed)
-            if shaping is not None:  # what it was taught is not what will be rewarded
-                agent.forget_returns()
-            agent.save(path, world_model=world_model)
     learning = options.actor_critic
     if shaping is not None and learning.min_reward is None:
         learning = dataclasses.replace(learning, min_reward=options.way.min_reward)
@@ -90,28 +103,28 @@ def train_actor_critic(
     )
     if run.get("round_timesteps", 0):
         trainer.load_state_dict(load_file(training))
+    agent.save(path, world_model=world_model)  # as it is in that training
 
     def save(seconds: float) -> None:
-        # The training state first: a round that is known to have begun must have one.
+        # The training state first: a round that is known to have begun must have one, and a policy
+        # that has been improved must not be taken for what improvement starts from.
         save_file(trainer.state_dict(), training.with_suffix(".tmp"))
         training.with_suffix(".tmp").replace(training)
-        agent.save(path, world_model=world_model)
         run.keep(round_seconds=seconds, round_timesteps=trainer.num_dream_steps)
+        agent.save(path, world_model=world_model)
 
     # What a step makes, in rewards, and with what is worth something beside them.
     recent: deque[tuple[float, float]] = deque(maxlen=20)
     # Every round of TensorBoard's curves begins after the one before.
-    first_step, resumed_at = run.get("finished_timesteps", 0), trainer.num_dream_steps
-    limit = options.total_timesteps
-    progress = TrainingProgress(
+    first_step, limit = run.get("finished_timesteps", 0), options.total_timesteps
+    with TrainingProgress(
         save,
         description=f"dream training, round {round_index}",
         total_timesteps=limit,
         time_limit=60 * options.minutes if limit is None else None,
-        timesteps=resumed_at,
+        timesteps=trainer.num_dream_steps,
         seconds_before=run.get("round_seconds", 0.0),
-    )
-    try:
+    ) as progress:
         while not progress.over:
             metrics = trainer.update()
             recent.append((metrics["reward_per_step"], metrics["shaped_reward_per_step"]))
@@ -124,7 +137,3 @@ def train_actor_critic(
             if shaping is not None:
                 status += f", with progress {shaped:.2f}"
             progress.update(trainer.num_dream_steps, status)
-    finally:
-        progress.close()
-        if trainer.num_dream_steps > resumed_at or not path.is_file():
-            save(progress.seconds)

@@ -9,7 +9,7 @@ from typing import Any
 from agents.cloning import CloningConfig
 from agents.imagination import ActorCriticConfig
 from agents.on_the_way import WayConfig
-from agents.planner_search import PlannerConfig
+from agents.planner_search import FAST_PLANNER, PlannerConfig
 from agents.rollout import BEHAVIOUR_TEMPERATURE
 from experiments.agents_labels import LABELS
 from experiments.sb3_training import PPOConfig
@@ -99,7 +99,8 @@ class BenchmarkAgentsConfig:
     model."""
     agents: tuple[str, ...] | None = None
     """What to compare; by default all that can be had with this env and world model, but those that
-    take the longest ("model_free", which learns on the real env, and "planner_cloning") or learn
+    take the longest ("model_free", which learns on the real env, "planner_cloning" and
+    "walker_short_memory") or learn
     from a dataset ("advantage_weighted" and "actor_critic_cloned")."""
     dataset: str | None = None
     """Recorded episodes for those that learn from some."""
@@ -137,9 +138,7 @@ class BenchmarkAgentsConfig:
     """Cut real episodes shorter than they are."""
     short_memory: int = 10
     """Frames that an agent with its memory cut remembers."""
-    planner: PlannerConfig = dataclasses.field(
-        default_factory=lambda: PlannerConfig(method="rollout", horizon=12, num_candidates=16)
-    )
+    planner: PlannerConfig = FAST_PLANNER
     planner_episodes: int = 20
     """Real episodes of the planner per seed; each of its decisions costs many dreamed steps."""
     output: Path | None = None

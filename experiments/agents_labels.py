@@ -14,17 +14,18 @@ LABELS = {
     "ppo_pixels": "PPO in the dream, pixels",
     "recurrent_ppo_pixels": "RecurrentPPO in the dream, pixels",
     "ppo_features": "PPO in the dream, memory read-out",
-    "actor_critic": "actor-critic in the dream, from walking",
+    "actor_critic": "actor-critic in the dream",
     "actor_critic_from_cloning": "actor-critic in the dream, from behaviour cloning",
     "actor_critic_cloned": "the same, from advantage-weighted cloning",
     "actor_critic_short_memory": "actor-critic, memory cut",
-    "planner": "planner, whose policy is walking",
+    "planner": "planner",
     "planner_cloning": "planner, whose policy is behaviour cloning",
     "model_free": "RecurrentPPO on the real env",
     "data": "scripted, as in the data",
     "oracle": "scripted, sees the plan and goes straight to every reward",
 }
-"""Agents of the benchmark, in the order of its table."""
+"""Agents of the benchmark, in the order of its table. Actor-critic, PPO on the read-out and planner
+start from the model's behaviour: from walking where it remembers places, else from cloning."""
 
 
 def colour_of(agent: str) -> tuple[float, float, float, float]:

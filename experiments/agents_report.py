@@ -19,7 +19,11 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from agents.statistics import bootstrap_interval, crossed_bootstrap_interval
+from agents.statistics import (
+    bootstrap_interval,
+    crossed_bootstrap_interval,
+    paired_bootstrap_interval,
+)
 from experiments.agents_judged import report_judges
 from experiments.agents_labels import LABELS, colour_of
 from experiments.command_line import run_script
@@ -30,11 +34,13 @@ HELD_AGAINST = (
     ("walker", "walker_short_memory"),
     ("ppo_features", "walker"),
     ("actor_critic", "walker"),
+    ("actor_critic", "behaviour"),
     ("actor_critic", "actor_critic_short_memory"),
     ("actor_critic", "model_free"),
     ("actor_critic_from_cloning", "behaviour"),
     ("actor_critic_from_cloning", "model_free"),
     ("planner", "walker"),
+    ("planner", "behaviour"),
     ("planner_cloning", "behaviour"),
 )
 """Agents, and what they started from or are to be better than."""
@@ -90,16 +96,13 @@ def mean_return(results: list[dict[str, Any]]) -> Mean:
 def gain(results: list[dict[str, Any]], others: list[dict[str, Any]]) -> Mean | None:
     """By how much the return is higher than others' in the same mazes; None for other mazes.
 
-    Seeds are paired where there are as many of both; otherwise others count by their mean.
+    Mazes are paired; seeds of training have nothing in common.
     """
     mazes = [r["real"]["seeds"] for r in (*results, *others)]
     if any(played != mazes[0] for played in mazes):
         return None
     mine, theirs = (np.array([r["real"]["returns"] for r in rs]) for rs in (results, others))
-    if len(mine) != len(theirs):
-        theirs = theirs.mean(axis=0, keepdims=True)
-    difference = mine - theirs
-    return float(difference.mean()), *crossed_bootstrap_interval(difference)
+    return float(mine.mean() - theirs.mean()), *paired_bootstrap_interval(mine, theirs)
 
 
 def format_gains(runs: Runs) -> str | None:
@@ -197,7 +200,9 @@ def format_table(runs: Runs) -> str:
         "",
         "Real steps: taken to train the policy; recorded steps: those that its world model learned "
         "from. Minutes: training of one seed. ms/decision: for each of as many real envs as ran "
-        "side by side, on one core, and on all where an agent plans or its memory is cut.",
+        "side by side, on one core, and on all where an agent plans or its memory is cut. "
+        "Intervals are of mazes and of as many seeds as there are: of one seed they say nothing of "
+        "other seeds.",
     ]
     return "\n".join(lines)
 

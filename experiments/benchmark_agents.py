@@ -40,9 +40,10 @@ from agents.on_the_way import WayConfig, shaping_of
 from agents.planner import Planner
 from agents.rollout import Policy
 from agents.scripted import has_scripted_player, scripted_player
-from experiments.actor_critic_training import clone_and_report, read_out_dataset
+from experiments.actor_critic_training import cloned_agent, read_out_dataset
 from experiments.agents_config import (
     DREAM_TRAINED,
+    FROM_EPISODES,
     MEMORY_CUT,
     NOT_BY_DEFAULT,
     NOT_IN_DREAMS,
@@ -56,8 +57,8 @@ from experiments.agents_report import write_report
 from experiments.agents_work import check_kept, check_work, read_curve
 from experiments.command_line import CONTINUES, run_script
 from experiments.dream_judging import check_env, play_dreams, play_real_episodes
-from experiments.dream_train import DreamTrainConfig
 from experiments.dream_train import main as dream_train
+from experiments.dream_train_config import DreamTrainConfig
 from experiments.evaluate import episode_limit, make_real_envs
 from experiments.model_free import train_model_free, training_seconds
 from experiments.platform_settings import keep_memory
@@ -248,14 +249,15 @@ class AgentsBenchmark:
         check_work(work, {"world_model_sha256": self.weights, **of_episodes})
         path = work / "policy.safetensors"
         if not path.is_file():
-            agent = ActorCritic.from_behaviour(self.model, told_places=False, seed=seed)
-            clone_and_report(agent, self.read_outs, config.cloning, seed)
+            agent = cloned_agent(self.model, self.read_outs, config.cloning, seed, shaped=False)
             agent.save(path, world_model=self.name)
         return ActorCritic.load(path)[0]
 
     def _training(self, agent: str, seed: int) -> DreamTrainConfig:
         """Run of the main job that trains an agent; only its policy is used."""
-        config = self.config
+        config, options = self.config, DREAM_TRAINED[agent]
+        if agent in FROM_EPISODES:
+            options = options | {"clone": config.dataset, "cloning": config.cloning}
         return DreamTrainConfig(
             env=config.env,
             world_model=self.name,
@@ -273,16 +275,11 @@ class AgentsBenchmark:
             num_envs=config.num_envs,
             judge=False,
             output=config.work_directory / f"{agent}-seed{seed}",
-            **DREAM_TRAINED[agent],
+            **options,
         )
 
     def _train_in_dream(self, agent: str, seed: int) -> tuple[Policy, dict[str, Any]]:
         config, run = self.config, self._training(agent, seed)
-        if agent == "actor_critic_cloned" and not run.policy_path.is_file():
-            cloned = self._clone(seed)
-            if shaping_of(config.way, self.model) is not None:
-                cloned.forget_returns()  # what it was taught is not what will be rewarded
-            cloned.save(run.policy_path, world_model=self.name)
         dream_train(run)
         last_round = json.loads((run.run_directory / "progress.json").read_text())["last_round"]
         # Training ends with a whole update, so a little later than asked for.

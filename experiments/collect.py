@@ -56,8 +56,9 @@ class CollectConfig:
     """Episode i is played with seed + i. Keep the seeds of training and validation sets apart."""
     max_episode_steps: int | None = None
     """Cut episodes shorter than they are."""
-    dataset: str = "memory-maze-9x9/explorer-v0"
-    """Minari id of the dataset, `(namespace/)name-v0`. One that exists is continued."""
+    dataset: str | None = None
+    """Minari id of the dataset, `(namespace/)name-v0`; by default ENV/POLICY-v0. One that exists is
+    continued."""
     datasets_root: Path | None = None
     """Folder of all datasets; by default Minari's (MINARI_DATASETS_PATH, or ~/.minari/datasets)."""
     num_workers: int = 2
@@ -86,6 +87,22 @@ class CollectConfig:
                 f"there is no policy {self.policy!r}: use {', '.join(known)} or the path of a "
                 ".zip or .safetensors file"
             )
+        if self.dataset is None and self.policy not in known:
+            raise ValueError("the episodes of a saved policy need a name: give --dataset")
+        for name, default, used_by in (
+            ("policy_model", None, BEHAVIOURS),
+            ("temperature", BEHAVIOUR_TEMPERATURE, BEHAVIOURS),
+            ("explorer", ExplorerConfig(), ("explorer",)),
+        ):
+            if self.policy not in used_by and getattr(self, name) != default:
+                raise ValueError(
+                    f"{name} is for {' and '.join(used_by)}, not for {self.policy}: leave it out"
+                )
+
+    @property
+    def dataset_id(self) -> str:
+        """The dataset that was named, or its name by default."""
+        return self.dataset or f"{self.env.split(':')[-1]}/{self.policy}-v0"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -210,7 +227,7 @@ def main(config: CollectConfig, make: MakeEnv = make_env) -> CollectResult:
     check_discrete(env.action_space, config.env)
     find_image(env.observation_space, None, config.env)
     writer = DatasetWriter(
-        config.dataset,
+        config.dataset_id,
         env.observation_space,
         env.action_space,
         config.settings,

@@ -26,7 +26,8 @@ from tqdm import tqdm
 import envs
 from agents.explorers import MAZE_ACTIONS, RandomPolicy
 from agents.features import FeaturePolicy, behaviour_policy, check_policy_fits, load_policy
-from agents.planner import Planner, PlannerConfig
+from agents.planner import Planner
+from agents.planner_search import FAST_PLANNER, PlannerConfig
 from agents.planner_trace import PlanTrace, save_trace
 from agents.rollout import BEHAVIOUR_TEMPERATURE, EpisodeResult, Policy, make_parallel, rollout
 from agents.scripted import scripted_player
@@ -71,7 +72,7 @@ class EvaluateConfig:
     """Cut real episodes shorter than they are."""
     deterministic: bool = False
     """Take the policy's most likely action instead of drawing one."""
-    planner: PlannerConfig = dataclasses.field(default_factory=PlannerConfig)
+    planner: PlannerConfig = FAST_PLANNER
     """How "planner" plans."""
     temperature: float = BEHAVIOUR_TEMPERATURE
     """At which "walker", "behaviour" and the policy of "planner" draw their actions; below 1 likely
@@ -98,6 +99,25 @@ def check_policy(name: str) -> None:
         raise FileNotFoundError(
             f"unknown policy {name!r}: choose {', '.join(known)}, or a saved policy's file"
         )
+
+
+def check_used(config: EvaluateConfig) -> None:
+    """Raise a ValueError for a setting that changes nothing of what is judged."""
+    policy, planner = config.policy, config.policy == "planner"
+    own = policy in POLICIES_OF_MODELS
+    saved = not own and policy not in ("random", "explorer")
+    for name, default, used, advice in (
+        ("traces", None, planner, "they are of the policy 'planner'"),
+        ("planner", FAST_PLANNER, planner, "it is of the policy 'planner'"),
+        ("policy_model", None, own, f"it is of {', '.join(POLICIES_OF_MODELS)}"),
+        ("temperature", BEHAVIOUR_TEMPERATURE, own, f"it is of {', '.join(POLICIES_OF_MODELS)}"),
+        ("deterministic", False, saved or (own and not planner), "actions are drawn, or planned"),
+        ("contexts", None, config.world_model is not None, "dreams start there: --world-model"),
+        ("max_episode_steps", None, config.world_model is None, "dreams have --horizon"),
+    ):
+        if not used and getattr(config, name) != default:
+            raise ValueError(f"{name} changes nothing for {policy!r} here ({advice}): leave it out")
+    config.planner.refuse_given("policy_temperature", instead="--temperature")
 
 
 def open_policy(
@@ -264,15 +284,9 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     if config.video is not None:
         check_video(config.video, "--video")
     check_policy(config.policy)
-    if config.traces is not None and config.policy != "planner":
-        raise ValueError(f"traces are of the policy 'planner', not of {config.policy!r}")
     if config.trace_every < 1:
         raise ValueError(f"trace_every must be at least 1, got {config.trace_every}")
-    config.planner.refuse_given("policy_temperature", instead="--temperature")
-    if config.contexts is not None and config.world_model is None:
-        raise ValueError("contexts are where dreams start: give --world-model to judge in a dream")
-    if config.policy_model is not None and config.policy not in POLICIES_OF_MODELS:
-        raise ValueError(f"policy_model is for {', '.join(POLICIES_OF_MODELS)}: leave it out")
+    check_used(config)
     seeds = [config.first_seed + i for i in range(config.num_episodes)]
     options: dict[str, Any] = {"seed": config.first_seed, "deterministic": config.deterministic}
     batch: VectorEnv

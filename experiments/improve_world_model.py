@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from agents.rollout import BEHAVIOUR_TEMPERATURE
 from experiments import collect, train_world_model
 from experiments.train_config import TrainConfig, ValidationConfig
 from worldsim.checkpoint import load_config
@@ -32,6 +33,7 @@ def improve_world_model(
     temperature: float = 1.0,
     walking: bool = True,
     datasets: Sequence[str] = (),
+    seed: int = 0,
     device: str = "auto",
 ) -> tuple[str, str]:
     """Collect real episodes and let the world model learn from them. What is done is not repeated.
@@ -49,6 +51,7 @@ def improve_world_model(
         temperature: at which the world model's own behaviour draws its actions.
         walking: that behaviour walks to where it expects rewards, if it can.
         datasets: others to go on learning from besides.
+        seed: of the training.
         device: where the world model is trained.
 
     Returns:
@@ -67,7 +70,7 @@ def improve_world_model(
             env=env,
             policy=own if policy is None else str(_keep_policy(policy, output)),
             policy_model=world_model if policy is None else None,
-            temperature=temperature,
+            temperature=temperature if policy is None else BEHAVIOUR_TEMPERATURE,
             episodes=episodes,
             seed=first_seed,
             dataset="collected-v0",
@@ -89,7 +92,7 @@ def improve_world_model(
                 init=world_model,
                 output=output,
                 dynamics=DynamicsTraining(
-                    optimizer=OptimizerConfig(steps=steps, learning_rate=3e-4),
+                    optimizer=OptimizerConfig(steps=steps, learning_rate=3e-4, seed=seed),
                     curriculum=((length, 1.0),),
                     # Recall is learned after cuts, where a model can be told poses across them.
                     longest_stretches=() if load_config(world_model).pose is None else (length,),
@@ -97,7 +100,7 @@ def improve_world_model(
                 # Where it remembers places: what it reads out has changed a little.
                 places_training=PlacesTraining(
                     optimizer=OptimizerConfig(
-                        steps=min(steps, 300), learning_rate=1e-3, muon_learning_rate=0
+                        steps=min(steps, 300), learning_rate=1e-3, muon_learning_rate=0, seed=seed
                     )
                 ),
                 # These walks leave out cells, which the map would learn to take for walls.

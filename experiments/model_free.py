@@ -65,7 +65,7 @@ def train_model_free(
     env = VecMonitor(SubprocVecEnv([make] * num_workers, start_method="forkserver"))
     try:
         if path.is_file():
-            agent = RecurrentPPO.load(path, env=env, tensorboard_log=str(work))
+            agent = RecurrentPPO.load(path, env=env, device="cpu", tensorboard_log=str(work))
             agent.set_random_seed(seed + agent.num_timesteps)
         else:
             agent = RecurrentPPO(
@@ -98,24 +98,20 @@ def train_model_free(
                 "choose another --work"
             )
         if rest > 0:
-            progress = TrainingProgress(
+            with TrainingProgress(
                 save,
                 description=f"model-free, seed {seed}",
                 total_timesteps=real_steps,
                 time_limit=None,
                 timesteps=agent.num_timesteps,
                 seconds_before=training_seconds(work),
-            )
-            try:
+            ) as progress:
                 agent.learn(
                     rest,
                     callback=DreamProgress(progress, label="return"),
                     reset_num_timesteps=False,
                     tb_log_name="tensorboard",
                 )
-            finally:
-                progress.close()
-                save(progress.seconds)
     finally:
         env.close()
     return SB3Policy(agent), agent.num_timesteps

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -85,15 +84,25 @@ class RunDirectory:
         self, name: str, policy: str, where: str, results: Sequence[EpisodeResult]
     ) -> None:
         """Keep the results of an evaluation, so that it is not run again."""
-        summary = {"policy": policy, "where": where} | summarise(results)
+        summary = {"policy": policy, "where": where} | summarise(results) | provenance()
         self.keep(evaluations=self.evaluations | {name: summary})
 
     def write_results(self) -> dict[str, Any]:
-        """Write results.json: config, evaluations, versions, hardware; and return it."""
+        """Write results.json: config, evaluations, steps, versions, hardware; and return it.
+
+        Where nothing has been trained or judged since it was written, it stays as it is: the code
+        and the config may be others now.
+        """
+        file, steps = self.path / "results.json", self.get("finished_timesteps", 0)
+        if file.is_file():
+            kept = json.loads(file.read_text())
+            if (kept["evaluations"], kept.get("timesteps")) == (self.evaluations, steps):
+                return kept
         results = {
-            "config": dataclasses.asdict(self.config),
+            "config": as_json(self.config),
             "evaluations": self.evaluations,
+            "timesteps": steps,
             **provenance(),
         }
-        write_json(self.path / "results.json", results)
+        write_json(file, results)
         return results

@@ -125,7 +125,7 @@ def train_with_sb3(
     first_seed = FIRST_TRAINING_SEED + 10_000_000 * config.seed + 1_000_000 * round_index
     env.seed(first_seed + run.get("round_timesteps", 0))
     agent.set_logger(configure(str(run.path / "tensorboard"), ["tensorboard"]))
-    first_step = agent.num_timesteps - run.get("round_timesteps", 0)
+    first_step = run.get("finished_timesteps", 0)
 
     def save(seconds: float) -> None:
         temporary = path.with_suffix(".tmp.zip")
@@ -136,22 +136,19 @@ def train_with_sb3(
         run.keep(round_seconds=seconds, round_timesteps=agent.num_timesteps - first_step)
 
     limit = None if config.total_timesteps is None else first_step + config.total_timesteps
-    steps = sys.maxsize // 2 if limit is None else limit - agent.num_timesteps
-    if steps <= 0:
-        return
-    progress = TrainingProgress(
+    with TrainingProgress(
         save,
         description=f"dream training, round {round_index}",
         total_timesteps=limit,
         time_limit=60 * config.minutes if limit is None else None,
         timesteps=agent.num_timesteps,
         seconds_before=run.get("round_seconds", 0.0),
-    )
-    shown = DreamProgress(
-        progress, mean_return=lambda: config.training_horizon * float(np.mean(recent))
-    )
-    try:
-        agent.learn(steps, callback=shown, reset_num_timesteps=False)
-    finally:
-        progress.close()
-        save(progress.seconds)
+    ) as progress:
+        if not progress.over:
+            agent.learn(
+                sys.maxsize // 2 if limit is None else limit - agent.num_timesteps,
+                callback=DreamProgress(
+                    progress, mean_return=lambda: config.training_horizon * float(np.mean(recent))
+                ),
+                reset_num_timesteps=False,
+            )

@@ -15,14 +15,17 @@ class TrainingProgress:
     knows in advance how many steps there will be.
 
     Args:
-        on_save: called every `save_seconds` with the seconds trained so far.
+        on_save: called every minute with the seconds trained so far.
         description: label of the progress bar.
         total_timesteps: steps at which training ends; None: only the time limits it.
         time_limit: seconds after which training ends; None: only the steps limit it.
         timesteps: steps done before.
         seconds_before: seconds that those took.
-        save_seconds: seconds between two saves.
+
+    Used in a `with` statement, it saves at the end too.
     """
+
+    SAVE_SECONDS = 60.0
 
     def __init__(
         self,
@@ -33,9 +36,8 @@ class TrainingProgress:
         time_limit: float | None,
         timesteps: int = 0,
         seconds_before: float = 0.0,
-        save_seconds: float = 60.0,
     ) -> None:
-        self.on_save, self.save_seconds = on_save, save_seconds
+        self.on_save = on_save
         self.total_timesteps, self.time_limit = total_timesteps, time_limit
         self.timesteps, self.seconds_before = timesteps, seconds_before
         self._first_step = timesteps
@@ -81,10 +83,16 @@ class TrainingProgress:
         rate = (timesteps - self._first_step) / max(time.monotonic() - self._start, 1e-6)
         shown = [f"{timesteps} steps", f"{rate:.0f}/s", *([status] if status else [])]
         self._bar.set_postfix_str(", ".join(shown), refresh=False)
-        if time.monotonic() - self._last_save > self.save_seconds:
+        if time.monotonic() - self._last_save > self.SAVE_SECONDS:
             self.on_save(self.seconds)
             self._last_save = time.monotonic()
 
-    def close(self) -> None:
-        """Leave the progress bar as it is."""
+    def __enter__(self) -> TrainingProgress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """Save what was trained, unless an error may have spoilt it: then what was saved stays."""
         self._bar.close()
+        stopped = kind is not None and not issubclass(kind, Exception)  # such as Ctrl-C
+        if (kind is None or stopped) and self.timesteps > self._first_step:
+            self.on_save(self.seconds)

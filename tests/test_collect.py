@@ -13,9 +13,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from minari.dataset.minari_dataset import parse_dataset_id
 from tiny import tiny_model
 
 from agents.actor_critic import ActorCritic
+from agents.explorers import ExplorerConfig
 from experiments import import_npz
 from experiments.collect import CollectConfig, CollectResult, main, make_policy
 from experiments.command_line import run_script
@@ -256,6 +258,19 @@ def test_bad_requests_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
         CollectConfig(policy="nowhere.zip")
     with pytest.raises(ValueError, match="at least 1"):
         CollectConfig(episodes=0)
+    for changes in (
+        {"policy_model": "memory-maze-9x9"},
+        {"temperature": 2.0},
+        {"policy": "walker", "explorer": ExplorerConfig(epsilon=0.5)},
+    ):
+        with pytest.raises(ValueError, match=f"{list(changes)[-1]} is for .*leave it out"):
+            CollectConfig(**changes)  # type: ignore[arg-type]
+    assert CollectConfig(env="memory-maze-7x7").dataset_id == "memory-maze-7x7/explorer-v0"
+    own = CollectConfig(env="mine:My-v0", policy="random")
+    assert own.dataset_id == "My-v0/random-v0" and parse_dataset_id(own.dataset_id)[1] == "random"
+    (tmp_path / "mine.zip").touch()
+    with pytest.raises(ValueError, match="need a name: give --dataset"):
+        CollectConfig(policy=str(tmp_path / "mine.zip"))
     (tmp_path / "bad.zip").write_bytes(b"no zip")
     config = counter_config(tmp_path, policy=str(tmp_path / "bad.zip"))
     with pytest.raises(ValueError, match="not a model saved by Stable-Baselines3"):
@@ -315,7 +330,8 @@ def test_what_a_model_predicts_plays_and_seeds_decide_it(
         agent = ActorCritic.from_behaviour(load(world_model), told_places=False)
         agent.save(tmp_path / "agent.safetensors", world_model=str(world_model))
         policy = str(tmp_path / "agent.safetensors")
-    config = counter_config(tmp_path, policy=policy, policy_model=str(world_model))
+    told = {} if saved else {"policy_model": str(world_model)}
+    config = counter_config(tmp_path, policy=policy, **told)
     env = CounterEnv()
     play = make_policy(config, env)
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -28,10 +29,13 @@ from experiments import (
     dream_train,
     evaluate,
     improve_world_model,
+    run_directory,
 )
 from experiments.dream_progress import DreamProgress
-from experiments.dream_train import DreamTrainConfig, PPOConfig
+from experiments.dream_train_config import DreamTrainConfig, not_used_yet
+from experiments.sb3_training import PPOConfig
 from experiments.train_config import TrainConfig
+from experiments.training_progress import TrainingProgress
 from worldsim.checkpoint import load, save
 from worldsim.episodes import EpisodeDataset
 
@@ -122,8 +126,7 @@ def test_a_policy_is_trained_judged_and_left_ready_to_use(
             horizon=8,
         )
     )
-    # The same policy in the same dreams as after training: only what it draws may differ.
-    assert dreamed["results"]["seeds"] == evaluations["round 1 in dream"]["seeds"]
+    assert dreamed["results"]["lengths"] == [8] * 3
     assert (tmp_path / "episode.gif").read_bytes()[:3] == b"GIF"
     assert json.loads((tmp_path / "evaluation.json").read_text())["config"]["num_episodes"] == 2
 
@@ -237,6 +240,91 @@ def test_wrong_settings_are_named(field: str, value: Any) -> None:
         DreamTrainConfig(**{field: value})
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"temperature": 0.3}, {"deterministic": True}, {"planner": PlannerConfig(horizon=3)}),
+        {"policy": "planner", "deterministic": True},
+        {"world_model": "memory-maze-9x9", "max_episode_steps": 9},
+    ],
+)
+def test_settings_that_change_nothing_of_what_is_judged_are_refused(changes: Any) -> None:
+    name = list(changes)[-1]
+    with pytest.raises(ValueError, match=f"{name} changes nothing for .*leave it out"):
+        evaluate.main(evaluate.EvaluateConfig(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rounds": 2, "collect_episodes": 1}, "collect_episodes must lie between 2 and 1000"),
+        ({"rounds": 2, "collect_episodes": 1001}, "collect_episodes must lie between 2 and 1000"),
+        ({"rounds": 2, "seed": 50}, "seed can be at most 49"),
+        ({"rounds": 10}, "rounds can be at most 9"),
+        ({"cloning": CloningConfig(num_steps=3)}, "give that"),
+        ({"agent": "planner", "obs": "pixels"}, "planner needs no --obs pixels"),
+    ],
+)
+def test_settings_that_lead_nowhere_are_refused(changes: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DreamTrainConfig(**changes)
+
+
+def test_every_seed_and_round_collects_in_mazes_of_its_own() -> None:
+    seeds = [
+        DreamTrainConfig(seed=seed, rounds=9).collection_seed(round_index)
+        for seed in range(50)
+        for round_index in range(2, 10)
+    ]
+    gaps = np.diff(sorted(seeds))
+    assert gaps.min() >= 1000 and min(seeds) > 500_000 and max(seeds) <= 999_000
+
+
+def test_a_run_can_be_given_what_later_rounds_need_until_they_begin(tmp_path: Path) -> None:
+    assert "dataset" in not_used_yet(tmp_path)
+    for name, free in (("round 1", True), ("round 2", False)):
+        models = {"round 1": "a", name: "b"}
+        (tmp_path / "progress.json").write_text(json.dumps({"world_models": models}))
+        assert ("world_model_steps" in not_used_yet(tmp_path)) == free
+
+
+def test_results_tell_what_made_them(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(checkpoint, tmp_path / "run", agent="actor-critic", obs="features")
+    first = dream_train.main(config)
+    assert first["timesteps"] == 64 and first["config"]["total_timesteps"] == 64
+    monkeypatch.setattr(run_directory, "provenance", lambda: {"commit": "later"})
+    dream_train.main(dataclasses.replace(config, total_timesteps=32))  # nothing is left to do
+    file = tmp_path / "run/results.json"
+    assert json.loads(file.read_text()) == first and first["commit"] != "later"
+    longer = dream_train.main(dataclasses.replace(config, total_timesteps=96))
+    assert longer["commit"] == "later" and longer["timesteps"] == 96
+    judged = longer["evaluations"]
+    assert judged["round 1"]["commit"] == "later" != judged["random"]["commit"]
+
+
+@pytest.mark.parametrize(("agent", "obs"), [("ppo", "pixels"), ("actor-critic", "features")])
+def test_an_error_leaves_the_policy_as_it_was_saved(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: Any, obs: Any
+) -> None:
+    config = make_config(checkpoint, tmp_path / "run", agent=agent, obs=obs, judge=False)
+    dream_train.main(config)
+    policy, original = config.policy_path.read_bytes(), TrainingProgress.update
+    longer = dataclasses.replace(config, total_timesteps=256)
+    for error, kept in ((ValueError, True), (KeyboardInterrupt, False)):
+
+        def stop(self: TrainingProgress, *rest: Any, error: type[BaseException] = error) -> None:
+            original(self, *rest)
+            if self.timesteps > 112:
+                raise error
+
+        monkeypatch.setattr(TrainingProgress, "update", stop)
+        with pytest.raises(error):
+            dream_train.main(longer)
+        assert (config.policy_path.read_bytes() == policy) == kept, error
+
+
 def test_a_policy_is_judged_in_the_dream(checkpoint: Path) -> None:
     report = evaluate.main(
         evaluate.EvaluateConfig(world_model=str(checkpoint), num_episodes=5, horizon=7)
@@ -318,7 +406,7 @@ def test_a_planner_is_judged_by_name(checkpoint: Path, tmp_path: Path) -> None:
     for where, steps in (("dream", (0, 2)), ("maze", (0, 2, 4))):
         drawn = sorted(file.name for file in (tmp_path / where).iterdir())
         assert drawn == [f"{step:05d}.png" for step in steps]
-    with pytest.raises(ValueError, match="traces are of the policy 'planner', not of 'random'"):
+    with pytest.raises(ValueError, match=r"traces changes nothing for 'random' .*'planner'"):
         evaluate.main(dataclasses.replace(dreamed, policy="random"))
 
 
@@ -339,9 +427,12 @@ def test_a_models_behaviour_is_judged_by_name(checkpoint: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"6 actions; minerl-navigate-stand-in has .*Discrete"):
         evaluate.main(elsewhere)
-    with pytest.raises(ValueError, match=r"contexts are where dreams start: give --world-model"):
+    with pytest.raises(
+        ValueError,
+        match=r"contexts changes nothing .*--world-model",
+    ):
         evaluate.main(dataclasses.replace(elsewhere, contexts="my-env/explorer-v0"))
-    with pytest.raises(ValueError, match=r"policy_model is for planner, walker, behaviour"):
+    with pytest.raises(ValueError, match=r"policy_model changes nothing .*planner, walker"):
         evaluate.main(dataclasses.replace(elsewhere, policy="random"))
 
 

@@ -14,7 +14,7 @@ import pytest
 import envs
 from experiments import collect, dream_train, train_world_model
 from experiments.collect import CollectConfig
-from experiments.dream_train import DreamTrainConfig, PPOConfig
+from experiments.dream_train_config import DreamTrainConfig, PPOConfig
 from experiments.train_config import TrainConfig, ValidationConfig
 from worldsim.episodes import EpisodeDataset
 

@@ -17,8 +17,8 @@ from agents.imagination import ActorCriticConfig, ImaginationTrainer
 from agents.map_value import FARTHEST, STEPS_PER_CELL, STEPS_PER_RADIAN
 from agents.on_the_way import WayConfig, WayReward, shaping_of
 from agents.planner import DreamModel
-from experiments.dream_train import DreamTrainConfig
 from experiments.dream_train import main as dream_train
+from experiments.dream_train_config import DreamTrainConfig
 from experiments.sb3_training import PPOConfig
 from worldsim.checkpoint import save
 from worldsim.dreaming import Dream

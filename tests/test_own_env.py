@@ -22,6 +22,7 @@ from experiments import (
 )
 from experiments.agents_config import BenchmarkAgentsConfig
 from experiments.data_checks import check_training_data
+from experiments.dream_train_config import DreamTrainConfig
 from experiments.train_config import ValidationConfig, presets
 from experiments.videos import encode_gif
 from worldsim.contexts import sample_contexts
@@ -158,7 +159,7 @@ def test_an_own_env_goes_all_the_way(
         )
     )
     assert 0 < report["open_loop"]["dream"]["first_4"]["psnr"] < 60
-    job = dream_train.DreamTrainConfig(
+    job = DreamTrainConfig(
         world_model=checkpoint,
         agent="ppo",
         total_timesteps=32,

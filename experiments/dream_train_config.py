@@ -1,0 +1,236 @@
+"""Settings of the main job, and which of them may change when a run goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from agents.cloning import CloningConfig
+from agents.imagination import ActorCriticConfig
+from agents.on_the_way import WayConfig
+from agents.planner_search import FAST_PLANNER, PlannerConfig
+from agents.rollout import BEHAVIOUR_TEMPERATURE
+from experiments.sb3_training import PPOConfig
+
+# Apart from the seeds of the shipped model's training data (0 and up), of validation (1,000,000 and
+# up) and of evaluation (2,000,000 and up): 10,000 for every seed of training, of these 1,000 for
+# every round.
+FIRST_COLLECTION_SEED = 500_000
+MOST_EPISODES, MOST_ROUNDS, MOST_SEEDS = 1000, 9, 49
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DreamTrainConfig:
+    """Train a policy in the dream and judge it on the real env."""
+
+    env: str = "memory-maze-9x9"
+    """Real env that the policy is judged on."""
+    world_model: str | None = None
+    """Shipped name or checkpoint directory; by default the shipped model of the env's name."""
+    contexts: str | None = None
+    """Dataset whose stretches the dreams start from; by default those shipped with the model."""
+    num_contexts: int = 64
+    """Stretches drawn from that dataset, or the collected one of a later round, to start from."""
+    context_length: int = 128
+    """Real frames in each of them, or as many as half of the episodes have."""
+    frames_to_reward: int | None = None
+    """Draw only stretches that a reward followed within so many frames."""
+    agent: Literal["actor-critic", "ppo", "recurrent-ppo", "planner", "behaviour"] = "actor-critic"
+    """The imagination actor-critic, SB3's PPO or RecurrentPPO; or, without any training, a planner
+    that looks ahead in the dream, or the world model's own behaviour, which walks to where it
+    expects rewards where it remembers places."""
+    obs: Literal["pixels", "features"] = "features"
+    """What the policy sees: frames, or the world model's memory read-out. On features, PPO starts
+    from the world model's own behaviour."""
+    behaviour_temperature: float = BEHAVIOUR_TEMPERATURE
+    """At which that behaviour draws its actions; below 1 likely ones become likelier, and less of
+    the noise in the recordings is left."""
+    walking: bool = True
+    """Where the world model remembers places, its behaviour walks to where it expects rewards, and
+    actor-critic and planner start from that; False takes plain behaviour cloning in its place."""
+    total_timesteps: int | None = None
+    """Dream steps per round; by default as many as --minutes allow."""
+    minutes: float = 5.0
+    """Time for dream training per round, where --total-timesteps is not given."""
+    num_envs: int = 64
+    """Dreams in the batch."""
+    num_starts: int = 256
+    """States that dreams start from: of few contexts, several each. They are kept in memory, each
+    1.5 MiB with the shipped model."""
+    horizon: int | None = None
+    """Steps of a dreamed episode; by default 64, and 16 where the actor-critic, or PPO on features,
+    trains: its critic looks beyond."""
+    num_denoising_steps: int | None = None
+    """Sampler steps per dreamed frame; by default the model's own."""
+    ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
+    actor_critic: ActorCriticConfig = dataclasses.field(default_factory=ActorCriticConfig)
+    way: WayConfig = dataclasses.field(default_factory=WayConfig)
+    """What training is rewarded for on the way to rewards, where the world model draws a map; with
+    --way.progress 0 --way.touch 0 for dreamed rewards alone. It rests on rewards of 1."""
+    planner: PlannerConfig = FAST_PLANNER
+    clone: str | None = None
+    """Dataset from which the actor-critic first learns which recorded actions turned out well; by
+    default it starts from the behaviour that the world model has learned to predict."""
+    cloning: CloningConfig = dataclasses.field(default_factory=CloningConfig)
+    judge: bool = True
+    """Judge the policies, in the dream and on the real env; without it they are only trained."""
+    eval_episodes: int = 10
+    """Real episodes per policy."""
+    dream_eval_episodes: int = 16
+    """Dreamed episodes per policy."""
+    max_episode_steps: int | None = None
+    """Cut real episodes shorter than they are."""
+    num_workers: int = 5
+    """Real envs that run side by side, one process each. The policy acts on all of them at once, so
+    some more than there are cores is best."""
+    rounds: int = 1
+    """Times to train in the dream and judge; from the second on, collect and learn before it."""
+    collect_episodes: int = 20
+    """Real episodes that the policy, or the behaviour of a planner's model, collects before each
+    later round."""
+    world_model_steps: int = 1000
+    """Training steps of the world model on them."""
+    dataset: str | None = None
+    """Dataset that the world model goes on learning from besides, in later rounds."""
+    seed: int = 0
+    output: Path | None = None
+    """Run directory; by default runs/dream_train/<env>-<agent>-<obs>-seed<seed>."""
+    compile: bool = False
+    """Compile the world model (torch.compile): a minute or so at the start, then faster dreams."""
+    cuda_graphs: bool = True
+    """On CUDA, dream every step as one graph; it is faster and takes more memory."""
+    device: str = "auto"
+    """Where the world model and the policy run."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            *("num_envs", "horizon", "eval_episodes", "dream_eval_episodes", "rounds"),
+            *("num_contexts", "num_starts", "context_length", "collect_episodes"),
+        ):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.total_timesteps is not None and self.total_timesteps < 1:
+            raise ValueError(f"total_timesteps must be at least 1, got {self.total_timesteps}")
+        if self.minutes <= 0:
+            raise ValueError(f"minutes must be positive, got {self.minutes}")
+        if self.behaviour_temperature <= 0:
+            raise ValueError(
+                f"behaviour_temperature must be above 0, got {self.behaviour_temperature}"
+            )
+        num_steps = self.actor_critic.num_steps
+        if self.agent == "actor-critic" and self.training_horizon % num_steps:
+            raise ValueError(
+                f"horizon {self.training_horizon} is not a multiple of the {num_steps} steps of "
+                "actor_critic.num_steps"
+            )
+        if self.agent == "actor-critic" and self.obs != "features":
+            raise ValueError("the actor-critic acts on features: give --obs features")
+        if self.frames_to_reward is not None and self.contexts is None and self.rounds == 1:
+            raise ValueError(
+                "frames_to_reward chooses among the stretches of a dataset: give --contexts"
+            )
+        if not self.walking and self.agent in ("ppo", "recurrent-ppo"):
+            raise ValueError(
+                f"{self.agent} starts from walking, if anything: leave --no-walking out"
+            )
+        self.planner.refuse_given("policy_temperature", instead="--behaviour-temperature")
+        self.planner.refuse_given("walking", instead="--no-walking")
+        if self.rounds > 1:
+            self._check_rounds()
+        if self.dataset is not None and self.rounds == 1:
+            raise ValueError(
+                "dataset is what the world model goes on learning from in later rounds: give "
+                "--rounds, or --contexts to dream from its stretches"
+            )
+        if self.clone is not None and self.agent != "actor-critic":
+            raise ValueError(f"clone is for the actor-critic, not for {self.agent}")
+        if self.clone is None and self.cloning != CloningConfig():
+            raise ValueError("cloning says how to learn from the episodes of --clone: give that")
+        if self.obs == "pixels" and self.agent in ("planner", "behaviour"):
+            raise ValueError(f"{self.agent} needs no --obs pixels: leave it out")
+
+    def _check_rounds(self) -> None:
+        """Refuse what would let rounds collect the same episodes, or too few to learn from."""
+        least = 2 if self.dataset is None else 1  # one is held out
+        if not least <= self.collect_episodes <= MOST_EPISODES:
+            raise ValueError(
+                f"collect_episodes must lie between {least} and {MOST_EPISODES}, got "
+                f"{self.collect_episodes}"
+            )
+        for name, most in (("rounds", MOST_ROUNDS), ("seed", MOST_SEEDS)):
+            if getattr(self, name) > most:
+                raise ValueError(
+                    f"{name} can be at most {most} where rounds collect, for every one of them has "
+                    f"mazes of its own: got {getattr(self, name)}"
+                )
+
+    @property
+    def training_horizon(self) -> int:
+        """Steps of a dreamed episode to train on."""
+        return self.horizon or (16 if self.improves_behaviour else 64)
+
+    @property
+    def improves_behaviour(self) -> bool:
+        """Whether training starts from the model's own behaviour, not from nothing."""
+        return self.obs == "features" and self.agent in ("actor-critic", "ppo")
+
+    @property
+    def judging_horizon(self) -> int:
+        """Steps of a dreamed episode to judge by."""
+        return self.horizon or 64
+
+    def collection_seed(self, round_index: int) -> int:
+        """First seed of the real episodes that are collected before a round."""
+        return FIRST_COLLECTION_SEED + 10_000 * self.seed + 1000 * round_index
+
+    @property
+    def run_directory(self) -> Path:
+        name = f"{self.env}-{self.agent}-{self.obs}-seed{self.seed}"
+        return self.output or Path("runs/dream_train") / name
+
+    @property
+    def policy_path(self) -> Path:
+        suffix = "safetensors" if self.agent == "actor-critic" else "zip"
+        return self.run_directory / f"policy.{suffix}"
+
+    @property
+    def torch_device(self) -> str:
+        if self.device != "auto":
+            return self.device
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+# Changing these does not make another run of it, only a longer one, or the same one elsewhere.
+FREE_TO_CHANGE = (
+    "total_timesteps",
+    "minutes",
+    "rounds",
+    "judge",
+    "output",
+    "compile",
+    "cuda_graphs",
+    "num_workers",
+    "device",
+)
+
+# Settings of other agents than the run's.
+OF_OTHERS = {
+    "actor-critic": ("ppo", "planner"),
+    "ppo": ("actor_critic", "cloning", "planner"),
+    "recurrent-ppo": ("actor_critic", "cloning", "planner"),
+    "planner": ("ppo", "actor_critic", "cloning", "way"),
+    "behaviour": ("ppo", "actor_critic", "cloning", "way", "planner"),
+}
+
+
+def not_used_yet(directory: Path) -> tuple[str, ...]:
+    """Settings of later rounds, where none has begun."""
+    progress = directory / "progress.json"
+    kept = json.loads(progress.read_text()) if progress.is_file() else {}
+    if kept.get("world_models", {}).keys() - {"round 1"}:
+        return ()
+    return ("dataset", "collect_episodes", "world_model_steps")
