@@ -73,6 +73,15 @@ def learned_before(
     return sorted(name for name in {*datasets} if name in known or folder(name) in known)
 
 
+def env_of(dataset: EpisodeDataset) -> str | None:
+    """Name of the env that was played, where all episodes tell the same one."""
+    names = set()
+    for i in range(len(dataset)):
+        with contextlib.suppress(DamagedEpisodeError):
+            names.add(dataset.episode(i, 0, 1).metadata.get("env"))
+    return names.pop() if len(names) == 1 else None
+
+
 def check_training_data(
     dataset: EpisodeDataset, model: WorldModelConfig, training: DynamicsTraining
 ) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from experiments.evaluate import (
 )
 from experiments.run_directory import RunDirectory
 from experiments.videos import add_video, save_video, tile
-from worldsim.checkpoint import load_config
+from worldsim.checkpoint import load_config, load_metadata
 from worldsim.checks import check_spaces
 from worldsim.contexts import ContextBank
 from worldsim.dream import DreamVectorEnv, RewardFunction
@@ -106,6 +107,8 @@ def play_real_episodes(
 def check_env(name: str, world_model: str) -> None:
     """Refuse a real env that is not the one that a world model dreams, as far as spaces tell.
 
+    Of one with the same frames and actions that the model has not learned from, it is warned.
+
     Raises:
         ValueError: it has other frames or actions.
     """
@@ -120,6 +123,12 @@ def check_env(name: str, world_model: str) -> None:
             "(as my_package:MyEnv-v0 where it is registered with Gymnasium), or only train with "
             "--no-judge"
         ) from error
+    learned = load_metadata(world_model).get("env")
+    if learned is not None and learned != name:
+        warnings.warn(
+            f"{world_model} has learned from {learned}, and policies are judged on {name} (--env)",
+            stacklevel=2,
+        )
 
 
 def evaluate_in_dream(

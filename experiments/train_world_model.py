@@ -26,6 +26,7 @@ import worldsim.checkpoint as checkpoint
 from experiments.command_line import CONTINUES, run_script
 from experiments.data_checks import (
     check_training_data,
+    env_of,
     held_out_of,
     keep_held_out,
     learned_before,
@@ -122,7 +123,9 @@ def main(config: TrainConfig) -> Path:
     if model.places is not None:
         model.places.requires_grad_(False)
     started = time.monotonic()
-    model = train_dynamics(config, model, episodes, held_out, accelerator, train.sources)
+    env = env_of(train)
+    learned = {"env": env, "learned_from": train.sources}
+    model = train_dynamics(config, model, episodes, held_out, accelerator, learned)
     if config.places or config.occupancy or model.places is not None:
         if bool((episodes.rewards > 0).any()):
             model = train_where_to_go(config, model, episodes, accelerator)
@@ -132,7 +135,11 @@ def main(config: TrainConfig) -> Path:
             tell("no rewards in these episodes: places are not learned from them")
     tell(f"world model trained in {(time.monotonic() - started) / 60:.1f} min of this run")
     path = config.output / "checkpoint"
-    tell(f"checkpoint: {path}\nnext: python experiments/dream_train.py --world-model {path}")
+    judged_on = f" --env {env}" if env is not None else ""
+    tell(
+        f"checkpoint: {path}\n"
+        f"next: python experiments/dream_train.py{judged_on} --world-model {path}"
+    )
     return path
 
 
@@ -251,12 +258,13 @@ def train_dynamics(
     episodes: LatentEpisodes,
     held_out: EpisodeDataset,
     accelerator: Accelerator,
-    sources: dict[str, dict[str, int]],
+    learned: dict[str, Any],
 ) -> WorldModel:
     """Train denoiser and heads, with checkpoints; returns the averaged model.
 
     Args:
-        sources: numbers of episodes and frames by dataset, for the checkpoints' metadata.
+        learned: for the checkpoints' metadata: the env, and the numbers of episodes and frames that
+            each dataset has of it.
     """
     training = config.dynamics
     dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
@@ -281,8 +289,7 @@ def train_dynamics(
     if config.compile:
         model.compile_network()
     before = {} if config.init is None else checkpoint.load_metadata(config.init)
-    earlier = before.get("learned_from", {})
-    sources = earlier | sources
+    sources = before.get("learned_from", {}) | learned["learned_from"]
     contexts = contexts_to_keep(held_out)
     writer = open_writer(config, "world_model", trainer)
     started, first, path = time.monotonic(), trainer.step, config.output / "checkpoint"
@@ -298,6 +305,7 @@ def train_dynamics(
             "step": step,
             "frames_seen": before.get("frames_seen", 0) + step * training.frames_per_step,
             "continued_from": config.init,
+            "env": learned["env"],
             "learned_from": sources,
             "minutes_this_run": (time.monotonic() - started) / 60,
             "steps_this_run": step - first,

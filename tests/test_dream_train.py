@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,15 @@ def test_settings_that_change_nothing_of_what_is_judged_are_refused(changes: Any
 def test_settings_that_lead_nowhere_are_refused(changes: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DreamTrainConfig(**changes)
+
+
+def test_judging_on_an_env_that_was_not_learned_is_told(tmp_path: Path) -> None:
+    save(tiny_model(), tmp_path / "model", metadata={"env": "memory-maze-7x7"})
+    with pytest.warns(UserWarning, match=r"learned from memory-maze-7x7, .* on memory-maze-5x5"):
+        dream_judging.check_env("memory-maze-5x5", str(tmp_path / "model"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dream_judging.check_env("memory-maze-7x7", str(tmp_path / "model"))
 
 
 def test_every_seed_and_round_collects_in_mazes_of_its_own() -> None:

@@ -23,6 +23,7 @@ from experiments import (
 from experiments.agents_config import BenchmarkAgentsConfig
 from experiments.data_checks import check_training_data
 from experiments.dream_train_config import DreamTrainConfig
+from experiments.sb3_training import PPOConfig
 from experiments.train_config import ValidationConfig, presets
 from experiments.videos import encode_gif
 from worldsim.contexts import sample_contexts
@@ -132,7 +133,7 @@ def test_own_envs_without_pictures_can_be_played() -> None:
 
 
 def test_an_own_env_goes_all_the_way(
-    episodes: EpisodeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    episodes: EpisodeDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     AcceleratorState._reset_state(True)
     tiny = presets()["tiny"][1]
@@ -148,6 +149,10 @@ def test_an_own_env_goes_all_the_way(
         device="cpu",
     )
     checkpoint = str(train_world_model.main(config))
+    told = " ".join(capsys.readouterr().out.split())
+    assert (
+        f"next: python experiments/dream_train.py --env {LAMP} --world-model {checkpoint}" in told
+    )
     report = evaluate_world_model.main(
         evaluate_world_model.EvaluateConfig(
             world_model=checkpoint,
@@ -165,7 +170,7 @@ def test_an_own_env_goes_all_the_way(
         total_timesteps=32,
         num_envs=2,
         horizon=4,
-        ppo=dream_train.PPOConfig(num_steps=8, batch_size=8, num_epochs=1),
+        ppo=PPOConfig(num_steps=8, batch_size=8, num_epochs=1),
         eval_episodes=2,
         dream_eval_episodes=2,
         output=tmp_path / "run",
