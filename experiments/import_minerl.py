@@ -108,6 +108,7 @@ def main(config: ImportMineRLConfig) -> ImportMineRLResult:
     if not recordings:
         raise FileNotFoundError(f"there are no recordings (.mp4) in {source}")
     damaged: list[str] = []
+    there = 0
     published = time.monotonic()
     with DatasetWriter(
         config.dataset,
@@ -124,15 +125,18 @@ def main(config: ImportMineRLConfig) -> ImportMineRLResult:
         imported = set(writer.sources())
         bar = tqdm(recordings, unit=" recordings", smoothing=0.05, dynamic_ncols=True)
         for recording in bar:
-            name = recording.path.relative_to(source).as_posix()
+            below = recording.path.relative_to(source).as_posix()
+            # With the folder, since others may have files of the same names.
+            name = f"{source.resolve().name}/{below}"
             if config.max_episodes is not None and writer.next_index >= config.max_episodes:
                 break
-            if name in imported:
+            if name in imported or below in imported:
+                there += 1
                 continue
             try:
                 episode = read_recording(recording, table, config.size, config.frame_skip)
             except DamagedRecordingError as error:
-                damaged.append(name)
+                damaged.append(below)
                 bar.write(f"skipped {recording.path}: {error}")
                 continue
             writer.save(writer.next_index, to_recorded(episode, name))
@@ -149,7 +153,8 @@ def main(config: ImportMineRLConfig) -> ImportMineRLResult:
         damaged=damaged,
     )
     print(
-        f"{result.episodes} episodes, {len(damaged)} damaged recordings skipped\n"
+        f"{result.episodes} episodes, {len(damaged)} damaged recordings skipped, "
+        f"{there} were there already\n"
         f"{result.mapped_share:.1%} of the actions map to the table {table.name}; the others "
         f"became the nearest entry\n{result.path}\n"
         f"next: python experiments/train_world_model.py cpu --dataset {result.path}"

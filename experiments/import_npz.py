@@ -229,23 +229,26 @@ def main(config: ImportConfig) -> ImportResult:
     num_actions = count_actions(files) if config.num_actions is None else config.num_actions
     shape = frame_shape(files, num_actions, config.size)
     damaged: list[str] = []
-    terminated = 0
+    there = terminated = 0
     published = time.monotonic()
     with open_writer(config, shape, num_actions) as writer:
         imported = set(writer.sources())
         bar = tqdm(files, unit=" files", smoothing=0.05, dynamic_ncols=True)
         for path in bar:
-            index, name = writer.next_index, path.relative_to(source).as_posix()
+            index, below = writer.next_index, path.relative_to(source).as_posix()
+            # With the folder, since others may have files of the same names.
+            name = f"{source.resolve().name}/{below}"
             if config.max_episodes is not None and index >= config.max_episodes:
                 break
-            if name in imported:
+            if name in imported or below in imported:
+                there += 1
                 continue
             try:
                 episode = load_trajectory(path, num_actions, config.size)
                 if episode.observations.shape[1:] != shape:
                     raise ValueError(f"frames are {episode.observations.shape[1:]}, not {shape}")
             except ValueError as error:
-                damaged.append(name)
+                damaged.append(below)
                 bar.write(f"skipped {path}: {error}")
                 continue
             metadata = {**episode.metadata, "source": name}
@@ -259,7 +262,8 @@ def main(config: ImportConfig) -> ImportResult:
         path=writer.path, episodes=len(writer.finished), terminated=terminated, damaged=damaged
     )
     print(
-        f"{result.episodes} episodes, {num_actions} actions, {len(damaged)} damaged files skipped\n"
+        f"{result.episodes} episodes, {num_actions} actions, {len(damaged)} damaged files skipped, "
+        f"{there} files were there already\n"
         f"{terminated} of those imported now terminated, the others count as cut off (what tells "
         f"is an entry named {', '.join(TERMINAL)})\n{result.path}\n"
         f"next: python experiments/train_world_model.py cpu --dataset {result.path}"

@@ -41,6 +41,13 @@ class PlayConfig:
     fps: int = 8
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("world_model", "contexts", "horizon"):
+            if self.env is not None and getattr(self, name) != getattr(PlayConfig, name):
+                raise ValueError(
+                    f"{name} is of dreams, and {self.env} a real env: give one of both"
+                )
+
 
 class Pictures(gymnasium.Wrapper):
     """Renders what is observed, for envs that have no picture of their own."""

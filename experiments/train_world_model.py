@@ -64,6 +64,7 @@ FREE_TO_CHANGE = {
 BEFORE_DYNAMICS = {"tokenizer_training", "odometry_training"}
 """Those that may not any more once the world model learns from what they have made."""
 
+PRESETS = [TrainConfig(), *(preset for _, preset in presets().values())]
 HELD_OUT = "held_out.json"
 """Names of the episodes that a run without a validation dataset does not train on."""
 NUM_CONTEXTS, CONTEXT_LENGTH = 8, 128
@@ -184,6 +185,7 @@ def build_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:
         if config.tokenizer_of is not None:
             raise ValueError("init takes over a whole world model: leave tokenizer_of out")
         model = checkpoint.load(config.init, dtype=torch.float32)
+        check_kept_settings(config, model.config)
         model = model.reconfigured(**_dreaming(config)).requires_grad_(True)
         expected = (model.config.frame_shape, model.config.num_actions)
         if (dataset.frame_shape, dataset.num_actions) != expected:
@@ -201,6 +203,28 @@ def build_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:
             model = model.reconfigured(odometry=odometry).requires_grad_(True)
         return model
     return new_model(config, dataset.frame_shape, dataset.num_actions)
+
+
+def check_kept_settings(config: TrainConfig, model: WorldModelConfig) -> None:
+    """Refuse settings of a new model that the one to continue from does not have.
+
+    Those of presets are taken for not given.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for name in ("tokenizer", "backbone", "latent_patch", "diffusion", "pose", "reward_limit"):
+        given, kept = getattr(config, name), getattr(model, name)
+        if name == "tokenizer":
+            given = dataclasses.replace(given, frame_shape=kept.frame_shape)
+            ours = [dataclasses.replace(p.tokenizer, frame_shape=kept.frame_shape) for p in PRESETS]
+        else:
+            ours = [getattr(preset, name) for preset in PRESETS]
+        if given != kept and given not in ours:
+            raise ValueError(
+                f"{config.init} keeps its {name}: leave --{name.replace('_', '-')} out, or start a "
+                "new model without --init"
+            )
 
 
 def _dreaming(config: TrainConfig) -> dict[str, Any]:

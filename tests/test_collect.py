@@ -380,7 +380,9 @@ def make_trajectory(seed: int, num_frames: int = 21) -> dict[str, np.ndarray]:
     }
 
 
-def test_import_keeps_actions_with_the_frames_they_led_to(tmp_path: Path) -> None:
+def test_import_keeps_actions_with_the_frames_they_led_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "npz" / "b").mkdir(parents=True)
     first, second = make_trajectory(0), make_trajectory(1)
     np.savez_compressed(tmp_path / "npz" / "a.npz", **first)  # type: ignore[arg-type]
@@ -411,10 +413,19 @@ def test_import_keeps_actions_with_the_frames_they_led_to(tmp_path: Path) -> Non
 
     np.savez(tmp_path / "npz" / "c.npz", **make_trajectory(2))  # type: ignore[arg-type]
     assert import_npz.main(config).episodes == 3  # only the new file is read in
+    # Files of the same names in another folder are others; those of a folder within are not.
+    (tmp_path / "more").mkdir()
+    np.savez(tmp_path / "more" / "a.npz", **make_trajectory(3))  # type: ignore[arg-type]
+    for source, there, episodes in (("more", 0, 4), ("more", 1, 4), ("npz", 3, 4), (".", 4, 4)):
+        capsys.readouterr()
+        again = import_npz.main(dataclasses.replace(config, source=tmp_path / source))
+        assert again.episodes == episodes
+        assert f"{there} files were there already" in capsys.readouterr().out
     assert [str(e.metadata["source"]) for e in EpisodeDataset(result.path)] == [
-        "a.npz",
-        "b/a.npz",
-        "c.npz",
+        "npz/a.npz",
+        "npz/b/a.npz",
+        "npz/c.npz",
+        "more/a.npz",
     ]
 
 

@@ -204,6 +204,7 @@ def test_import_makes_a_dataset_and_continues_it(
     output = capsys.readouterr()
     assert "77.8%" in output.out and "v3_bad" in output.out + output.err
     assert main(config).episodes == 3
+    assert "3 were there already" in capsys.readouterr().out
 
     dataset = minari.MinariDataset(result.path / "data")
     episodes = list(dataset.iterate_episodes())

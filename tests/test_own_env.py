@@ -124,6 +124,8 @@ def test_envs_whose_specs_cannot_be_sent_are_judged() -> None:
 
 
 def test_own_envs_without_pictures_can_be_played() -> None:
+    with pytest.raises(ValueError, match="horizon is of dreams"):
+        play.PlayConfig(env=LAMP, horizon=9)
     env = play.make_env(play.PlayConfig(env=LAMP))
     frame, _ = env.reset(seed=0)
     np.testing.assert_array_equal(env.render(), frame.repeat(3, axis=-1))

@@ -580,7 +580,17 @@ def test_what_dynamics_has_learned_from_is_not_trained_further(tmp_path: Path) -
 
 
 def test_what_cannot_be_trained_on_is_told_at_once(tmp_path: Path) -> None:
+    AcceleratorState._reset_state(True)
     config = tiny_training(write_dataset(tmp_path / "data"), tmp_path / "run")
+    checkpoint.save(tiny_model(), tmp_path / "model")
+    for name, value in (("reward_limit", 6.5), ("tokenizer", TokenizerConfig(channels=(8, 16)))):
+        other = dataclasses.replace(
+            TrainConfig(dataset=config.dataset, init=str(tmp_path / "model")),
+            output=tmp_path / "run",
+            **{"precision": "no", "device": "cpu", name: value},  # type: ignore[arg-type]
+        )
+        with pytest.raises(ValueError, match=rf"model keeps its {name}: leave --.* out"):
+            main(other)
     for changes, message in (
         ({"device": "gpu"}, "unknown device 'gpu'"),
         ({"precision": "fp8"}, "precision must be auto, bf16 or no, got 'fp8'"),
