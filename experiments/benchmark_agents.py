@@ -59,7 +59,7 @@ from experiments.command_line import CONTINUES, run_script
 from experiments.dream_judging import check_env, play_dreams, play_real_episodes
 from experiments.dream_train import main as dream_train
 from experiments.dream_train_config import DreamTrainConfig
-from experiments.evaluate import episode_limit, make_real_envs
+from experiments.evaluate import JUDGE_SEED, episode_limit, make_real_envs
 from experiments.model_free import train_model_free, training_seconds
 from experiments.platform_settings import keep_memory
 from experiments.report import as_json, provenance, summarise, write_json
@@ -67,9 +67,6 @@ from experiments.videos import save_video
 from worldsim.contexts import ContextBank, open_contexts
 from worldsim.dream import RewardFunction
 from worldsim.world_model import WorldModel
-
-JUDGE_SEED = 1_000_000
-"""Of the stretches that dreams start from where agents are judged."""
 
 
 class Timed:

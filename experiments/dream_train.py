@@ -19,6 +19,7 @@ and tensorboard/.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from typing import Any, Literal
 
@@ -41,6 +42,7 @@ from experiments.dream_train_config import (
     DreamTrainConfig,
     not_used_yet,
 )
+from experiments.evaluate import JUDGE_SEED
 from experiments.improve_world_model import improve_world_model
 from experiments.platform_settings import keep_memory
 from experiments.report import format_table
@@ -155,12 +157,15 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
         if round_index <= run.get("finished_rounds", 0):
             continue
         model = load(world_model, device=device)
-        bank = open_contexts(
+        draw_contexts = functools.partial(
+            open_contexts,
             model,
             contexts,
             world_model=world_model,
             num_contexts=config.num_contexts,
             context_length=config.context_length,
+        )
+        bank = draw_contexts(
             frames_to_reward=config.frames_to_reward,
             num_starts=config.num_starts,
             seed=config.seed,
@@ -179,7 +184,8 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
             baselines["start"] = (own_behaviour(config, model), own)
         if config.judge:
             evaluate_on_real(run, baselines)
-            evaluate_in_dream(run, model, bank, "random in dream", random, "random", obs="pixels")
+            judges = draw_contexts(seed=JUDGE_SEED)
+            evaluate_in_dream(run, model, judges, "random in dream", random, "random", obs="pixels")
 
         name, label = f"round {round_index}", f"{config.agent}, round {round_index}"
         if config.agent in TRAINERS:
@@ -191,7 +197,7 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
             inner = policy.policy if isinstance(policy, FeaturePolicy) else policy
             if config.agent != "planner":  # it would dream of dreams
                 obs: Literal["pixels", "features"] = "features" if inner is not policy else "pixels"
-                evaluate_in_dream(run, model, bank, f"{name} in dream", inner, label, obs=obs)
+                evaluate_in_dream(run, model, judges, f"{name} in dream", inner, label, obs=obs)
             evaluate_on_real(run, {name: (policy, label)})
         run.keep(
             finished_rounds=round_index,

@@ -41,6 +41,9 @@ from worldsim.world_model import WorldModel
 
 # Training data starts at seed 0 and validation data at 1,000,000.
 FIRST_EVALUATION_SEED = 2_000_000
+JUDGE_SEED = 1_000_000
+"""Of the stretches of a dataset that dreams start from where policies are judged: others than those
+that were drawn to train in."""
 
 POLICIES_OF_MODELS = ("planner", "walker", "behaviour")
 """Policies that a world model has without any training of their own."""
@@ -309,7 +312,9 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         batch = DreamVectorEnv(
             num_envs=min(32, config.num_episodes),
             world_model=model,
-            contexts=open_contexts(model, config.contexts, world_model=config.world_model),
+            contexts=open_contexts(
+                model, config.contexts, world_model=config.world_model, seed=JUDGE_SEED
+            ),
             horizon=config.horizon,
             obs="features" if in_features else "pixels",
             render_mode="rgb_array",
