@@ -157,9 +157,7 @@ class ActorCritic(nn.Module):
         weights = {k: t.detach().cpu().contiguous() for k, t in self.state_dict().items()}
         save_file(weights, temporary)
         note = {
-            "kind": "actor-critic",
             **world_model_note(world_model),
-            "obs": "features",
             "num_features": self.num_features,
             "num_actions": self.num_actions,
             "value_bins": self.value_bins,

@@ -176,6 +176,13 @@ class SB3Policy:
         )
 
 
+def save_agent(agent: BaseAlgorithm, path: Path) -> None:
+    """Save an agent (.zip) in one move: a crash leaves the old file or the new one."""
+    temporary = path.with_suffix(".tmp.zip")
+    agent.save(temporary)
+    temporary.replace(path)
+
+
 def algorithm_of(path: str | Path) -> type[BaseAlgorithm]:
     """Return the class that saved a model, told by its policy class and settings.
 

@@ -24,7 +24,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from agents.actor_critic import world_model_note
 from agents.features import FeaturePolicy
 from agents.rollout import EpisodeResult, Policy, make_parallel, rollout
-from agents.sb3 import SB3Policy
+from agents.sb3 import SB3Policy, save_agent
 from worldsim.checkpoint import load
 from worldsim.world_model import WorldModel
 
@@ -77,7 +77,8 @@ class RealEnvEvaluation(BaseCallback):
         self.world_model = world_model
         self.seeds, self.num_workers, self.deterministic = list(seeds), num_workers, deterministic
         self.videos = None if videos is None else Path(videos)
-        self.best_path = None if best_model_save_path is None else Path(best_model_save_path)
+        best = best_model_save_path
+        self.best_path = None if best is None else Path(best).with_suffix(".zip")
         self.best_return = -np.inf
         self.last_results: list[EpisodeResult] = []
         self._envs: VectorEnv | None = None
@@ -125,7 +126,7 @@ class RealEnvEvaluation(BaseCallback):
             iio.imwrite(file, larger, plugin="FFMPEG", fps=10, macro_block_size=2)
         if self.best_path is not None and mean > self.best_return:
             self.best_path.parent.mkdir(parents=True, exist_ok=True)
-            self.model.save(self.best_path)
+            save_agent(self.model, self.best_path)
             if self._note is not None:
                 self.best_path.with_suffix(".json").write_text(json.dumps(self._note) + "\n")
         self.best_return = max(self.best_return, mean)

@@ -12,7 +12,7 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecMonitor
 
 import envs
-from agents.sb3 import SB3Policy
+from agents.sb3 import SB3Policy, save_agent
 from experiments.dream_progress import DreamProgress
 from experiments.report import write_json
 from experiments.training_progress import TrainingProgress
@@ -86,9 +86,7 @@ def train_model_free(
         env.seed(MODEL_FREE_SEED + 1_000_000 * seed + agent.num_timesteps)
 
         def save(seconds: float) -> None:
-            temporary = path.with_suffix(".tmp.zip")
-            agent.save(temporary)
-            temporary.replace(path)
+            save_agent(agent, path)
             write_json(work / "seconds.json", seconds)
 
         rest = real_steps - agent.num_timesteps

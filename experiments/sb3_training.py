@@ -19,7 +19,7 @@ from torch import Tensor
 from agents.actor_critic import world_model_note
 from agents.features import feature_policy_kwargs, start_from_behaviour
 from agents.on_the_way import shaping_of
-from agents.sb3 import BatchedVecEnv
+from agents.sb3 import BatchedVecEnv, save_agent
 from experiments.dream_progress import DreamProgress
 from experiments.report import write_json
 from experiments.run_directory import RunDirectory
@@ -128,11 +128,8 @@ def train_with_sb3(
     first_step = run.get("finished_timesteps", 0)
 
     def save(seconds: float) -> None:
-        temporary = path.with_suffix(".tmp.zip")
-        agent.save(temporary)
-        temporary.replace(path)
-        note = {**world_model_note(world_model), "obs": config.obs}
-        write_json(path.with_suffix(".json"), note)
+        save_agent(agent, path)
+        write_json(path.with_suffix(".json"), world_model_note(world_model))
         run.keep(round_seconds=seconds, round_timesteps=agent.num_timesteps - first_step)
 
     limit = None if config.total_timesteps is None else first_step + config.total_timesteps
