@@ -78,7 +78,7 @@ class RealEnvEvaluation(BaseCallback):
         self.seeds, self.num_workers, self.deterministic = list(seeds), num_workers, deterministic
         self.videos = None if videos is None else Path(videos)
         best = best_model_save_path
-        self.best_path = None if best is None else Path(best).with_suffix(".zip")
+        self.best_path = None if best is None else Path(f"{str(best).removesuffix('.zip')}.zip")
         self.best_return = -np.inf
         self.last_results: list[EpisodeResult] = []
         self._envs: VectorEnv | None = None

@@ -96,7 +96,8 @@ def mean_return(results: list[dict[str, Any]]) -> Mean:
 def gain(results: list[dict[str, Any]], others: list[dict[str, Any]]) -> Mean | None:
     """By how much the return is higher than others' in the same mazes; None for other mazes.
 
-    Mazes are paired; seeds of training have nothing in common.
+    Mazes are paired; seeds of training are drawn on their own, for those of two agents have little
+    or nothing in common.
     """
     mazes = [r["real"]["seeds"] for r in (*results, *others)]
     if any(played != mazes[0] for played in mazes):

@@ -289,11 +289,14 @@ class AgentsBenchmark:
                 f"{run.run_directory} holds a policy that was trained for longer: "
                 "choose another --work"
             )
+        shaped = shaping_of(config.way, self.model) is not None
         details = {
             "training": run.agent,
             "training_minutes": last_round["seconds"] / 60,
             "curve": read_curve(run.run_directory),
-            "shaped_curve": read_curve(run.run_directory, "dream/shaped_return"),
+            "shaped_curve": read_curve(run.run_directory, "dream/shaped_return")
+            if shaped
+            else None,
             "curve_steps": run.training_horizon,
         }
         return load_policy(run.policy_path, seed=seed), details

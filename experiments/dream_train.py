@@ -170,6 +170,7 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
             num_starts=config.num_starts,
             seed=config.seed,
         )
+        judges = draw_contexts(seed=JUDGE_SEED) if config.judge else bank
         if config.cuda_graphs:
             model.use_cuda_graphs(if_possible=True)
         if config.compile:
@@ -184,7 +185,6 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
             baselines["start"] = (own_behaviour(config, model), own)
         if config.judge:
             evaluate_on_real(run, baselines)
-            judges = draw_contexts(seed=JUDGE_SEED)
             evaluate_in_dream(run, model, judges, "random in dream", random, "random", obs="pixels")
 
         name, label = f"round {round_index}", f"{config.agent}, round {round_index}"

@@ -161,6 +161,11 @@ class DreamTrainConfig:
                 f"collect_episodes must lie between {least} and {MOST_EPISODES}, got "
                 f"{self.collect_episodes}"
             )
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(
+                f"device is {self.device!r}: where rounds train the world model, choose cuda, and "
+                "which with CUDA_VISIBLE_DEVICES"
+            )
         for name, most in (("rounds", MOST_ROUNDS), ("seed", MOST_SEEDS)):
             if getattr(self, name) > most:
                 raise ValueError(

@@ -76,7 +76,7 @@ class EvaluateConfig:
     deterministic: bool = False
     """Take the policy's most likely action instead of drawing one."""
     planner: PlannerConfig = FAST_PLANNER
-    """How "planner" plans."""
+    """How "planner" plans; a shorter horizon than `replan-every` needs that shorter, too."""
     temperature: float = BEHAVIOUR_TEMPERATURE
     """At which "walker", "behaviour" and the policy of "planner" draw their actions; below 1 likely
     ones become likelier."""

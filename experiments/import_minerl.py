@@ -126,7 +126,7 @@ def main(config: ImportMineRLConfig) -> ImportMineRLResult:
         bar = tqdm(recordings, unit=" recordings", smoothing=0.05, dynamic_ncols=True)
         for recording in bar:
             below = recording.path.relative_to(source).as_posix()
-            # With the folder, since others may have files of the same names.
+            # With the folder's name, since others may have files of the same names.
             name = f"{source.resolve().name}/{below}"
             if config.max_episodes is not None and writer.next_index >= config.max_episodes:
                 break

@@ -236,7 +236,7 @@ def main(config: ImportConfig) -> ImportResult:
         bar = tqdm(files, unit=" files", smoothing=0.05, dynamic_ncols=True)
         for path in bar:
             index, below = writer.next_index, path.relative_to(source).as_posix()
-            # With the folder, since others may have files of the same names.
+            # With the folder's name, since others may have files of the same names.
             name = f"{source.resolve().name}/{below}"
             if config.max_episodes is not None and index >= config.max_episodes:
                 break

@@ -238,7 +238,8 @@ def train_occupancy(
     """Train the map in place; ends with the averaged weights."""
     training = config.occupancy_training
     enough = long_enough(episodes.lengths)
-    if accelerator.is_main_process and len(enough) < len(episodes.lengths):
+    learns = accelerator.is_main_process and training.optimizer.steps > 0
+    if learns and len(enough) < len(episodes.lengths):
         tqdm.write(
             f"the map is learned from {len(enough)} of {len(episodes.lengths)} episodes, those "
             f"of at least half of the longest's {episodes.lengths.max()} frames"

@@ -108,6 +108,7 @@ def main(config: TrainConfig) -> Path:
     check_config(config.output, config, free, write=accelerator.is_main_process)
     if accelerator.is_main_process and not config.validation_dataset:
         keep_held_out(held_out, config.output / HELD_OUT)
+    held_out = held_out.readable()
     model.to(accelerator.device)
     if config.init is None and config.tokenizer_of is None:
         train_tokenizer(config, model.tokenizer, train, accelerator)
@@ -166,15 +167,14 @@ def open_datasets(config: TrainConfig) -> tuple[EpisodeDataset, EpisodeDataset]:
     """Training episodes and episodes never trained on."""
     train = EpisodeDataset(config.dataset, config.datasets_root, config.image_key)
     if not config.validation_dataset:
-        train, held_out = held_out_of(train, config.output / HELD_OUT)
-        return train, held_out.readable()
+        return held_out_of(train, config.output / HELD_OUT)
     held_out = EpisodeDataset(config.validation_dataset, config.datasets_root, config.image_key)
     if (held_out.frame_shape, held_out.num_actions) != (train.frame_shape, train.num_actions):
         raise ValueError(
             f"validation episodes have frames {held_out.frame_shape} and {held_out.num_actions} "
             f"actions, training episodes {train.frame_shape} and {train.num_actions}"
         )
-    return train, held_out.readable()
+    return train, held_out
 
 
 def build_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:

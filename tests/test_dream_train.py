@@ -261,6 +261,7 @@ def test_settings_that_change_nothing_of_what_is_judged_are_refused(changes: Any
         ({"rounds": 2, "collect_episodes": 1}, "collect_episodes must lie between 2 and 1000"),
         ({"rounds": 2, "collect_episodes": 1001}, "collect_episodes must lie between 2 and 1000"),
         ({"rounds": 2, "seed": 50}, "seed can be at most 49"),
+        ({"rounds": 2, "device": "cuda:1"}, "which with CUDA_VISIBLE_DEVICES"),
         ({"rounds": 10}, "rounds can be at most 9"),
         ({"cloning": CloningConfig(num_steps=3)}, "give that"),
         ({"agent": "planner", "obs": "pixels"}, "planner needs no --obs pixels"),

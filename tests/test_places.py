@@ -317,6 +317,7 @@ def test_places_are_learned_from_all_of_short_episodes_and_nothing_behind_them()
     for rows, size in zip(begun, (24, 6, 40, 18), strict=True):
         assert known[rows, :size].any() == (size > 6) and not known[rows, size:].any()
         assert (others[rows] < size).all()
+        assert not known[rows].gather(1, others[rows])[:, size:].any()
         assert (actions[rows, size:] >= 4).all() and (actions[rows, :size] < 4).all()
         come_to = (now + ahead[rows])[:, :size]
         assert (come_to < (48 if size == 40 else size)).all()  # within the episode

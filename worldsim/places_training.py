@@ -186,6 +186,7 @@ def places_loss(
         last, frames = episodes.lengths[chosen][:, None] - 1, np.arange(length)
         index = torch.from_numpy(episodes.offsets[chosen][:, None] + np.minimum(frames, last))
         over = torch.from_numpy(frames > last)
+        others = rng.integers(np.minimum(last + 1, length), size=index.shape)
         read_outs, poses = read.read_outs[index].float(), read.poses[index]
         batch = (
             noise_slightly(episodes.latents[index].float(), config.min_signal, generator),
@@ -193,7 +194,7 @@ def places_loss(
             poses,
             places[index],
             known[index] & ~over,
-            torch.from_numpy(rng.integers(np.minimum(last + 1, length), size=index.shape)),
+            torch.from_numpy(np.where(frames > last, last, others)),  # whom no reward followed
             true_poses[index],
         )
         steps = rng.integers(1, config.hindsight + 1, size=index.shape)
