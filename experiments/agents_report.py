@@ -255,6 +255,8 @@ def plot_curves(file: Path, runs: Runs) -> None:
                 reward = 1000 * reward / result["curve_steps"]
                 axes.plot(step, reward, color=colour_of(agent), label=label)
         axes.legend(fontsize=8)
+        if curve == "curve":  # of real steps too, of which there may be many times as many
+            axes.set_xscale("log")
         axes.set(
             xlabel="training steps",
             ylabel="reward per 1,000 steps of training",
