@@ -185,7 +185,6 @@ def build_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:
         if config.tokenizer_of is not None:
             raise ValueError("init takes over a whole world model: leave tokenizer_of out")
         model = checkpoint.load(config.init, dtype=torch.float32)
-        check_kept_settings(config, model.config)
         model = model.reconfigured(**_dreaming(config)).requires_grad_(True)
         expected = (model.config.frame_shape, model.config.num_actions)
         if (dataset.frame_shape, dataset.num_actions) != expected:
@@ -193,6 +192,7 @@ def build_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:
                 f"{config.init} was made for frames {expected[0]} and {expected[1]} actions; the "
                 f"dataset has {dataset.frame_shape} and {dataset.num_actions}"
             )
+        check_kept_settings(config, model.config)
         if config.odometry and model.odometry is None:
             raise ValueError(
                 f"{config.init} has no odometry, and to continue it keeps what it is: leave "

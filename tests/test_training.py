@@ -583,9 +583,10 @@ def test_what_cannot_be_trained_on_is_told_at_once(tmp_path: Path) -> None:
     AcceleratorState._reset_state(True)
     config = tiny_training(write_dataset(tmp_path / "data"), tmp_path / "run")
     checkpoint.save(tiny_model(), tmp_path / "model")
+    frames = write_dataset(tmp_path / "frames", size=64)
     for name, value in (("reward_limit", 6.5), ("tokenizer", TokenizerConfig(channels=(8, 16)))):
         other = dataclasses.replace(
-            TrainConfig(dataset=config.dataset, init=str(tmp_path / "model")),
+            TrainConfig(dataset=(str(frames),), init=str(tmp_path / "model")),
             output=tmp_path / "run",
             **{"precision": "no", "device": "cpu", name: value},  # type: ignore[arg-type]
         )

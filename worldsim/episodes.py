@@ -243,13 +243,12 @@ class EpisodeDataset:
                 self.leave_out(index, error)
 
     def readable(self) -> "EpisodeDataset":
-        """Those episodes that can be read to their end, which it tries; the others are warned of.
+        """Those episodes that can be read to their end; the others, which it finds, are warned of.
 
         Raises:
             ValueError: there are none.
         """
-        for _ in self:
-            pass
+        sum(map(len, self))  # reads all frames
         return self.select([i for i in range(len(self)) if i not in self._damaged])
 
     def sample_segments(
@@ -279,12 +278,8 @@ class EpisodeDataset:
                     self.leave_out(int(episodes[i]), error)
 
         def gather(field: str) -> np.ndarray:
-            return np.stack(
-                [
-                    getattr(self._records[episode], field)[start : start + length]
-                    for episode, start in zip(episodes, starts, strict=True)
-                ]
-            )
+            parts = zip(episodes, starts, strict=True)
+            return np.stack([getattr(self._records[e], field)[s : s + length] for e, s in parts])
 
         return Segments(
             frames=frames,

@@ -158,8 +158,6 @@ class Trainer:
         directory: where checkpoints go; None keeps none.
     """
 
-    KEPT = ("latest", ".latest.old")  # the second where a save was cut off between its moves
-
     def __init__(
         self,
         model: nn.Module,
@@ -246,39 +244,39 @@ class Trainer:
         Raises:
             ValueError: it was trained by other optimizers.
         """
-        if self.directory is None:
+        file = None if self.directory is None else kept_file(self.directory)
+        if file is None:
             return False
-        for name in self.KEPT:
-            file = self.directory / name / "training.pt"
-            if file.is_file():
-                state = torch.load(file, map_location=self.accelerator.device, weights_only=True)
-                if len(state["optimizers"]) != len(self._optimizers):
-                    raise ValueError(
-                        f"{file} was trained with{'out' * (len(self._optimizers) > 1)} Muon, which "
-                        "cannot be switched on or off on the way: keep muon_learning_rate "
-                        f"{'0' if len(self._optimizers) > 1 else 'above 0'}, or train anew"
-                    )
-                self.model.load_state_dict(state["model"])
-                self.average.load_state_dict(state["average"])
-                for optimizer, values in zip(self._optimizers, state["optimizers"], strict=True):
-                    # Rates and decays are the config's, which may have been changed on purpose.
-                    for kept, now in zip(
-                        values["param_groups"], optimizer.param_groups, strict=True
-                    ):
-                        kept |= {name: now[name] for name in ("initial_lr", "weight_decay")}
-                    optimizer.load_state_dict(values)
-                self.step = state["step"]
-                return True
-        return False
+        state = torch.load(file, map_location=self.accelerator.device, weights_only=True)
+        if len(state["optimizers"]) != len(self._optimizers):
+            raise ValueError(
+                f"{file} was trained with{'out' * (len(self._optimizers) > 1)} Muon, which "
+                "cannot be switched on or off on the way: keep muon_learning_rate "
+                f"{'0' if len(self._optimizers) > 1 else 'above 0'}, or train anew"
+            )
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        for optimizer, values in zip(self._optimizers, state["optimizers"], strict=True):
+            # Rates and decays are the config's, which may have been changed on purpose.
+            for kept, now in zip(values["param_groups"], optimizer.param_groups, strict=True):
+                kept |= {name: now[name] for name in ("initial_lr", "weight_decay")}
+            optimizer.load_state_dict(values)
+        self.step = state["step"]
+        return True
+
+
+def kept_file(directory: Path) -> Path | None:
+    """What a `Trainer` last saved there; where a save was cut off, the one before."""
+    files = (directory / name / "training.pt" for name in ("latest", ".latest.old"))
+    return next((file for file in files if file.is_file()), None)
 
 
 def kept_model(directory: Path, device: torch.device | str = "cpu") -> dict[str, Tensor] | None:
     """Weights of the model that a `Trainer` has in training there; None where there is none."""
-    for name in Trainer.KEPT:
-        file = directory / name / "training.pt"
-        if file.is_file():
-            return torch.load(file, map_location=device, weights_only=True, mmap=True)["model"]
-    return None
+    file = kept_file(directory)
+    if file is None:
+        return None
+    return torch.load(file, map_location=device, weights_only=True, mmap=True)["model"]
 
 
 def step_rng(
