@@ -116,14 +116,9 @@ def train_actor_critic(
     # What a step makes, in rewards, and with what is worth something beside them.
     recent: deque[tuple[float, float]] = deque(maxlen=20)
     # Every round of TensorBoard's curves begins after the one before.
-    first_step, limit = run.get("finished_timesteps", 0), options.total_timesteps
-    with TrainingProgress(
-        save,
-        description=f"dream training, round {round_index}",
-        total_timesteps=limit,
-        time_limit=60 * options.minutes if limit is None else None,
-        timesteps=trainer.num_dream_steps,
-        seconds_before=run.get("round_seconds", 0.0),
+    first_step = run.get("finished_timesteps", 0)
+    with TrainingProgress.of_round(
+        run, round_index, save, timesteps=trainer.num_dream_steps
     ) as progress:
         while not progress.over:
             metrics = trainer.update()

@@ -103,7 +103,7 @@ def check_training_data(
     if model.pose is not None:
         for i in range(len(dataset)):
             with contextlib.suppress(DamagedEpisodeError):  # which is told and left out later
-                poses_of(dataset.infos(i))
+                poses_of(dataset.infos(i, 0, 1))
     lengths = {length for length, _ in training.curriculum}
     if training.own_dreams.share:
         lengths.add(training.own_dreams.context + training.own_dreams.length)

@@ -132,15 +132,10 @@ def train_with_sb3(
         write_json(path.with_suffix(".json"), world_model_note(world_model))
         run.keep(round_seconds=seconds, round_timesteps=agent.num_timesteps - first_step)
 
-    limit = None if config.total_timesteps is None else first_step + config.total_timesteps
-    with TrainingProgress(
-        save,
-        description=f"dream training, round {round_index}",
-        total_timesteps=limit,
-        time_limit=60 * config.minutes if limit is None else None,
-        timesteps=agent.num_timesteps,
-        seconds_before=run.get("round_seconds", 0.0),
+    with TrainingProgress.of_round(
+        run, round_index, save, timesteps=agent.num_timesteps, first_step=first_step
     ) as progress:
+        limit = progress.total_timesteps
         if not progress.over:
             agent.learn(
                 sys.maxsize // 2 if limit is None else limit - agent.num_timesteps,

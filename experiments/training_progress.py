@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
+from experiments.run_directory import RunDirectory
+
 
 class TrainingProgress:
     """Shows progress and time left, and saves now and then.
@@ -52,6 +54,34 @@ class TrainingProgress:
             bar_format=None
             if in_steps
             else "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} s{postfix}",
+        )
+
+    @classmethod
+    def of_round(
+        cls,
+        run: RunDirectory,
+        round_index: int,
+        on_save: Callable[[float], None],
+        *,
+        timesteps: int,
+        first_step: int = 0,
+    ) -> TrainingProgress:
+        """That of a round of a run of the main job, or of the rest of one.
+
+        Args:
+            run: its config says how long to train.
+            round_index: from 1.
+            on_save, timesteps: as above.
+            first_step: steps done before this round, where `timesteps` counts these too.
+        """
+        config, limit = run.config, run.config.total_timesteps
+        return cls(
+            on_save,
+            description=f"dream training, round {round_index}",
+            total_timesteps=None if limit is None else first_step + limit,
+            time_limit=60 * config.minutes if limit is None else None,
+            timesteps=timesteps,
+            seconds_before=run.get("round_seconds", 0.0),
         )
 
     @property

@@ -185,7 +185,7 @@ def places_loss(
         # Episodes that are shorter stand still at their end, where nothing is learned from them.
         last, frames = episodes.lengths[chosen][:, None] - 1, np.arange(length)
         index = torch.from_numpy(episodes.offsets[chosen][:, None] + np.minimum(frames, last))
-        over = torch.from_numpy(frames > last)
+        over = frames > last
         others = rng.integers(np.minimum(last + 1, length), size=index.shape)
         read_outs, poses = read.read_outs[index].float(), read.poses[index]
         batch = (
@@ -193,14 +193,14 @@ def places_loss(
             read_outs,
             poses,
             places[index],
-            known[index] & ~over,
-            torch.from_numpy(np.where(frames > last, last, others)),  # whom no reward followed
+            known[index] & torch.from_numpy(~over),
+            torch.from_numpy(np.where(over, last, others)),  # whom no reward followed
             true_poses[index],
         )
         steps = rng.integers(1, config.hindsight + 1, size=index.shape)
         ahead = torch.from_numpy(np.minimum(steps, np.maximum(last - frames, 0)))
         told = torch.from_numpy(rng.random(index.shape) >= config.untold_share)
-        actions = episodes.actions[index].masked_fill(over, UNKNOWN_ACTION)
+        actions = episodes.actions[index].masked_fill(torch.from_numpy(over), UNKNOWN_ACTION)
         walks = (read_outs, poses, actions, ahead, told)
         own, asked, walk = model(
             tuple(own_share(accel, x) for x in batch), tuple(own_share(accel, x) for x in walks)
