@@ -27,8 +27,11 @@ FROM_EPISODES = ("advantage_weighted", "actor_critic_cloned")
 """Agents that learn from recorded episodes."""
 WALKERS = ("walker", "walker_without_map", "walker_short_memory")
 """Agents that need a world model with a memory of places."""
-PLANNERS = {"planner": True, "planner_cloning": False}
-"""Agents that plan, and whether their policy is told where to walk."""
+PLANNERS = {"planner": True, "planner_cloning": False, "planner_actor_critic": True}
+"""Agents that plan, and whether the behaviour that their policy is, or started from, is told where
+to walk."""
+PLANS_WITH = {"planner_actor_critic": "actor_critic"}
+"""Planners whose policy is another agent, trained in the dream."""
 MEMORY_CUT = {"actor_critic_short_memory": "actor_critic", "walker_short_memory": "walker"}
 """Agents that are others with a shorter memory."""
 
@@ -39,7 +42,10 @@ FROM_BEHAVIOUR = (
     *PLANNERS,
 )
 """Agents that act as, or start from, cloned behaviour at a temperature."""
-NOT_BY_DEFAULT = (*FROM_EPISODES, "planner_cloning", "model_free", "walker_short_memory")
+NOT_BY_DEFAULT = (
+    *(*FROM_EPISODES, "planner_cloning", "planner_actor_critic"),
+    *("model_free", "walker_short_memory"),
+)
 """Agents that need more than others, or tell less."""
 REAL_ENV_ONLY = ("random", "data", "oracle", "model_free")
 """Agents that use no world model."""
@@ -49,7 +55,7 @@ NOT_IN_DREAMS = ("data", "oracle", "walker_without_map", *PLANNERS, *MEMORY_CUT)
 
 def deciding_settings(agent: str) -> list[str]:
     """Names of the benchmark's settings that decide the result of an agent."""
-    trained = MEMORY_CUT.get(agent, agent)
+    trained = (MEMORY_CUT | PLANS_WITH).get(agent, agent)
     names = ["env", "max_episode_steps"]
     names.append("planner_episodes" if agent in PLANNERS else "eval_episodes")
     if agent not in NOT_IN_DREAMS:
@@ -99,9 +105,9 @@ class BenchmarkAgentsConfig:
     model."""
     agents: tuple[str, ...] | None = None
     """What to compare; by default all that can be had with this env and world model, but those that
-    take the longest ("model_free", which learns on the real env, "planner_cloning" and
-    "walker_short_memory") or learn
-    from a dataset ("advantage_weighted" and "actor_critic_cloned")."""
+    take the longest ("model_free", which learns on the real env, "planner_cloning",
+    "planner_actor_critic" and "walker_short_memory") or learn from a dataset
+    ("advantage_weighted" and "actor_critic_cloned")."""
     dataset: str | None = None
     """Recorded episodes for those that learn from some."""
     cloning: CloningConfig = dataclasses.field(default_factory=CloningConfig)

@@ -20,6 +20,7 @@ LABELS = {
     "actor_critic_short_memory": "actor-critic, memory cut",
     "planner": "planner",
     "planner_cloning": "planner, whose policy is behaviour cloning",
+    "planner_actor_critic": "planner, whose policy is the actor-critic",
     "model_free": "RecurrentPPO on the real env",
     "data": "scripted, as in the data",
     "oracle": "scripted, sees the plan and goes straight to every reward",

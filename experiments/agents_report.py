@@ -42,6 +42,7 @@ HELD_AGAINST = (
     ("planner", "walker"),
     ("planner", "behaviour"),
     ("planner_cloning", "behaviour"),
+    ("planner_actor_critic", "actor_critic"),
 )
 """Agents, and what they started from or are to be better than."""
 

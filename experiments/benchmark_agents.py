@@ -48,6 +48,7 @@ from experiments.agents_config import (
     NOT_BY_DEFAULT,
     NOT_IN_DREAMS,
     PLANNERS,
+    PLANS_WITH,
     REAL_ENV_ONLY,
     WALKERS,
     BenchmarkAgentsConfig,
@@ -131,7 +132,7 @@ class AgentsBenchmark:
                 raise ValueError(f"{reason}: leave out {agent!r}")
             if agent == "model_free":
                 self._real_steps()
-            trained = MEMORY_CUT.get(agent, agent)
+            trained = (MEMORY_CUT | PLANS_WITH).get(agent, agent)
             if trained in DREAM_TRAINED:
                 self._training(trained, seed=0)
             for file in (self._file(agent, seed) for seed in config.seeds):
@@ -206,7 +207,14 @@ class AgentsBenchmark:
             plan = dataclasses.replace(
                 config.planner, walking=PLANNERS[agent], policy_temperature=config.temperature
             )
-            return Planner(model, plan, seed=seed), {"planner": dataclasses.asdict(plan)}
+            logits, minutes = None, 0.0
+            if agent in PLANS_WITH:
+                trained, details = self._make(PLANS_WITH[agent], seed)
+                assert isinstance(trained, FeaturePolicy)
+                assert isinstance(trained.policy, ActorCriticPolicy)
+                logits, minutes = trained.policy.agent.logits, details["training_minutes"]
+            planner = Planner(model, plan, policy=logits, seed=seed)
+            return planner, {"planner": dataclasses.asdict(plan), "training_minutes": minutes}
         if agent == "model_free":
             work = config.work_directory / f"model_free-seed{seed}"
             names = ("env", "max_episode_steps", "num_workers")

@@ -6,6 +6,7 @@ python experiments/evaluate.py --policy walker --num-workers 10 --video walker.m
 python experiments/evaluate.py --policy policy.zip --world-model memory-maze-9x9 --horizon 64
 python experiments/evaluate.py --policy planner --planner.method rollout --planner.horizon 8
 python experiments/evaluate.py --policy planner --num-episodes 1 --traces runs/decisions
+python experiments/evaluate.py --policy planner --planner-policy runs/my_run/policy.safetensors
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from tqdm import tqdm
 
 import envs
+from agents.actor_critic import ActorCritic
 from agents.explorers import MAZE_ACTIONS, RandomPolicy
 from agents.features import FeaturePolicy, behaviour_policy, check_policy_fits, load_policy
 from agents.planner import Planner
@@ -77,6 +79,9 @@ class EvaluateConfig:
     """Take the policy's most likely action instead of drawing one."""
     planner: PlannerConfig = FAST_PLANNER
     """How "planner" plans; a shorter horizon than `replan-every` needs that shorter, too."""
+    planner_policy: Path | None = None
+    """Safetensors file of an actor-critic with which "planner" plans, in the world model that it
+    learned in; by default it plans with that model's behaviour."""
     temperature: float = BEHAVIOUR_TEMPERATURE
     """At which "walker", "behaviour" and the policy of "planner" draw their actions; below 1 likely
     ones become likelier."""
@@ -107,13 +112,17 @@ def check_policy(name: str) -> None:
 def check_used(config: EvaluateConfig) -> None:
     """Raise a ValueError for a setting that changes nothing of what is judged."""
     policy, planner = config.policy, config.policy == "planner"
-    own = policy in POLICIES_OF_MODELS
+    own, given = policy in POLICIES_OF_MODELS, config.planner_policy is not None
     saved = not own and policy not in ("random", "explorer")
     for name, default, used, advice in (
         ("traces", None, planner, "they are of the policy 'planner'"),
         ("planner", FAST_PLANNER, planner, "it is of the policy 'planner'"),
-        ("policy_model", None, own, f"it is of {', '.join(POLICIES_OF_MODELS)}"),
-        ("temperature", BEHAVIOUR_TEMPERATURE, own, f"it is of {', '.join(POLICIES_OF_MODELS)}"),
+        ("planner_policy", None, planner, "it is of the policy 'planner'"),
+        ("policy_model", None, own and not given, f"it is of {', '.join(POLICIES_OF_MODELS)}"),
+        (
+            *("temperature", BEHAVIOUR_TEMPERATURE, own and not given),
+            f"it is of {', '.join(POLICIES_OF_MODELS)}",
+        ),
         ("deterministic", False, saved or (own and not planner), "actions are drawn, or planned"),
         ("contexts", None, config.world_model is not None, "dreams start there: --world-model"),
         ("max_episode_steps", None, config.world_model is None, "dreams have --horizon"),
@@ -121,6 +130,8 @@ def check_used(config: EvaluateConfig) -> None:
         if not used and getattr(config, name) != default:
             raise ValueError(f"{name} changes nothing for {policy!r} here ({advice}): leave it out")
     config.planner.refuse_given("policy_temperature", instead="--temperature")
+    if given:
+        config.planner.refuse_given("walking", instead="a policy that began otherwise")
 
 
 def open_policy(
@@ -151,22 +162,31 @@ def policy_of_model(config: EvaluateConfig, dreaming: WorldModel | None = None) 
 
     Raises:
         CheckpointError: there is no such world model.
-        ValueError: the model has other actions than the dream, or no places to walk to; or its
-            behaviour is asked for in another model's dream, which has other features.
+        FileNotFoundError: there is no such policy to plan with.
+        ValueError: the model has other actions than the dream, or no places to walk to; its
+            behaviour is asked for in another model's dream, which has other features; or that file
+            holds no actor-critic.
     """
-    if config.policy_model is not None or dreaming is None:
-        model = load(config.policy_model or config.env, device=config.device)
+    agent, name = None, config.policy_model
+    if config.planner_policy is not None:
+        agent, name = ActorCritic.load(config.planner_policy)
+    if name is not None or dreaming is None:
+        model = load(name or config.env, device=config.device)
         if dreaming is not None and model.config.num_actions != dreaming.config.num_actions:
             raise ValueError(
-                f"the policy's model {config.policy_model!r} has {model.config.num_actions} "
+                f"the policy's model {name!r} has {model.config.num_actions} "
                 f"actions, the dream {dreaming.config.num_actions}"
             )
     else:
         model = dreaming
     if config.policy == "planner":
-        on_plan = None if config.traces is None else TraceKeeper(config)
-        plan = dataclasses.replace(config.planner, policy_temperature=config.temperature)
-        return Planner(model, plan, seed=config.first_seed, on_plan=on_plan)
+        return Planner(
+            model,
+            dataclasses.replace(config.planner, policy_temperature=config.temperature),
+            policy=None if agent is None else agent.to(config.device).logits,
+            seed=config.first_seed,
+            on_plan=None if config.traces is None else TraceKeeper(config),
+        )
     if dreaming is not None and model is not dreaming:
         raise ValueError(
             f"in a dream, {config.policy} is the behaviour of the dreaming model: leave out "

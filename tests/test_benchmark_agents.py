@@ -14,10 +14,10 @@ from test_features import Spy
 from tiny import tiny_contexts, tiny_model, write_dataset
 
 from agents.cloning import CloningConfig
-from agents.features import ShortMemoryPolicy, load_policy
+from agents.features import FeaturePolicy, ShortMemoryPolicy, load_policy
 from agents.imagination import ActorCriticConfig
 from agents.on_the_way import WayConfig
-from agents.planner import PlannerConfig
+from agents.planner import Planner, PlannerConfig
 from agents.statistics import bootstrap_interval
 from experiments import benchmark_agents
 from experiments.agents_config import NOT_IN_DREAMS, BenchmarkAgentsConfig, deciding_settings
@@ -46,7 +46,10 @@ def make_config(tmp_path: Path) -> BenchmarkAgentsConfig:
     return BenchmarkAgentsConfig(
         env="memory-maze-5x5",
         world_model=str(tmp_path / "model"),
-        agents=("random", "behaviour", "actor_critic", "actor_critic_short_memory", "planner"),
+        agents=(
+            *("random", "behaviour", "actor_critic", "actor_critic_short_memory"),
+            *("planner", "planner_actor_critic"),
+        ),
         seeds=(0,),
         total_timesteps=64,
         num_envs=2,
@@ -74,10 +77,20 @@ def test_every_agent_is_judged_once_and_a_second_call_adds_only_what_is_missing(
     assert result["real_steps"] == 0 and len(result["curve"]) > 0
     assert result["shaped_curve"] is None  # nothing is paid beside without a map
     assert json.loads(files["planner-seed0"].read_text())["dream"] is None
+    planned = json.loads(files["planner_actor_critic-seed0"].read_text())
+    assert planned["training_minutes"] == result["training_minutes"] and "curve" not in planned
     assert result["dream_way"] is None  # without a map
     for plot in ("returns.png", "curves.png", "table.md", "videos/random.mp4"):
         assert (tmp_path / "results" / plot).stat().st_size > 0
     assert len(table.split("\n\n")[0].splitlines()) == 2 + len(config.agents)
+
+    planner, _ = benchmark_agents.AgentsBenchmark(config)._make("planner_actor_critic", 0)
+    trained = load_policy(tmp_path / "work/actor_critic-seed0/policy.safetensors")
+    assert isinstance(planner, Planner) and isinstance(trained, FeaturePolicy)
+    features = torch.randn(4, planner.model.config.num_features)
+    assert planner.search.policy is not None
+    said = planner.search.policy(features)
+    torch.testing.assert_close(said, trained.policy.agent.logits(features))
 
     before = {stem: f.read_bytes() for stem, f in files.items()}
     benchmark_agents.main(dataclasses.replace(config, seeds=(0, 1), agents=("random",)))

@@ -21,7 +21,7 @@ from agents.actor_critic import ActorCritic
 from agents.cloning import CloningConfig
 from agents.imagination import ActorCriticConfig, ImaginationTrainer
 from agents.on_the_way import WayConfig
-from agents.planner import PlannerConfig
+from agents.planner import Planner, PlannerConfig
 from agents.sb3 import BatchedVecEnv
 from experiments import (
     benchmark_dream,
@@ -419,6 +419,33 @@ def test_a_planner_is_judged_by_name(checkpoint: Path, tmp_path: Path) -> None:
         assert drawn == [f"{step:05d}.png" for step in steps]
     with pytest.raises(ValueError, match=r"traces changes nothing for 'random' .*'planner'"):
         evaluate.main(dataclasses.replace(dreamed, policy="random"))
+
+
+def test_a_planner_plans_with_a_saved_policy(checkpoint: Path, tmp_path: Path) -> None:
+    model, path = tiny_model(), tmp_path / "policy.safetensors"
+    agent = ActorCritic.from_behaviour(model, temperature=0.1)
+    agent.save(path, world_model=str(checkpoint))
+    config = evaluate.EvaluateConfig(policy="planner", planner_policy=path)
+    planner = evaluate.policy_of_model(config)
+    assert isinstance(planner, Planner) and planner.search.policy is not None
+    features = torch.randn(4, model.config.num_features)
+    torch.testing.assert_close(planner.search.policy(features), agent.logits(features))
+    # In another model's dream, too: it observes frames.
+    dreamed = dataclasses.replace(
+        config,
+        world_model=str(checkpoint),
+        planner=PlannerConfig(horizon=2, num_candidates=2),
+        num_episodes=2,
+        horizon=3,
+    )
+    assert evaluate.main(dreamed)["results"]["lengths"] == [3, 3]
+    for refused, message in (
+        ({"temperature": 0.5}, "temperature changes nothing for 'planner' here"),
+        ({"policy": "random"}, "planner_policy changes nothing for 'random'"),
+        ({"planner": PlannerConfig(walking=False)}, "planner.walking is not taken from there"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate.main(dataclasses.replace(config, **refused))
 
 
 def test_a_models_behaviour_is_judged_by_name(checkpoint: Path) -> None:
