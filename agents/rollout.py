@@ -6,10 +6,11 @@ batch in this process.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import gymnasium
@@ -95,6 +96,36 @@ def make_parallel(make_env: Callable[[], gymnasium.Env], num_workers: int) -> Ve
         ) from error
 
 
+@contextlib.contextmanager
+def ending_on_error(envs: Any) -> Iterator[None]:
+    """Where there is an error or Ctrl-C, end the processes of envs at once, which closes them.
+
+    Not all may have answered then, and their own `close` would wait for the others for ever.
+
+    Args:
+        envs: an `AsyncVectorEnv` or SB3's `SubprocVecEnv`; others are left as they are.
+
+    Raises:
+        RuntimeError: a process was ended by others.
+    """
+    try:
+        yield
+    except BaseException as error:
+        processes = getattr(envs, "processes", ())
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+        if processes:
+            envs.closed = True
+        if isinstance(error, EOFError | ConnectionError):
+            raise RuntimeError(
+                "the process of an env was ended, perhaps for want of memory: fewer side by side "
+                "(num_workers) need less"
+            ) from error
+        raise
+
+
 def evaluate(
     policy: Policy,
     make_env: Callable[[], gymnasium.Env],
@@ -149,6 +180,8 @@ def rollout(
 
     Raises:
         ValueError: the envs reset by themselves, or no seeds.
+        RuntimeError: the process of an env was ended by others. This, an env's own error and Ctrl-C
+            close envs that run in processes.
     """
     mode = envs.metadata.get("autoreset_mode")
     if mode != AutoresetMode.DISABLED:
@@ -171,7 +204,8 @@ def rollout(
     while len(results) < len(seeds):
         actions, state = policy.act(observation, state, episode_start, infos)
         asked_for = [one.get("target_index") for one in infos]
-        observation, rewards, terminated, truncated, info = envs.step(actions)
+        with ending_on_error(envs):
+            observation, rewards, terminated, truncated, info = envs.step(actions)
         infos = unbatch_infos(info, n)
         episode_start = terminated | truncated
         active = running >= 0
@@ -240,8 +274,9 @@ def _reset(
     chosen = [
         int(seeds[e]) if e >= 0 and start else None for e, start in zip(running, mask, strict=True)
     ]
-    # Every vector env takes one seed per env, though the base class does not say so.
-    return envs.reset(seed=chosen, options={"reset_mask": mask.copy()})  # type: ignore[arg-type]
+    with ending_on_error(envs):
+        # Every vector env takes one seed per env, though the base class does not say so.
+        return envs.reset(seed=chosen, options={"reset_mask": mask.copy()})  # type: ignore[arg-type]
 
 
 def _record(
@@ -254,7 +289,8 @@ def _record(
     if not wanted:
         return
     is_image = observation.ndim == 4 and observation.dtype == np.uint8
-    frames = observation if is_image else envs.render()
+    with ending_on_error(envs):
+        frames = observation if is_image else envs.render()
     if frames is None:
         raise ValueError("to record envs without image observations, make them render rgb_array")
     for i, episode in wanted:

@@ -86,7 +86,7 @@ class RealEnvEvaluation(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._last = self.num_timesteps
-        if self._envs is None:
+        if self._envs is None or self._envs.closed:
             self._envs = make_parallel(self.make_env, min(self.num_workers, len(self.seeds)))
 
     def _on_step(self) -> bool:

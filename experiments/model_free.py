@@ -12,6 +12,7 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecMonitor
 
 import envs
+from agents.rollout import ending_on_error
 from agents.sb3 import SB3Policy, save_agent
 from experiments.dream_progress import DreamProgress
 from experiments.report import write_json
@@ -57,13 +58,15 @@ def train_model_free(
         max_episode_steps: cuts episodes shorter than they are.
 
     Raises:
-        ValueError: the directory holds a policy that learned otherwise, or for longer.
+        ValueError: the directory holds a policy that learned in other envs, or for longer.
+        RuntimeError: the process of an env was ended by others.
     """
     work.mkdir(parents=True, exist_ok=True)
     path = work / "policy.zip"
     make = functools.partial(make_worker_env, env_name, max_episode_steps)
-    env = VecMonitor(SubprocVecEnv([make] * num_workers, start_method="forkserver"))
-    try:
+    processes = SubprocVecEnv([make] * num_workers, start_method="forkserver")
+    env = VecMonitor(processes)
+    with ending_on_error(processes):
         if path.is_file():
             agent = RecurrentPPO.load(path, env=env, device="cpu", tensorboard_log=str(work))
             agent.set_random_seed(seed + agent.num_timesteps)
@@ -110,6 +113,5 @@ def train_model_free(
                     reset_num_timesteps=False,
                     tb_log_name="tensorboard",
                 )
-    finally:
-        env.close()
+    env.close()
     return SB3Policy(agent), agent.num_timesteps

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -214,3 +217,39 @@ def test_rows_are_drawn_anew_as_columns_are() -> None:
 def test_bootstrap_interval_refuses_what_has_no_mean(values: Any) -> None:
     with pytest.raises(ValueError, match="finite numbers"):
         bootstrap_interval(values)
+
+
+class Failing(Countdown):
+    """In a process: its seed 1 ends that process at the first step, its seed 2 never answers."""
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if self.np_random_seed == 1:
+            os._exit(1)
+        if self.np_random_seed == 2:
+            time.sleep(3600)
+        return super().step(action)
+
+
+def test_a_process_that_ends_is_told_and_the_others_are_not_waited_for() -> None:
+    envs = make_parallel(Failing, 3)
+    with pytest.raises(RuntimeError, match="the process of an env was ended"):
+        rollout(Checker(), envs, [0, 1, 2])
+    assert envs.closed and not any(process.is_alive() for process in envs.processes)
+
+
+def test_ctrl_c_ends_processes_that_have_not_all_answered() -> None:
+    envs = make_parallel(Failing, 2)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 2)  # the first env has answered, the second will not
+        with pytest.raises(KeyboardInterrupt):
+            rollout(Checker(), envs, [0, 2])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    envs.close()
+    assert not any(process.is_alive() for process in envs.processes)
