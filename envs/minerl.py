@@ -72,7 +72,7 @@ class MineRLEnv(gymnasium.Env[Any, Any]):
     Args:
         name: One of `MINERL_IDS`.
         minecraft: "launch", "stand-in", "PORT" or "HOST:PORT"; None is what WORLDSIM_MINECRAFT
-            says, or "launch".
+            says, which may not be "stand-in", or "launch".
         obs: "pixels" or "dict".
         actions: Name of an action table, or "native".
         frame_skip: Game ticks (1/20 s) per step; rewards are added up.
@@ -84,7 +84,8 @@ class MineRLEnv(gymnasium.Env[Any, Any]):
         step_timeout: Seconds after which an unanswered step is a fault.
         reset_timeout: Seconds after which a reset is one, waiting for a busy instance included.
         launch_timeout: Seconds that starting an instance may take.
-        max_restarts: How often in a row, without a whole episode in between, it is started anew.
+        max_restarts: How often in a row, without an episode in between that went well as long as it
+            was played, it is started anew.
         restart_backoff: Seconds before the first restart; doubled every time.
         minecraft_dir: Folder whose `launchClient.sh` starts the game; None for the client's own.
         standin_faults: JSON with fields of `envs.minecraft_standin.Faults`, for tests.
@@ -146,8 +147,14 @@ class MineRLEnv(gymnasium.Env[Any, Any]):
         self.render_mode = render_mode
         self._fault: type[Exception] = minerl_client.MinecraftFault
         self._client = minerl_client.Client(minerl_client.find_spec(MINERL_IDS[name]))
+        default = os.environ.get("WORLDSIM_MINECRAFT", "launch")
+        if minecraft is None and default == "stand-in":
+            raise ValueError(
+                "WORLDSIM_MINECRAFT is 'stand-in', but results of the stand-in are to carry its "
+                f"name: unset it, and take {name}-stand-in"
+            )
         self._minecraft = minerl_instance.Minecraft(
-            minecraft or os.environ.get("WORLDSIM_MINECRAFT", "launch"),
+            minecraft or default,
             minecraft_dir,
             launch_timeout,
             standin_faults,
@@ -162,7 +169,7 @@ class MineRLEnv(gymnasium.Env[Any, Any]):
         self._player = self._make_player(sticky_attack, sticky_jump, pitch_limit)
         self.metadata = {**self.metadata, "render_fps": TICKS_PER_SECOND / frame_skip}
         self._running = False  # an instance is there and has not failed
-        self._faults: list[str] = []  # since the last whole episode
+        self._faults: list[str] = []  # since the last episode that went well
         self._last: dict[str, Any] | None = None  # the client's last valid observation
         self._over = True
         self._ticks, self._steps, self._return = 0, 0, 0.0
@@ -251,6 +258,8 @@ class MineRLEnv(gymnasium.Env[Any, Any]):
             MinecraftError: No instance could be started, or too many failed in a row.
         """
         super().reset(seed=seed)
+        if self._running and self._steps:  # without a fault, though it may have been cut short
+            self._faults = []
         mission_seed = int(self.np_random.integers(LARGEST_SEED))
         self._last = None
         while self._last is None:

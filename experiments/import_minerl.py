@@ -27,6 +27,7 @@ from envs.minerl_recordings import (
     read_recording,
 )
 from experiments.command_line import CONTINUES, run_script
+from experiments.imported_files import ImportedFiles
 from experiments.workers import PUBLISH_EVERY
 from worldsim.dataset_writer import DatasetWriter
 from worldsim.recording import RecordedEpisode
@@ -52,6 +53,11 @@ class ImportMineRLConfig:
     max_episodes: int | None = None
     """Stop when the dataset has so many episodes; by default all recordings are read."""
 
+    def __post_init__(self) -> None:
+        for name in ("frame_skip", "size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImportMineRLResult:
@@ -66,8 +72,8 @@ class ImportMineRLResult:
     """Recordings that were skipped."""
 
 
-def to_recorded(episode: HumanEpisode, source: str) -> RecordedEpisode:
-    """Bring an episode into the form that datasets keep."""
+def to_recorded(episode: HumanEpisode, origin: dict[str, str]) -> RecordedEpisode:
+    """Bring an episode into the form that datasets keep, with the file that it comes from."""
     steps = len(episode.actions)
     last = np.arange(steps) == steps - 1
     infos = {}
@@ -81,7 +87,7 @@ def to_recorded(episode: HumanEpisode, source: str) -> RecordedEpisode:
         truncations=last & (not episode.terminated),
         infos=infos,
         metadata={
-            "source": source,
+            **origin,
             "policy": "human",
             "return": float(episode.rewards.sum()),
             "mapped_actions": int(episode.mapped.sum()),
@@ -108,7 +114,6 @@ def main(config: ImportMineRLConfig) -> ImportMineRLResult:
     if not recordings:
         raise FileNotFoundError(f"there are no recordings (.mp4) in {source}")
     damaged: list[str] = []
-    there = 0
     published = time.monotonic()
     with DatasetWriter(
         config.dataset,
@@ -122,24 +127,20 @@ def main(config: ImportMineRLConfig) -> ImportMineRLResult:
         root=config.datasets_root,
         metadata={"description": f"People playing Minecraft; actions mapped to {table.name}"},
     ) as writer:
-        imported = set(writer.sources())
+        imported = ImportedFiles(writer, source)
         bar = tqdm(recordings, unit=" recordings", smoothing=0.05, dynamic_ncols=True)
         for recording in bar:
-            below = recording.path.relative_to(source).as_posix()
-            # With the folder's name, since others may have files of the same names.
-            name = f"{source.resolve().name}/{below}"
             if config.max_episodes is not None and writer.next_index >= config.max_episodes:
                 break
-            if name in imported or below in imported:
-                there += 1
+            if (origin := imported.new(recording.path)) is None:
                 continue
             try:
                 episode = read_recording(recording, table, config.size, config.frame_skip)
             except DamagedRecordingError as error:
-                damaged.append(below)
+                damaged.append(imported.below(recording.path))
                 bar.write(f"skipped {recording.path}: {error}")
                 continue
-            writer.save(writer.next_index, to_recorded(episode, name))
+            writer.save(writer.next_index, to_recorded(episode, origin))
             if time.monotonic() - published > PUBLISH_EVERY:
                 writer.publish()
                 published = time.monotonic()
@@ -154,7 +155,7 @@ def main(config: ImportMineRLConfig) -> ImportMineRLResult:
     )
     print(
         f"{result.episodes} episodes, {len(damaged)} damaged recordings skipped, "
-        f"{there} were there already\n"
+        f"{imported.there} were there already\n"
         f"{result.mapped_share:.1%} of the actions map to the table {table.name}; the others "
         f"became the nearest entry\n{result.path}\n"
         f"next: python experiments/train_world_model.py cpu --dataset {result.path}"

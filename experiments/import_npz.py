@@ -25,6 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from experiments.command_line import CONTINUES, run_script
+from experiments.imported_files import ImportedFiles
 from experiments.workers import PUBLISH_EVERY
 from worldsim.dataset_writer import DatasetWriter
 from worldsim.recording import PER_EPISODE_INFOS, RecordedEpisode
@@ -229,29 +230,26 @@ def main(config: ImportConfig) -> ImportResult:
     num_actions = count_actions(files) if config.num_actions is None else config.num_actions
     shape = frame_shape(files, num_actions, config.size)
     damaged: list[str] = []
-    there = terminated = 0
+    terminated = 0
     published = time.monotonic()
     with open_writer(config, shape, num_actions) as writer:
-        imported = set(writer.sources())
+        imported = ImportedFiles(writer, source)
         bar = tqdm(files, unit=" files", smoothing=0.05, dynamic_ncols=True)
         for path in bar:
-            index, below = writer.next_index, path.relative_to(source).as_posix()
-            # With the folder's name, since others may have files of the same names.
-            name = f"{source.resolve().name}/{below}"
+            index = writer.next_index
             if config.max_episodes is not None and index >= config.max_episodes:
                 break
-            if name in imported or below in imported:
-                there += 1
+            if (origin := imported.new(path)) is None:
                 continue
             try:
                 episode = load_trajectory(path, num_actions, config.size)
                 if episode.observations.shape[1:] != shape:
                     raise ValueError(f"frames are {episode.observations.shape[1:]}, not {shape}")
             except ValueError as error:
-                damaged.append(below)
+                damaged.append(imported.below(path))
                 bar.write(f"skipped {path}: {error}")
                 continue
-            metadata = {**episode.metadata, "source": name}
+            metadata = {**episode.metadata, **origin}
             writer.save(index, dataclasses.replace(episode, metadata=metadata))
             terminated += int(episode.terminations[-1])
             if time.monotonic() - published > PUBLISH_EVERY:
@@ -263,7 +261,7 @@ def main(config: ImportConfig) -> ImportResult:
     )
     print(
         f"{result.episodes} episodes, {num_actions} actions, {len(damaged)} damaged files skipped, "
-        f"{there} files were there already\n"
+        f"{imported.there} files were there already\n"
         f"{terminated} of those imported now terminated, the others count as cut off (what tells "
         f"is an entry named {', '.join(TERMINAL)})\n{result.path}\n"
         f"next: python experiments/train_world_model.py cpu --dataset {result.path}"

@@ -413,10 +413,15 @@ def test_import_keeps_actions_with_the_frames_they_led_to(
 
     np.savez(tmp_path / "npz" / "c.npz", **make_trajectory(2))  # type: ignore[arg-type]
     assert import_npz.main(config).episodes == 3  # only the new file is read in
-    # Files of the same names in another folder are others; those of a folder within are not.
-    (tmp_path / "more").mkdir()
-    np.savez(tmp_path / "more" / "a.npz", **make_trajectory(3))  # type: ignore[arg-type]
-    for source, there, episodes in (("more", 0, 4), ("more", 1, 4), ("npz", 3, 4), (".", 4, 4)):
+    # Files of the same names in another folder are others, whatever that is called; those of a
+    # folder within are not.
+    for i, other in enumerate(("more", "later/npz")):
+        (tmp_path / other).mkdir(parents=True)
+        np.savez(tmp_path / other / "a.npz", **make_trajectory(3 + i))  # type: ignore[arg-type]
+    for source, there, episodes in (
+        *(("more", 0, 4), ("more", 1, 4), ("npz", 3, 4), ("later/npz", 0, 5), ("later/npz", 1, 5)),
+        *(("npz", 3, 5), ("later", 1, 5)),
+    ):
         capsys.readouterr()
         again = import_npz.main(dataclasses.replace(config, source=tmp_path / source))
         assert again.episodes == episodes
@@ -426,6 +431,7 @@ def test_import_keeps_actions_with_the_frames_they_led_to(
         "npz/b/a.npz",
         "npz/c.npz",
         "more/a.npz",
+        "npz/a.npz",
     ]
 
 

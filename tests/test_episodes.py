@@ -411,7 +411,10 @@ def test_writer_makes_damaged_episodes_anew(tmp_path: Path) -> None:
 
 def test_writer_refuses_other_settings_and_company(tmp_path: Path) -> None:
     arguments = ("test/episodes-v0", IMAGES, ACTIONS)
-    with DatasetWriter(*arguments, {"test": 1}, root=tmp_path):
+    with DatasetWriter(*arguments, {"test": 0}, root=tmp_path):
+        pass  # without episodes, nothing is settled
+    with DatasetWriter(*arguments, {"test": 1}, root=tmp_path) as writer:
+        writer.save(0, make_episode(5, seed=0))
         with pytest.raises(RuntimeError, match="being written by another process"):
             DatasetWriter(*arguments, {"test": 1}, root=tmp_path)
     with pytest.raises(ValueError, match="differs in collection"):
@@ -421,6 +424,26 @@ def test_writer_refuses_other_settings_and_company(tmp_path: Path) -> None:
         DatasetWriter("test/episodes-v0", IMAGES, space, {"test": 1}, root=tmp_path)
     with pytest.raises(ValueError, match="Malformed dataset ID"):
         DatasetWriter("no version", IMAGES, ACTIONS, {}, root=tmp_path)
+
+
+@pytest.mark.parametrize("file", ["metadata.json", "main_data.hdf5"])
+def test_full_disk_at_the_beginning_does_not_take_the_name(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = dataset_writer.replace_file
+
+    def full(path: Path, content: bytes) -> None:
+        if path.name == file:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written(path, content)
+
+    monkeypatch.setattr(dataset_writer, "replace_file", full)
+    with pytest.raises(OSError, match="No space"):
+        DatasetWriter("full-v0", IMAGES, ACTIONS, {}, root=tmp_path)
+    monkeypatch.undo()
+    with DatasetWriter("full-v0", IMAGES, ACTIONS, {}, root=tmp_path) as writer:
+        writer.save(0, make_episode(5, seed=0))
+    assert len(EpisodeDataset(writer.path)) == 1
 
 
 def test_full_disk_at_the_end_does_not_hide_the_first_error(

@@ -166,6 +166,9 @@ def test_default_minecraft_comes_from_the_environment(
     env.reset()
     env.close()
     assert server.sent
+    monkeypatch.setenv("WORLDSIM_MINECRAFT", "stand-in")
+    with pytest.raises(ValueError, match=r"unset it, and take minerl-navigate-stand-in"):
+        envs.make("minerl-navigate")
 
 
 def test_stand_in_has_names_of_its_own() -> None:

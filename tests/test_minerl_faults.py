@@ -93,6 +93,15 @@ def test_killed_instance_is_replaced(make: type) -> None:
     assert not env.step(0)[3]
 
 
+def test_faults_between_episodes_that_were_cut_short_are_not_in_a_row(make: type) -> None:
+    env = make(minecraft="stand-in", max_restarts=1)
+    for _ in range(3):  # a fault before every episode but the first
+        env.reset(seed=1)
+        assert not env.step(0)[3]  # a limit on steps from outside may end the episode here
+        (pid,) = env.pids
+        os.kill(pid, signal.SIGKILL)
+
+
 def test_refused_port_is_one_clear_error(make: type) -> None:
     gone = StandInMinecraft()
     gone.stop()

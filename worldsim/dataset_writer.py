@@ -16,7 +16,7 @@ import itertools
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -43,8 +43,8 @@ class DatasetWriter:
         dataset_id: Minari id, `(namespace/)name-v0`.
         observation_space: Space of single observations.
         action_space: Space of single actions.
-        settings: How the episodes come about, kept in the metadata as `collection`. A dataset is
-            only continued with equal settings.
+        settings: How the episodes come about, kept in the metadata as `collection`. A dataset that
+            has episodes is only continued with equal settings.
         root: Folder of all datasets; None for Minari's own.
         env_spec: Kept in the metadata where it can be serialised.
         metadata: Further Minari metadata (`algorithm_name`, `description`, ...).
@@ -93,6 +93,9 @@ class DatasetWriter:
                     replace_file(parent / NAMESPACE_METADATA_FILENAME, b"{}")
             self._steps: dict[int, int] = {}
             self._scan()
+            if not (self._data / "metadata.json").exists():
+                # First, so that the dataset is known as ours whatever ends its first publication.
+                self._write_metadata([])
             self.publish()
         except BaseException:
             self._lock.close()
@@ -108,18 +111,16 @@ class DatasetWriter:
         """The lowest number that no saved episode has."""
         return next(index for index in itertools.count() if index not in self._steps)
 
-    @property
-    def num_steps(self) -> int:
-        """Steps of all saved episodes."""
-        return sum(self._steps.values())
-
-    def sources(self) -> list[str]:
-        """Files that the episodes were imported from, in order: their metadata's `source`."""
-        names = []
+    def sources(self) -> list[tuple[str, str | None]]:
+        """Files that the episodes were imported from, in order: their metadata's `source` and, of
+        those that have one, `source_sha256`."""
+        sources = []
         for index in sorted(self.finished):
             with h5py.File(self.path_of(index), "r") as file:
-                names.append(str(file["episode"].attrs["source"]))
-        return names
+                attributes = file["episode"].attrs
+                digest = attributes.get("source_sha256")
+                sources.append((str(attributes["source"]), None if digest is None else str(digest)))
+        return sources
 
     def path_of(self, index: int) -> Path:
         """Return the file of an episode."""
@@ -151,15 +152,19 @@ class DatasetWriter:
                 link = h5py.ExternalLink(f"episodes/{self.path_of(i).name}", "/episode")
                 file[f"episode_{i}"] = link
         replace_file(self._data / "main_data.hdf5", buffer.getbuffer())
-        size = sum(self.path_of(i).stat().st_size for i in range(count)) / 1e6
+        self._write_metadata(range(count))
+        return count
+
+    def _write_metadata(self, episodes: Sequence[int]) -> None:
+        """Write the metadata of a dataset in which these are visible."""
+        size = sum(self.path_of(i).stat().st_size for i in episodes) / 1e6
         self._metadata |= {
-            "total_episodes": count,
-            "total_steps": sum(self._steps[i] for i in range(count)),
+            "total_episodes": len(episodes),
+            "total_steps": sum(self._steps[i] for i in episodes),
             "dataset_size": round(size, 1),
         }
         content = json.dumps(self._metadata, indent=1).encode()
         replace_file(self._data / "metadata.json", content)
-        return count
 
     def close(self) -> None:
         """Publish and give up the lock."""
@@ -206,7 +211,7 @@ class DatasetWriter:
             "collection": json.loads(json.dumps(dict(settings))),
         }
         path = self._data / "metadata.json"
-        if path.exists():
+        if path.exists() and any(self._episodes.glob("episode_*.hdf5")):
             found: dict[str, Any] = json.loads(path.read_text())
             for key, value in fixed.items():
                 if found.get(key) != value:
@@ -215,10 +220,6 @@ class DatasetWriter:
                         f"  now:   {value}\nUse the same settings to continue it, or another name."
                     )
             return found
-        if (self._data / "main_data.hdf5").exists():
-            raise ValueError(
-                f"{self._data} holds a dataset without metadata.json; use another name"
-            )
         result = {
             "dataset_id": self.dataset_id,
             "data_format": "hdf5",

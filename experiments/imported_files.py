@@ -1,0 +1,47 @@
+"""Which files a dataset was imported from: an import that stopped goes on with the others."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from worldsim.dataset_writer import DatasetWriter
+
+
+class ImportedFiles:
+    """The files of an import's folder that are in a dataset already.
+
+    A file is known by its name, with that of the folder or without, and by what it holds: recorders
+    give files of other days the same names.
+
+    Args:
+        writer: the dataset.
+        source: the folder.
+    """
+
+    def __init__(self, writer: DatasetWriter, source: Path) -> None:
+        self.source, self.there = source, 0
+        self._known: dict[str, set[str | None]] = {}
+        for name, digest in writer.sources():
+            self._known.setdefault(name, set()).add(digest)
+
+    def below(self, path: Path) -> str:
+        """A file's name below the folder."""
+        return path.relative_to(self.source).as_posix()
+
+    def new(self, path: Path) -> dict[str, str] | None:
+        """What the episode of a file, or of a folder of files, is to keep in its metadata; None
+        where it is there already."""
+        below = self.below(path)
+        name = f"{self.source.resolve().name}/{below}"
+        digest = hashlib.sha256()
+        for one in sorted(path.iterdir()) if path.is_dir() else [path]:
+            with open(one, "rb") as file:
+                while part := file.read(1 << 20):
+                    digest.update(part)
+        found = digest.hexdigest()
+        # Episodes that were imported before digests were kept are known by their names alone.
+        if any({found, None} & self._known.get(n, set()) for n in (name, below)):
+            self.there += 1
+            return None
+        return {"source": name, "source_sha256": found}
