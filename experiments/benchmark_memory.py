@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -26,9 +27,9 @@ from experiments.memory_costs import measure_dreaming, measure_training
 from experiments.memory_presets import BenchmarkConfig, presets
 from experiments.memory_report import REFERENCE, REFERENCE_LABEL, read_json, write_report
 from experiments.memory_runs import Workers, choose_rates, find_pending, train_and_judge
-from experiments.memory_training import Benchmark
+from experiments.memory_training import Benchmark, TokenizerSource
 from experiments.platform_settings import keep_memory
-from experiments.report import is_done, provenance, same_settings, write_json
+from experiments.report import Settings, is_done, provenance, same_settings, write_json
 
 
 def write_reference(benchmark: Benchmark) -> None:
@@ -61,20 +62,33 @@ def measure_all_costs(benchmark: Benchmark) -> None:
     """Measure the costs of models that have none yet.
 
     Raises:
-        ValueError: there are costs of other settings.
+        ValueError: there are costs of other settings, or measured elsewhere.
     """
     config = benchmark.config
     file = config.output / "costs.json"
     found = read_json(file) or {}
-    settings = {"config": config.costs, "sizes": config.sizes, "tokenizer": config.tokenizer}
+    settings: Settings = {
+        "config": config.costs,
+        "sizes": config.sizes,
+        "tokenizer": config.tokenizer,
+        "tokenizer_source": TokenizerSource(model=config.tokenizer_of),
+    }
     if found and not same_settings(settings, found):
         raise ValueError(
             f"{file} has the costs of other settings: choose another --output, or move it away"
         )
     kept = found.get("models", {})
-    for name in config.backbones:
-        if name in kept:
-            continue
+    missing = [name for name in config.backbones if name not in kept]
+    noted: dict[str, Any] = {key: checkpoint.to_json(value) for key, value in settings.items()}
+    noted |= {"device": str(benchmark.accelerator.device), "precision": str(benchmark.dtype)}
+    noted |= provenance()
+    for name in ("device", "precision", "hardware") if missing and kept else ():
+        if found.get(name, noted[name]) != noted[name]:
+            raise ValueError(
+                f"{file} has costs measured with {name} {found[name]}, now {noted[name]}, which "
+                "cannot be compared: choose another --output, or move it away"
+            )
+    for name in missing:
         benchmark.bar.set_description(f"costs of {name}")
         model = benchmark.untrained_model(name)
         training = [
@@ -84,8 +98,7 @@ def measure_all_costs(benchmark: Benchmark) -> None:
         checkpoint.save(model, config.work / "costs")
         model = benchmark.load(config.work / "costs")
         kept[name] = {"training": training, "dreaming": measure_dreaming(model, config.costs)}
-        noted = {key: checkpoint.to_json(value) for key, value in settings.items()}
-        write_json(file, {**noted, "models": kept, **provenance()})
+        write_json(file, {**noted, "models": kept})
 
 
 def main(config: BenchmarkConfig) -> Path:

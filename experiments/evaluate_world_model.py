@@ -97,6 +97,9 @@ class EvaluateConfig:
             raise ValueError(
                 f"context and horizon must be at least 1, got {self.context} and {self.horizon}"
             )
+        for name in ("num_contexts", "reward_episodes", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if min(self.shorter_contexts, default=1) < 1:
             raise ValueError(f"shorter_contexts must be at least 1, got {self.shorter_contexts}")
 
@@ -152,7 +155,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     if model.places is not None and has_poses(dataset.infos(0)):
         values["places"] = places_on_real_frames(model, dataset, config.reward_episodes)
     if config.map_dataset:
-        tours = EpisodeDataset(config.map_dataset, config.datasets_root)
+        tours = EpisodeDataset(config.map_dataset, config.datasets_root).readable()
         values["map"] = map_on_real_frames(model, tours, config.num_contexts)
     for steps in config.num_denoising_steps:
         other = dream_in_batches(model, stretches, config, f"{steps} steps", steps, floors=False)

@@ -61,7 +61,8 @@ class BenchmarkConfig:
     num_denoising_steps: int = 4
     """Network evaluations per dreamed frame."""
     dream_signal: float = 0.9
-    """Signal level at which dreamed frames are committed to memory."""
+    """Signal level at which dreamed frames are committed to memory, where `dream_signals` names
+    none; presets name some."""
     dream_signals: tuple[float, ...] = ()
     """Levels of which each trained model gets the one whose dreams are best, by PSNR, on walks of
     neither training nor test; one is for all, and with none it is the one above, as in training."""

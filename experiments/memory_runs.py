@@ -176,7 +176,8 @@ def choose_rates(benchmark: Benchmark, workers: Workers, bar: tqdm) -> dict[str,
     """The learning-rate factor of each model, by the sweep that was made or is asked for.
 
     Raises:
-        ValueError: it was made with other settings.
+        ValueError: it was made with other settings, or without some of the models: these would be
+            compared untuned with tuned ones.
     """
     config = benchmark.config
     file = config.output / "sweep.json"
@@ -190,6 +191,8 @@ def choose_rates(benchmark: Benchmark, workers: Workers, bar: tqdm) -> dict[str,
         "tokenizer": config.tokenizer,
         "tokenizer_source": TokenizerSource(model=config.tokenizer_of),
     }
+    if config.task == "memory-maze" and (not kept or "pose" in kept["settings"]):
+        settings["pose"] = config.pose  # sweeps of before do not tell it
     if kept and not same_settings(settings, kept.get("settings", {})):
         raise ValueError(
             f"{file} is the result of other settings: choose another --output and --work, or move "
@@ -209,6 +212,12 @@ def choose_rates(benchmark: Benchmark, workers: Workers, bar: tqdm) -> dict[str,
         write_json(file, {"settings": noted, "validation_loss": losses, **provenance()})
         shutil.rmtree(trial_directory(config, Trial(name, rate)), ignore_errors=True)
     asked = [str(rate) for rate in config.sweep]
+
+    if losses and (missing := [name for name in config.backbones if name not in losses]):
+        raise ValueError(
+            f"{file} has learning rates of other models, but none of {', '.join(missing)}: give "
+            "--sweep with the same factors"
+        )
 
     def best(name: str) -> float:
         tried = {k: v for k, v in losses.get(name, {}).items() if not asked or k in asked}

@@ -274,7 +274,8 @@ class Benchmark:
         assert isinstance(average, WorldModel)
         average.eval().requires_grad_(False)
         self.accelerator.free_memory()
-        return average, (trainer.step - first) * training.frames_per_step / seconds
+        frames = training.frames_until(trainer.step) - training.frames_until(first)
+        return average, frames / seconds
 
     @torch.no_grad()
     def validation_loss(

@@ -97,7 +97,7 @@ def choose_contexts(config: ShipConfig) -> Contexts:
         return load_contexts(config.checkpoint)
     if known := learned_before(config.checkpoint, config.dataset, config.datasets_root):
         raise ValueError(f"{', '.join(known)} was trained on: take contexts from other episodes")
-    dataset = EpisodeDataset(config.dataset, config.datasets_root)
+    dataset = EpisodeDataset(config.dataset, config.datasets_root).readable()
     drawn = draw_stretches(
         dataset, config.num_contexts, config.context_length, config.seed, going_on=True
     )

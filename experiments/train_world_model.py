@@ -192,6 +192,11 @@ def build_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:
                 f"{config.init} was made for frames {expected[0]} and {expected[1]} actions; the "
                 f"dataset has {dataset.frame_shape} and {dataset.num_actions}"
             )
+        if model.told_poses:
+            raise ValueError(
+                f"{config.init} is told poses from outside, as models of the memory benchmark are, "
+                "which training here does not: choose one with odometry, or one of actions"
+            )
         check_kept_settings(config, model.config)
         if config.odometry and model.odometry is None:
             raise ValueError(
@@ -208,11 +213,12 @@ def build_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:
 def check_kept_settings(config: TrainConfig, model: WorldModelConfig) -> None:
     """Refuse settings of a new model that the one to continue from does not have.
 
-    Those of presets are taken for not given.
+    Those of presets are taken for not given, and told.
 
     Raises:
         ValueError: there is one.
     """
+    others = []
     for name in ("tokenizer", "backbone", "latent_patch", "diffusion", "pose", "reward_limit"):
         given, kept = getattr(config, name), getattr(model, name)
         if name == "tokenizer":
@@ -225,6 +231,10 @@ def check_kept_settings(config: TrainConfig, model: WorldModelConfig) -> None:
                 f"{config.init} keeps its {name}: leave --{name.replace('_', '-')} out, or start a "
                 "new model without --init"
             )
+        if given != kept:
+            others.append(name)
+    if others:
+        tqdm.write(f"{config.init} keeps its own {', '.join(others)}")
 
 
 def _dreaming(config: TrainConfig) -> dict[str, Any]:
@@ -238,10 +248,18 @@ def new_model(
 ) -> WorldModel:
     """A new model for such frames and so many actions, with the tokenizer of another if wanted."""
     dreaming = _dreaming(config)
+    if not config.odometry and config.pose not in [preset.pose for preset in PRESETS]:
+        raise ValueError("the pose settings are of odometry: give --odometry, or leave them out")
     taken: Tokenizer | None = None
     tokenizer = dataclasses.replace(config.tokenizer, frame_shape=frame_shape)
     if config.tokenizer_of is not None:
         taken = take_tokenizer(config.tokenizer_of, frame_shape)
+        of_preset = config.tokenizer in [preset.tokenizer for preset in PRESETS]
+        if not of_preset and tokenizer != taken.config:
+            raise ValueError(
+                f"{config.tokenizer_of} has another tokenizer, which is taken as it is: leave "
+                "--tokenizer out"
+            )
         tokenizer = taken.config
     model = WorldModel(
         WorldModelConfig(
@@ -327,7 +345,7 @@ def train_dynamics(
     def keep(step: int) -> None:
         metadata = {
             "step": step,
-            "frames_seen": before.get("frames_seen", 0) + step * training.frames_per_step,
+            "frames_seen": before.get("frames_seen", 0) + training.frames_until(step),
             "continued_from": config.init,
             "env": learned["env"],
             "learned_from": sources,
@@ -350,9 +368,9 @@ def train_dynamics(
         if config.validation.every and step % config.validation.every == 0:
             show(step)
     # Also where training had ended before, but was killed before it was kept.
-    if writer is not None and not is_kept(path, steps):
-        keep(steps)
-        show(steps)
+    if writer is not None and not is_kept(path, trainer.step):
+        keep(trainer.step)
+        show(trainer.step)
     if writer:
         writer.close()
     average.eval().requires_grad_(False)

@@ -536,6 +536,16 @@ def test_work_and_costs_of_other_settings_are_refused(tmp_path: Path) -> None:
     costs = dataclasses.replace(config.costs, repeats=2)
     with pytest.raises(ValueError, match=r"costs\.json has the costs of other settings"):
         benchmark_memory.main(dataclasses.replace(costs_only, costs=costs))
+    both = dataclasses.replace(costs_only, backbones=("ssm", "frame_ssm"))
+    file = config.output / "costs.json"
+    kept = json.loads(file.read_text())
+    file.write_text(json.dumps(kept | {"device": "cuda"}))
+    benchmark_memory.main(costs_only)  # nothing is measured here
+    with pytest.raises(ValueError, match="costs measured with device cuda, now cpu"):
+        benchmark_memory.main(both)
+    file.write_text(json.dumps(kept))
+    benchmark_memory.main(both)
+    assert set(json.loads(file.read_text())["models"]) == {"ssm", "frame_ssm"}
 
 
 def test_a_sweep_chooses_among_what_is_asked_for_alone(tmp_path: Path) -> None:
@@ -554,6 +564,9 @@ def test_a_sweep_chooses_among_what_is_asked_for_alone(tmp_path: Path) -> None:
         shorter = Benchmark(dataclasses.replace(config, sweep_steps=1))
         with pytest.raises(ValueError, match="result of other settings"):
             choose_rates(shorter, workers, bar)
+        other = Benchmark(dataclasses.replace(config, backbones=("ssm", "frame_ssm"), sweep=()))
+        with pytest.raises(ValueError, match=r"of other models, but none of frame_ssm: give"):
+            choose_rates(other, workers, bar)
 
 
 def test_a_model_that_diverges_does_not_keep_others_from_their_results(

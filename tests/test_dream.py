@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from worldsim.dataset_writer import DatasetWriter
 from worldsim.dream import DreamVectorEnv
 from worldsim.dream_env import DreamEnv
 from worldsim.dreaming import Dream
+from worldsim.episodes import DamagedEpisodeWarning, EpisodeDataset
 from worldsim.noise import PER_THREAD, draw_normal
 from worldsim.recording import EpisodeRecorder, save_episode
 from worldsim.state import WorldState
@@ -548,3 +550,8 @@ def test_contexts_can_be_drawn_from_before_a_reward(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.diff(contexts.frames[:, :, 0, 0, 0].astype(int)), 1)
     with pytest.raises(ValueError, match="followed by a reward within 1 frames"):
         sample_contexts(tmp_path / "pays-v0", 4, 18, frames_to_reward=1)
+    dataset = EpisodeDataset(tmp_path / "pays-v0")
+    os.truncate(writer.path_of(1), 4000)
+    with pytest.warns(DamagedEpisodeWarning, match="left out"):
+        contexts = sample_contexts(dataset, 60, 6, frames_to_reward=2)
+    assert set(contexts.frames[:, -1, 0, 0, 0]) == {213, 214} and len(contexts.frames) == 60

@@ -572,7 +572,8 @@ def test_settings_of_other_agents_do_not_make_another_run(checkpoint: Path, tmp_
     dream_train.main(config)
     policy = config.policy_path.read_bytes()
     kept = json.loads((tmp_path / "run/config.json").read_text())
-    del kept["way"]["min_reward"]  # as if it had been written before there was such a setting
+    del kept["way"]["min_reward"]  # as if it had been written before there were such settings
+    del kept["walking"]
     (tmp_path / "run/config.json").write_text(json.dumps(kept))
     dream_train.main(dataclasses.replace(config, ppo=PPOConfig(num_epochs=9)))
     assert config.policy_path.read_bytes() == policy
@@ -581,6 +582,8 @@ def test_settings_of_other_agents_do_not_make_another_run(checkpoint: Path, tmp_
         dream_train.main(dataclasses.replace(config, way=WayConfig(min_reward=0.9)))
     with pytest.raises(ValueError, match=r"another config \(way: "):
         dream_train.main(dataclasses.replace(config, way=WayConfig(progress=9.0)))
+    with pytest.raises(ValueError, match=r"another config \(walking: True there, False now"):
+        dream_train.main(dataclasses.replace(config, walking=False))
     with pytest.raises(ValueError, match=r"another config \(actor_critic: "):
         other = ActorCriticConfig(num_steps=4, num_epochs=9)
         dream_train.main(dataclasses.replace(config, actor_critic=other))

@@ -25,7 +25,7 @@ from experiments.ship_model import ShipConfig, choose_contexts
 from experiments.ship_model import main as ship_main
 from experiments.train_config import TrainConfig, ValidationConfig, presets
 from experiments.train_stages import open_writer
-from experiments.train_world_model import main, new_model
+from experiments.train_world_model import check_kept_settings, main, new_model
 from worldsim.backbone import BlockSSMConfig
 from worldsim.diffusion import DiffusionForcingConfig
 from worldsim.episodes import EpisodeDataset
@@ -49,6 +49,7 @@ from worldsim.training import (
     tokenizer_loss,
 )
 from worldsim.world_model import WorldModel
+from worldsim.world_model_config import WorldModelConfig
 
 
 @pytest.fixture
@@ -592,13 +593,39 @@ def test_what_cannot_be_trained_on_is_told_at_once(tmp_path: Path) -> None:
         )
         with pytest.raises(ValueError, match=rf"model keeps its {name}: leave --.* out"):
             main(other)
+    poses = dataclasses.replace(config.pose, field_of_view=33.0)
+    told = tiny_model(pose=poses)
+    checkpoint.save(told, tmp_path / "told")
+    with pytest.raises(ValueError, match="told is told poses from outside"):
+        main(dataclasses.replace(other, init=str(tmp_path / "told")))
     for changes, message in (
+        ({"pose": poses}, "pose settings are of odometry: give --odometry"),
+        (
+            {"dataset": (str(frames),), "tokenizer_of": str(tmp_path / "model")},
+            "model has another tokenizer, which is taken as it is: leave --tokenizer out",
+        ),
         ({"device": "gpu"}, "unknown device 'gpu'"),
         ({"precision": "fp8"}, "precision must be auto, bf16 or no, got 'fp8'"),
     ):
         with pytest.raises(ValueError, match=message):
             main(dataclasses.replace(config, **changes))  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
+
+
+def test_settings_that_a_continued_model_does_not_take_are_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = TrainConfig(init="kept", reward_limit=7.0)  # that of a preset
+    model = WorldModelConfig(num_actions=4, backbone=config.backbone)
+    check_kept_settings(config, model)
+    assert "kept keeps its own pose, reward_limit\n" in capsys.readouterr().out
+
+
+def test_frames_that_were_trained_on_are_those_of_whole_segments() -> None:
+    training = DynamicsTraining(
+        optimizer=OptimizerConfig(steps=4), frames_per_step=100, curriculum=((30, 0.5), (64, 0.5))
+    )
+    assert [training.frames_until(step) for step in range(5)] == [0, 90, 180, 244, 308]
 
 
 def test_a_bare_checkpoint_can_be_shipped(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from worldsim.checkpoint import Contexts, load, load_contexts
-from worldsim.episodes import EpisodeDataset
+from worldsim.episodes import DamagedEpisodeError, Episode, EpisodeDataset
 from worldsim.state import WorldState
 from worldsim.world_model import WorldModel
 
@@ -146,8 +146,18 @@ def sample_contexts(
             f"no stretch of {context_length} frames is followed by a reward within "
             f"{frames_to_reward} frames"
         )
-    drawn = [ends[i] for i in rng.integers(len(ends), size=num_contexts)]
-    episodes = [dataset.episode(e, end - context_length, end) for e, end in drawn]
+    episodes: list[Episode] = []
+    while len(episodes) < num_contexts:
+        if not ends:
+            raise ValueError("no episode with such a stretch can be read")
+        for i in rng.integers(len(ends), size=num_contexts - len(episodes)):
+            episode, end = ends[i]
+            try:
+                episodes.append(dataset.episode(episode, end - context_length, end))
+            except DamagedEpisodeError as error:
+                dataset.leave_out(episode, error)
+                ends = [other for other in ends if other[0] != episode]
+                break  # what else was drawn may be of it
     return Contexts(np.stack([e.frames for e in episodes]), np.stack([e.actions for e in episodes]))
 
 

@@ -97,7 +97,6 @@ def evaluate_open_loop(
     device = model.device
     x = torch.from_numpy(frames).to(device)
     a = torch.from_numpy(actions).to(device)
-    generator = torch.Generator(device).manual_seed(seed)
     state = model.observe(model.initial_state(len(x)), a[:, :context], x[:, :context])
     real, future = x[:, context:], a[:, context:]
     total = future.shape[1] * (1 + floors)
@@ -106,7 +105,7 @@ def evaluate_open_loop(
         return model.dream(
             state,
             actions,
-            generator=generator,
+            generator=torch.Generator(device).manual_seed(seed),
             num_denoising_steps=num_denoising_steps,
             progress=lambda done, _: progress(before + done, total),
         )

@@ -72,7 +72,8 @@ class DynamicsTraining:
 
     optimizer: OptimizerConfig = OptimizerConfig(steps=4000)
     frames_per_step: int = 512
-    """Frames per step, over all processes; shorter segments make larger batches."""
+    """Frames per step, over all processes, as nearly as whole segments allow; shorter ones make
+    larger batches."""
     curriculum: tuple[tuple[int, float], ...] = ((64, 0.5), (128, 0.25), (256, 0.25))
     """Segment length and the share of steps trained at it, in order."""
     longest_stretches: tuple[int, ...] = ()
@@ -105,6 +106,11 @@ class DynamicsTraining:
     def batch_size(self, length: int) -> int:
         """Segments per step, over all processes, where they have so many frames."""
         return max(self.frames_per_step // length, 1)
+
+    def frames_until(self, step: int) -> int:
+        """Frames that so many steps train on, over all processes, whole segments as they are."""
+        lengths = (self.segment_length(i) for i in range(step))
+        return sum(self.batch_size(length) * length for length in lengths)
 
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
