@@ -132,6 +132,8 @@ class PlannerConfig:
         for name in ("gamma", "smoothing", "exploration", "persistence", "policy_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.warm_start is not None and not 0 <= self.warm_start <= 1:
+            raise ValueError(f"warm_start must lie in [0, 1] or be None, got {self.warm_start}")
         if not 0 < self.elite_share <= 1:
             raise ValueError(f"elite_share must lie in (0, 1], got {self.elite_share}")
         for name in ("temperature", "policy_temperature"):
@@ -155,7 +157,7 @@ class PlannerConfig:
 
 
 FAST_PLANNER = PlannerConfig(horizon=10, num_candidates=8, replan_every=5)
-"""Of about 100 ms a decision on two CPU cores, which is what experiments plan with by default."""
+"""What experiments plan with by default: cheap enough to judge by whole episodes on a CPU."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +236,8 @@ class Search:
             state: where they are.
             generator: on the state's device; decides scenarios and candidates.
             distribution: to begin from; None: the prior.
-            first: (n, horizon[, d]) a plan that is certainly among the candidates.
+            first: (n, horizon[, d]) a plan that is certainly among the candidates, where these are
+                several.
             value: instead of the search's own, the return beyond the horizon (b,) of imagined
                 states, b = n * candidates * particles, those of each env side by side.
             share: of the time that a decision may take.
@@ -316,7 +319,7 @@ class Search:
             fixed[:] = 0
         elif index == 0 and config.policy_share:
             fixed[num - round(config.policy_share * num) :] = 0
-        if index == 0 and first is not None:
+        if index == 0 and first is not None and num > 1:  # a plan alone is to be a new one
             drawn[:, 0] = first
             fixed[0] = config.horizon
         return fixed

@@ -11,6 +11,7 @@ one object that steps all of them at once, so `BatchedVecEnv` presents it as SB3
 from __future__ import annotations
 
 import json
+import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -132,9 +133,10 @@ class SB3Policy:
 
     Args:
         model: the model.
-        deterministic: take the most likely action instead of drawing one.
+        deterministic: take the most likely action instead of drawing one. DQN and its kin, whose
+            draws are those of exploration in training, always take the best.
         normalize: what normalised the model's observations in training, if anything did. It is no
-            part of a saved model: load it with `VecNormalize.load`.
+            part of a saved model, but `save_agent` keeps it beside.
     """
 
     def __init__(
@@ -145,21 +147,26 @@ class SB3Policy:
         normalize: VecNormalize | None = None,
     ) -> None:
         self.model = model
-        self.deterministic = deterministic
+        self.deterministic = deterministic or hasattr(model, "exploration_rate")
         self.normalize = normalize
 
     @classmethod
     def load(
         cls, path: str | Path, *, deterministic: bool = False, device: str = "cpu"
     ) -> SB3Policy:
-        """Load a model that SB3 saved. Like every SB3 load, it unpickles: trust the file first.
+        """Load a model that SB3 or `save_agent` saved, with what normalised its observations.
+
+        Like every SB3 load, it unpickles: trust the files first.
 
         Raises:
             FileNotFoundError: no such file.
             ValueError: the file is not a saved model, or of an algorithm not known here.
         """
         model = algorithm_of(path).load(path, device=device)
-        return cls(model, deterministic=deterministic)
+        statistics, normalize = _statistics_path(Path(path)), None
+        if statistics.is_file():
+            normalize = pickle.loads(statistics.read_bytes())
+        return cls(model, deterministic=deterministic, normalize=normalize)
 
     def act(
         self,
@@ -177,10 +184,22 @@ class SB3Policy:
 
 
 def save_agent(agent: BaseAlgorithm, path: Path) -> None:
-    """Save an agent (.zip) in one move: a crash leaves the old file or the new one."""
-    temporary = path.with_suffix(".tmp.zip")
+    """Save an agent (.zip) in one move: a crash leaves the old file or the new one.
+
+    Where its env is in a `VecNormalize`, that is kept beside it (.vecnormalize.pkl).
+    """
+    temporary, statistics = path.with_suffix(".tmp.zip"), _statistics_path(path)
     agent.save(temporary)
+    if (normalize := agent.get_vec_normalize_env()) is not None:
+        normalize.save(str(statistics.with_suffix(".tmp")))
+        statistics.with_suffix(".tmp").replace(statistics)
+    else:
+        statistics.unlink(missing_ok=True)  # of another agent
     temporary.replace(path)
+
+
+def _statistics_path(path: Path) -> Path:
+    return path.with_suffix(".vecnormalize.pkl")
 
 
 def algorithm_of(path: str | Path) -> type[BaseAlgorithm]:

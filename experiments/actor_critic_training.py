@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import deque
 
 import numpy as np
@@ -22,8 +23,18 @@ from worldsim.world_model import WorldModel
 
 
 def read_out_dataset(model: WorldModel, dataset: str, num_episodes: int) -> ReadOuts:
-    """Have the model observe a dataset's episodes, with a progress bar."""
+    """Have the model observe a dataset's episodes, with a progress bar.
+
+    Raises:
+        ValueError: they have other frames or actions than the model's.
+    """
     episodes = EpisodeDataset(dataset)
+    found, known = ((one.frame_shape, one.num_actions) for one in (episodes, model.config))
+    if found != known:
+        raise ValueError(
+            f"{dataset} has frames {found[0]} and {found[1]} actions, the model {known[0]} and "
+            f"{known[1]}: take episodes of the env that it has learned"
+        )
     with tqdm(unit="frame", desc="observing episodes", dynamic_ncols=True) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -76,9 +87,11 @@ def train_actor_critic(
     if path.is_file():
         agent = ActorCritic.load(path)[0]
     elif options.clone is not None:
+        began = time.monotonic()
         data = read_out_dataset(model, options.clone, options.cloning.num_episodes)
         shaped = shaping is not None
         agent = cloned_agent(model, data, options.cloning, options.seed, shaped=shaped)
+        run.keep(cloning_seconds=time.monotonic() - began)
         agent.save(path, world_model=world_model)
     else:
         agent = ActorCritic.from_behaviour(

@@ -153,6 +153,20 @@ class BenchmarkAgentsConfig:
     """Policies and logs; by default runs/agents/<env>."""
 
     def __post_init__(self) -> None:
+        for name in (
+            *("num_contexts", "num_starts", "minutes", "total_timesteps", "real_steps"),
+            *("eval_episodes", "dream_episodes", "horizon", "num_envs", "short_memory"),
+            *("planner_episodes", "max_episode_steps"),
+        ):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        least = 1 if "model_free" in (self.agents or ()) else 0
+        if self.num_workers < least:
+            raise ValueError(f"num_workers must be at least {least}, got {self.num_workers}")
+        if not self.seeds:
+            raise ValueError("seeds are empty: give one or more")
+        if self.num_contexts != BenchmarkAgentsConfig.num_contexts and self.contexts is None:
+            raise ValueError("num_contexts is of stretches of a dataset: give --contexts")
         self.planner.refuse_given("policy_temperature", instead="--temperature")
         self.planner.refuse_given("walking", instead="--agents planner planner_cloning")
         for name in self.agents or ():

@@ -181,7 +181,7 @@ def format_table(runs: Runs) -> str:
         "real steps",
         "recorded steps",
         "minutes",
-        "ms/decision",
+        "ms/step",
     ]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for agent, results in runs.items():
@@ -201,7 +201,8 @@ def format_table(runs: Runs) -> str:
     lines += [
         "",
         "Real steps: taken to train the policy; recorded steps: those that its world model learned "
-        "from. Minutes: training of one seed. ms/decision: for each of as many real envs as ran "
+        "from. Minutes: training of one seed. ms/step: of choosing an action, on average (planners "
+        "decide on several at once), for each of as many real envs as ran "
         "side by side, on one core, and on all where an agent plans or its memory is cut. "
         "Intervals are of mazes and of as many seeds as there are: of one seed they say nothing of "
         "other seeds.",

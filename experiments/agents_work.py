@@ -43,6 +43,8 @@ def check_kept(
         setting = getattr(now, name)
         if name not in then and not dataclasses.is_dataclass(setting):
             continue  # it was not there to be set
+        if name == "minutes" and config.total_timesteps is not None:
+            continue  # steps are what ends training
         if not same_setting(setting, then.get(name, {})):
             raise ValueError(
                 f"{file} was made with {name} {then.get(name)}, not {as_json(now)[name]}: {advice}"

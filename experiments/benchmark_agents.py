@@ -5,12 +5,12 @@
     python experiments/benchmark_agents.py --env memory-maze-7x7 --world-model runs/mm7/checkpoint
 
 Every agent plays the same real episodes from seeds that nothing was trained on. Those trained in
-the dream take the same time each and no real step; the model-free agent takes as many real steps as
-the world model was trained on. All that can act in a dream are judged there too, by dreamed rewards
-and by the way that they make on the map, to see whether the dream ranks policies as reality does.
-Every result is a JSON file in OUTPUT and is kept, so a run that was stopped goes on, and further
-agents and seeds add up over calls. At the end the table and the plots are made from all that OUTPUT
-holds.
+the dream take the same time each, or as many dreamed steps (--total-timesteps), and no real step;
+the model-free agent takes as many real steps as the world model was trained on. All that can act in
+a dream are judged there too, by dreamed rewards and by the way that they make on the map, to see
+whether the dream ranks policies as reality does. Every result is a JSON file in OUTPUT and is kept,
+so a run that was stopped goes on, and further agents and seeds add up over calls. At the end the
+table and the plots are made from all that OUTPUT holds.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ from worldsim.world_model import WorldModel
 
 
 class Timed:
-    """A policy whose decisions are timed; in a batch, each takes its share."""
+    """A policy whose choices of actions are timed; in a batch, each takes its share."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
@@ -98,7 +98,7 @@ class AgentsBenchmark:
         self.agents = config.agents or tuple(possible)
         self.provenance = provenance()  # of the code that runs, whatever becomes of the files
         self._check_agents()
-        # Drawn otherwise than those to train in, which may be of the same dataset.
+        # Of a dataset, drawn otherwise than those to train in; of shipped contexts, the same.
         self.bank: ContextBank = open_contexts(
             self.model, config.judge_contexts, world_model=self.name, seed=JUDGE_SEED
         )
@@ -141,11 +141,12 @@ class AgentsBenchmark:
         check_env(config.env, self.name)
 
     @functools.cached_property
-    def read_outs(self) -> ReadOuts:
-        """Of the recorded episodes."""
-        config = self.config
+    def read_outs(self) -> tuple[ReadOuts, float]:
+        """Of the recorded episodes, and the seconds that they took."""
+        config, began = self.config, time.monotonic()
         assert config.dataset is not None
-        return read_out_dataset(self.model, config.dataset, config.cloning.num_episodes)
+        data = read_out_dataset(self.model, config.dataset, config.cloning.num_episodes)
+        return data, time.monotonic() - began
 
     def run(self, agent: str, seed: int) -> None:
         """Train one agent with one seed where it is to be trained, judge it, keep the result."""
@@ -201,8 +202,10 @@ class AgentsBenchmark:
             return self._behaving(model.reconfigured(places=places), seed)
         if agent == "advantage_weighted":
             temperature = config.temperature
-            cloned = ActorCriticPolicy(self._clone(seed), seed=seed, temperature=temperature)
-            return FeaturePolicy(model, cloned), {"temperature": temperature}
+            learned, seconds = self._clone(seed)
+            cloned = ActorCriticPolicy(learned, seed=seed, temperature=temperature)
+            details = {"temperature": temperature, "training_minutes": seconds / 60}
+            return FeaturePolicy(model, cloned), details
         if agent in PLANNERS:
             plan = dataclasses.replace(
                 config.planner, walking=PLANNERS[agent], policy_temperature=config.temperature
@@ -247,16 +250,19 @@ class AgentsBenchmark:
         policy = behaviour_policy(model, walking=walking, seed=seed, temperature=temperature)
         return policy, {"temperature": temperature}
 
-    def _clone(self, seed: int) -> ActorCritic:
-        """Learn from recorded episodes, or take what was learned before."""
+    def _clone(self, seed: int) -> tuple[ActorCritic, float]:
+        """Learn from recorded episodes, or take what was learned before; and the seconds of it."""
         work, config = self.config.work_directory / f"advantage_weighted-seed{seed}", self.config
         of_episodes = {"dataset": config.dataset, "cloning": config.cloning}
         check_work(work, {"world_model_sha256": self.weights, **of_episodes})
         path = work / "policy.safetensors"
         if not path.is_file():
-            agent = cloned_agent(self.model, self.read_outs, config.cloning, seed, shaped=False)
+            data, seconds = self.read_outs
+            began = time.monotonic()
+            agent = cloned_agent(self.model, data, config.cloning, seed, shaped=False)
+            write_json(work / "seconds.json", seconds + time.monotonic() - began)
             agent.save(path, world_model=self.name)
-        return ActorCritic.load(path)[0]
+        return ActorCritic.load(path)[0], json.loads((work / "seconds.json").read_text())
 
     def _training(self, agent: str, seed: int) -> DreamTrainConfig:
         """Run of the main job that trains an agent; only its policy is used."""
@@ -286,7 +292,8 @@ class AgentsBenchmark:
     def _train_in_dream(self, agent: str, seed: int) -> tuple[Policy, dict[str, Any]]:
         config, run = self.config, self._training(agent, seed)
         dream_train(run)
-        last_round = json.loads((run.run_directory / "progress.json").read_text())["last_round"]
+        progress = json.loads((run.run_directory / "progress.json").read_text())
+        last_round = progress["last_round"]
         # Training ends with a whole update, so a little later than asked for.
         if config.total_timesteps is not None:
             longer = last_round["timesteps"] > 1.1 * config.total_timesteps + 5000
@@ -300,7 +307,7 @@ class AgentsBenchmark:
         shaped = shaping_of(config.way, self.model) is not None
         details = {
             "training": run.agent,
-            "training_minutes": last_round["seconds"] / 60,
+            "training_minutes": (last_round["seconds"] + progress.get("cloning_seconds", 0)) / 60,
             "curve": read_curve(run.run_directory),
             "shaped_curve": read_curve(run.run_directory, "dream/shaped_return")
             if shaped

@@ -14,6 +14,7 @@ from agents.imagination import ActorCriticConfig
 from agents.on_the_way import WayConfig
 from agents.planner_search import FAST_PLANNER, PlannerConfig
 from agents.rollout import BEHAVIOUR_TEMPERATURE
+from experiments.report import defaults_of
 from experiments.sb3_training import PPOConfig
 
 # Apart from the seeds of the shipped model's training data (0 and up), of validation (1,000,000 and
@@ -110,6 +111,7 @@ class DreamTrainConfig:
         for name in (
             *("num_envs", "horizon", "eval_episodes", "dream_eval_episodes", "rounds"),
             *("num_contexts", "num_starts", "context_length", "collect_episodes"),
+            *("max_episode_steps", "world_model_steps"),
         ):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -137,6 +139,15 @@ class DreamTrainConfig:
             raise ValueError(
                 f"{self.agent} starts from walking, if anything: leave --no-walking out"
             )
+        if self.num_workers < (1 if self.rounds > 1 else 0):
+            raise ValueError(
+                f"num_workers must be at least 0, and 1 to collect in rounds, got "
+                f"{self.num_workers}"
+            )
+        for name in ("num_contexts", "context_length"):
+            given = getattr(self, name) != defaults_of(self)[name]
+            if given and self.contexts is None and self.rounds == 1:
+                raise ValueError(f"{name} is of stretches of a dataset: give --contexts")
         self.planner.refuse_given("policy_temperature", instead="--behaviour-temperature")
         self.planner.refuse_given("walking", instead="--no-walking")
         if self.rounds > 1:

@@ -126,6 +126,9 @@ def check_used(config: EvaluateConfig) -> None:
         ("deterministic", False, saved or (own and not planner), "actions are drawn, or planned"),
         ("contexts", None, config.world_model is not None, "dreams start there: --world-model"),
         ("max_episode_steps", None, config.world_model is None, "dreams have --horizon"),
+        ("num_workers", EvaluateConfig.num_workers, config.world_model is None, "of real envs"),
+        ("horizon", EvaluateConfig.horizon, config.world_model is not None, "of dreams"),
+        ("trace_every", EvaluateConfig.trace_every, config.traces is not None, "of --traces"),
     ):
         if not used and getattr(config, name) != default:
             raise ValueError(f"{name} changes nothing for {policy!r} here ({advice}): leave it out")

@@ -125,6 +125,17 @@ def as_json(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
+def defaults_of(config: Any) -> dict[str, Any]:
+    """Defaults of a config dataclass by field; fields without are left out."""
+    defaults = {}
+    for field in dataclasses.fields(config):
+        if field.default_factory is not dataclasses.MISSING:
+            defaults[field.name] = field.default_factory()
+        elif field.default is not dataclasses.MISSING:
+            defaults[field.name] = field.default
+    return defaults
+
+
 def same_setting(setting: Any, kept: Any) -> bool:
     """Whether a setting is what was kept of it as JSON.
 

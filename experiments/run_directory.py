@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.rollout import EpisodeResult
-from experiments.report import as_json, provenance, same_setting, summarise, write_json
+from experiments.report import as_json, defaults_of, provenance, same_setting, summarise, write_json
 
 
 def check_config(
@@ -32,37 +31,24 @@ def check_config(
     new = as_json(config)
     if (path / "config.json").is_file():
         old = json.loads((path / "config.json").read_text())
-        # Settings that were not there yet were at their defaults.
-        then = {k: old[k] if k in old else default for k, default in defaults_of(config).items()}
+        then = defaults_of(config) | old  # settings that were not there yet were at their defaults
         changed = [
             k
             for k in new
-            if k not in free_to_change and not same_setting(getattr(config, k), then[k])
+            if k not in free_to_change
+            and (
+                not same_setting(getattr(config, k), old[k])
+                if k in old
+                else getattr(config, k) != then.get(k)
+            )
         ]
         if changed:
-            changes = ", ".join(f"{k}: {then[k]} there, {new[k]} now" for k in changed)
+            changes = ", ".join(f"{k}: {then.get(k)} there, {new[k]} now" for k in changed)
             raise ValueError(
                 f"{path} holds a run with another config ({changes}); choose another --output"
             )
     if write:
         write_json(path / "config.json", new)
-
-
-def defaults_of(config: Any) -> dict[str, Any]:
-    """Defaults of a config dataclass as plain JSON values; None for a field that has none."""
-    defaults: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        make, default = field.default_factory, field.default
-        if make is not dataclasses.MISSING:
-            default = make()
-        is_config = dataclasses.is_dataclass(default) and not isinstance(default, type)
-        if is_config:
-            defaults[field.name] = as_json(default)
-        elif default is not dataclasses.MISSING:
-            defaults[field.name] = json.loads(json.dumps(default, default=str))
-        else:
-            defaults[field.name] = None
-    return defaults
 
 
 class RunDirectory:

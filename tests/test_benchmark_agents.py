@@ -20,6 +20,7 @@ from agents.on_the_way import WayConfig
 from agents.planner import Planner, PlannerConfig
 from agents.statistics import bootstrap_interval
 from experiments import benchmark_agents
+from experiments.actor_critic_training import read_out_dataset
 from experiments.agents_config import NOT_IN_DREAMS, BenchmarkAgentsConfig, deciding_settings
 from experiments.agents_judged import judge_pairs, rank_interval
 from experiments.agents_labels import LABELS
@@ -39,6 +40,8 @@ from worldsim.occupancy_config import OccupancyConfig
 from worldsim.odometry import OdometryConfig
 from worldsim.places import NUM_PLACE_FEATURES, PlacesConfig
 from worldsim.pose import PoseConfig
+
+COUNTS = ("eval_episodes", "dream_episodes", "short_memory", "planner_episodes", "real_steps")
 
 
 def make_config(tmp_path: Path) -> BenchmarkAgentsConfig:
@@ -101,6 +104,7 @@ def test_every_agent_is_judged_once_and_a_second_call_adds_only_what_is_missing(
     # Results of other settings are not taken for those of these; what does not matter may differ.
     with pytest.raises(ValueError, match=r"actor_critic-seed0.json was made with temperature 0.6"):
         benchmark_agents.main(dataclasses.replace(config, agents=("actor_critic",), temperature=2))
+    benchmark_agents.main(dataclasses.replace(config, minutes=9.0))  # steps are what ends training
     with pytest.raises(ValueError, match=r"random-seed0.json was made with eval_episodes 2, not 3"):
         benchmark_agents.main(dataclasses.replace(config, agents=("random",), eval_episodes=3))
     benchmark_agents.main(dataclasses.replace(config, agents=("random",), temperature=2))
@@ -183,6 +187,20 @@ def test_agents_that_learn_from_episodes_need_some(tmp_path: Path) -> None:
         cloning=CloningConfig(num_episodes=2, num_steps=3, batch_size=8),
     )
     assert "advantage-weighted cloning" in benchmark_agents.main(config)
+    # Cloning counts as training, also where it was done by a call before.
+    minutes = {
+        file.stem: json.loads(file.read_text())["training_minutes"]
+        for file in (tmp_path / "results").glob("*-seed0.json")
+    }
+    dreaming = json.loads((tmp_path / "work/actor_critic_cloned-seed0/progress.json").read_text())
+    assert 60 * minutes["actor_critic_cloned-seed0"] > dreaming["last_round"]["seconds"]
+    (tmp_path / "results/advantage_weighted-seed0.json").unlink()
+    benchmark_agents.main(config)
+    again = json.loads((tmp_path / "results/advantage_weighted-seed0.json").read_text())
+    assert again["training_minutes"] == minutes["advantage_weighted-seed0"] > 0
+    small = str(write_dataset(tmp_path / "small", size=16))
+    with pytest.raises(ValueError, match=r"frames \(16, 16, 3\) and 6 actions, the model \(64"):
+        read_out_dataset(tiny_model(), small, 2)
     for agent in config.agents:
         assert (tmp_path / "work" / f"{agent}-seed0/policy.safetensors").is_file()
     other = dataclasses.replace(config.cloning, num_steps=4)
@@ -281,6 +299,14 @@ def test_settings_that_others_decide_are_refused() -> None:
         BenchmarkAgentsConfig(planner=PlannerConfig(policy_temperature=0.3))
     with pytest.raises(ValueError, match=r"give --behaviour-temperature"):
         DreamTrainConfig(agent="planner", planner=PlannerConfig(policy_temperature=0.3))
+    for changes, message in (
+        *(({name: 0}, f"{name} must be above 0, got 0") for name in COUNTS),
+        ({"seeds": ()}, "seeds are empty"),
+        ({"agents": ("model_free",), "num_workers": 0}, "num_workers must be at least 1, got 0"),
+        ({"num_contexts": 9}, "num_contexts is of stretches of a dataset: give --contexts"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            BenchmarkAgentsConfig(**changes)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"dataset is what .* later rounds: give --rounds"):
         DreamTrainConfig(dataset="my-env/explorer-v0")
     assert BenchmarkAgentsConfig().output_directory.parts[0] == "runs"

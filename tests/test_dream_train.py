@@ -247,6 +247,8 @@ def test_wrong_settings_are_named(field: str, value: Any) -> None:
         *({"temperature": 0.3}, {"deterministic": True}, {"planner": PlannerConfig(horizon=3)}),
         {"policy": "planner", "deterministic": True},
         {"world_model": "memory-maze-9x9", "max_episode_steps": 9},
+        *({"horizon": 9}, {"policy": "planner", "trace_every": 9}),
+        {"world_model": "memory-maze-9x9", "num_workers": 9},
     ],
 )
 def test_settings_that_change_nothing_of_what_is_judged_are_refused(changes: Any) -> None:
@@ -265,6 +267,8 @@ def test_settings_that_change_nothing_of_what_is_judged_are_refused(changes: Any
         ({"rounds": 10}, "rounds can be at most 9"),
         ({"cloning": CloningConfig(num_steps=3)}, "give that"),
         ({"agent": "planner", "obs": "pixels"}, "planner needs no --obs pixels"),
+        ({"num_contexts": 9}, "num_contexts is of stretches of a dataset: give --contexts"),
+        ({"rounds": 2, "num_workers": 0}, "num_workers must be at least 0, and 1 to collect"),
     ],
 )
 def test_settings_that_lead_nowhere_are_refused(changes: Any, message: str) -> None:

@@ -28,6 +28,10 @@ from worldsim.checkpoint import save
 from worldsim.contexts import ContextBank
 from worldsim.dream import DreamVectorEnv
 from worldsim.dream_env import DreamEnv
+from worldsim.occupancy_config import OccupancyConfig
+from worldsim.odometry import OdometryConfig
+from worldsim.places import PlacesConfig
+from worldsim.pose import PoseConfig
 from worldsim.world_model import WorldModel
 
 
@@ -107,9 +111,18 @@ class Replay(gymnasium.Env):
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("with_map", [False, True])
 def test_a_real_env_and_a_dream_show_identical_features_for_identical_frames(
-    model: WorldModel,
+    with_map: bool,
 ) -> None:
+    model = tiny_model()
+    if with_map:
+        occupancy = OccupancyConfig(side=12, reach=3.0, width=32)
+        model = tiny_model(
+            pose=PoseConfig(),
+            odometry=OdometryConfig(hidden=16, grid=1.0),
+            places=PlacesConfig(slots=4, width=32, occupancy=occupancy),
+        )
     contexts = tiny_contexts(n=1, length=8)
     frames, actions = contexts.frames[0], contexts.actions[0]
     env = MemoryFeatures(Replay(frames), model)

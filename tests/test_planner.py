@@ -340,6 +340,7 @@ def test_refit_is_the_weighted_count() -> None:
         ({"temperature": 0.0}, "temperature"),
         ({"elite_share": 0.0}, "elite_share"),
         ({"horizon": 2, "replan_every": 3}, "replan_every"),
+        ({"warm_start": 2.0}, "warm_start must lie in .0, 1. or be None, got 2.0"),
         ({"horizon": 10, "num_particles": 2, "max_dream_steps": 19}, "takes 20"),
     ],
 )
@@ -442,6 +443,17 @@ def test_what_is_left_of_a_plan_is_mixed_with_the_prior_once(model: WorldModel) 
     torch.testing.assert_close(state.distribution.mode(), expected.mode())
     assert isinstance(state.distribution, CategoricalPlans)
     torch.testing.assert_close(state.distribution.probabilities, expected.probabilities)
+
+
+@pytest.mark.parametrize("method", ["random", "policy"])
+def test_a_single_plan_is_made_anew_by_every_decision(model: WorldModel, method: Any) -> None:
+    frames = tiny_contexts(n=1, length=2).frames
+    config = dataclasses.replace(SMALL, method=method, horizon=12, num_candidates=1)
+    planner, state, plans = Planner(model, config), None, []
+    for t in range(2):
+        _, state = planner.act(frames[:, t], state, np.array([t == 0]))
+        plans.append(state.rest[0, :-1])
+    assert not torch.equal(plans[1][:-1], plans[0][1:])  # not what was left of the last one
 
 
 def test_act_depends_on_nothing_but_its_arguments(model: WorldModel) -> None:

@@ -25,7 +25,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
 from agents.features import FeaturePolicy, load_policy
-from agents.sb3 import BatchedVecEnv, SB3Policy
+from agents.sb3 import BatchedVecEnv, SB3Policy, save_agent
 from agents.sb3_evaluation import RealEnvEvaluation
 from worldsim.checkpoint import save
 from worldsim.contexts import ContextBank
@@ -116,6 +116,13 @@ def test_dqn_trains_in_a_single_dream(model: WorldModel, bank: ContextBank) -> N
     agent.learn(24)
     pairs = zip(before, agent.policy.parameters(), strict=True)
     assert any(not torch.equal(old, new) for old, new in pairs)
+    # Judged, it takes its best actions, not those of exploration in training.
+    agent.exploration_rate = 1.0
+    features = env.observation_space.sample()[None].clip(-1, 1)
+    best, _ = agent.predict(features, deterministic=True)
+    policy = SB3Policy(agent)
+    for _ in range(20):
+        assert policy.act(features, None, np.array([True]))[0] == best
 
 
 def test_a_cleanrl_loop_learns_in_the_dream(model: WorldModel, bank: ContextBank) -> None:
@@ -232,7 +239,7 @@ def test_real_episodes_are_played_while_the_dream_trains(
 
 
 def test_real_frames_are_normalised_as_those_of_training(
-    model: WorldModel, bank: ContextBank
+    model: WorldModel, bank: ContextBank, tmp_path: Path
 ) -> None:
     env = VecNormalize(make(model, bank, 2, obs="features"), norm_reward=False)
     agent = PPO("MlpPolicy", env, n_steps=8, batch_size=8, n_epochs=1, device="cpu", seed=0)
@@ -259,6 +266,15 @@ def test_real_frames_are_normalised_as_those_of_training(
         patch.setattr(SB3Policy, "__init__", spy)
         agent.learn(16, callback=callback)
     assert spied and all(n is env for n in spied)
+    # What is saved is loaded with it, and what is not, without.
+    path = tmp_path / "best.zip"
+    save_agent(agent, path)
+    kept = SB3Policy.load(path).normalize
+    assert kept is not None
+    np.testing.assert_array_equal(kept.normalize_obs(features), env.normalize_obs(features))
+    plain = PPO("MlpPolicy", make(model, bank, 2, obs="features"), device="cpu")
+    save_agent(plain, path)
+    assert SB3Policy.load(path).normalize is None
 
 
 def test_processes_without_a_guarded_script_are_explained(tmp_path: Path) -> None:
