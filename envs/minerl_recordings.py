@@ -1,8 +1,7 @@
 """Reads recordings of people playing Minecraft: MineRL 0.4 folders, and VPT or BASALT videos.
 
-    <anything>/recording.mp4, rendered.npz, metadata.json    MineRL 0.4 (python -m
-    minerl.data.download) <anything>.mp4, <same name>.jsonl                        VPT contractor
-    data, BASALT 2022
+    <anything>/recording.mp4, rendered.npz, metadata.json    MineRL 0.4 (minerl.data.download)
+    <anything>.mp4, <same name>.jsonl                        VPT contractor data, BASALT 2022
 
 Neither needs the `minerl` client or Minecraft. Videos are decoded as a stream and scaled on the
 way, so memory holds one episode at its final size. Actions become indices of a table of

@@ -141,7 +141,7 @@ class BenchmarkAgentsConfig:
     num_workers: int = 5
     """Real envs side by side."""
     max_episode_steps: int | None = None
-    """Cut real episodes shorter than they are."""
+    """Steps after which real episodes are cut, in place of the env's own limit."""
     short_memory: int = 10
     """Frames that an agent with its memory cut remembers."""
     planner: PlannerConfig = FAST_PLANNER

@@ -55,7 +55,7 @@ class CollectConfig:
     seed: int = 0
     """Episode i is played with seed + i. Keep the seeds of training and validation sets apart."""
     max_episode_steps: int | None = None
-    """Cut episodes shorter than they are."""
+    """Steps after which episodes are cut, in place of the env's own limit."""
     dataset: str | None = None
     """Minari id of the dataset, `(namespace/)name-v0`; by default ENV/POLICY-v0. One that exists is
     continued."""
@@ -98,6 +98,11 @@ class CollectConfig:
                 raise ValueError(
                     f"{name} is for {' and '.join(used_by)}, not for {self.policy}: leave it out"
                 )
+        if self.deterministic and self.policy in SCRIPTED_POLICIES:
+            raise ValueError(f"deterministic changes nothing for {self.policy}: leave it out")
+        in_maze = self.env.startswith("memory-maze-")
+        if self.explorer != ExplorerConfig() and not in_maze:
+            raise ValueError(f"explorer is for Memory Mazes, not for {self.env}: leave it out")
 
     @property
     def dataset_id(self) -> str:

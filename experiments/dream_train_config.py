@@ -84,7 +84,7 @@ class DreamTrainConfig:
     dream_eval_episodes: int = 16
     """Dreamed episodes per policy."""
     max_episode_steps: int | None = None
-    """Cut real episodes shorter than they are."""
+    """Steps after which real episodes are cut, in place of the env's own limit."""
     num_workers: int = 5
     """Real envs that run side by side, one process each. The policy acts on all of them at once, so
     some more than there are cores is best."""

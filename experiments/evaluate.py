@@ -74,7 +74,7 @@ class EvaluateConfig:
     num_workers: int = 2
     """Real envs that run side by side, one process each."""
     max_episode_steps: int | None = None
-    """Cut real episodes shorter than they are."""
+    """Steps after which real episodes are cut, in place of the env's own limit."""
     deterministic: bool = False
     """Take the policy's most likely action instead of drawing one."""
     planner: PlannerConfig = FAST_PLANNER

@@ -98,6 +98,8 @@ def load_trajectory(
         raise ValueError(f"image is {images.dtype} {images.shape}, not uint8 (t, h, w, c)")
     if images.shape[3] not in (1, 3):
         raise ValueError(f"image is {images.shape}; needed are 1 or 3 channels, and these last")
+    if actions.dtype.kind not in "biuf":
+        raise ValueError(f"action is {actions.dtype}, not numbers")
     num_frames = len(images)
     one_each = shapes["action"][:1] == shapes["reward"][:1]
     actions, rewards = of_steps(actions, num_frames), of_steps(rewards, num_frames)
@@ -112,7 +114,7 @@ def load_trajectory(
                 f"action is {shapes['action']}, which is not one-hot of {num_actions} actions "
                 "(--num-actions); several actions at once are not supported"
             )
-        if not (actions.astype(np.float64).sum(axis=1) == 1).all():
+        if not (((actions == 0) | (actions == 1)).all() and (actions.sum(axis=1) == 1).all()):
             raise ValueError("action is not one-hot")
         actions = actions.argmax(axis=1)
     if not (actions.astype(np.float64) % 1 == 0).all():
@@ -120,8 +122,8 @@ def load_trajectory(
     actions = actions.astype(np.int64)
     if actions.min() < 0 or actions.max() >= num_actions:
         raise ValueError(f"an action lies outside 0 to {num_actions - 1} (--num-actions)")
-    if not np.isfinite(rewards).all():
-        raise ValueError("a reward is not finite")
+    if rewards.dtype.kind not in "biuf" or not np.isfinite(rewards).all():
+        raise ValueError("a reward is not a finite number")
     terminations = np.zeros(num_frames - 1, bool)
     for key in TERMINAL:
         if key in arrays:
@@ -199,6 +201,8 @@ def count_actions(files: Sequence[Path]) -> int:
             with np.load(path, allow_pickle=False) as file:
                 actions, num_frames = file["action"], len(file["image"])
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
+            continue
+        if actions.dtype.kind not in "biuf":
             continue
         if actions.ndim == 2:
             return int(actions.shape[1])

@@ -47,7 +47,7 @@ def improve_world_model(
         steps: training steps.
         first_seed: seed of the first episode.
         num_workers: envs that run side by side.
-        max_episode_steps: cuts collected episodes shorter than they are.
+        max_episode_steps: cuts collected episodes, in place of the env's own limit.
         temperature: at which the world model's own behaviour draws its actions.
         walking: that behaviour walks to where it expects rewards, if it can.
         datasets: others to go on learning from besides.
@@ -92,7 +92,10 @@ def improve_world_model(
                 init=world_model,
                 output=output,
                 dynamics=DynamicsTraining(
-                    optimizer=OptimizerConfig(steps=steps, learning_rate=3e-4, seed=seed),
+                    # Both rates lower than those for a new model: 1e-3 and 2e-3.
+                    optimizer=OptimizerConfig(
+                        steps=steps, learning_rate=3e-4, muon_learning_rate=6e-4, seed=seed
+                    ),
                     curriculum=((length, 1.0),),
                     # Recall is learned after cuts, where a model can be told poses across them.
                     longest_stretches=() if load_config(world_model).pose is None else (length,),

@@ -55,7 +55,7 @@ def train_model_free(
         work: directory of the policy and its logs.
         seed: decides everything random but the timing of processes.
         num_workers: real envs side by side.
-        max_episode_steps: cuts episodes shorter than they are.
+        max_episode_steps: cuts episodes, in place of the env's own limit.
 
     Raises:
         ValueError: the directory holds a policy that learned in other envs, or for longer.

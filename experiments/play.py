@@ -4,13 +4,14 @@
     python experiments/play.py --world-model memory-maze-9x9
     python experiments/play.py --env memory-maze-9x9
 
-Memory Maze: W forward, A left, D right, W+A and W+D both at once. Other envs: 1 is action 0, 2 is
-action 1, and so on.
+Memory Maze: W forward, A left, D right, W+A and W+D both at once. Other envs: a key for every
+action, which is told at the start: 1 to 9, 0, then letters.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import string
 import sys
 from typing import Any
 
@@ -20,8 +21,10 @@ import numpy as np
 import envs
 import worldsim  # noqa: F401  (registers the dream)
 from experiments.command_line import run_script
+from worldsim.checkpoint import load_metadata
 
 MEMORY_MAZE_KEYS = {"w": 1, "a": 2, "d": 3, "wa": 4, "wd": 5}
+OTHER_KEYS = "1234567890" + string.ascii_lowercase
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,11 +87,24 @@ def make_env(config: PlayConfig) -> gymnasium.Env:
     )
 
 
-def key_bindings(num_actions: int, name: str) -> dict[str, int]:
-    """Return the keys of each action."""
-    if "memory-maze" in name and num_actions == 6:
+def env_of(config: PlayConfig) -> str:
+    """Name of the real env that is played, or dreamed, as far as the model tells."""
+    if config.env is not None:
+        return config.env
+    return str(load_metadata(config.world_model).get("env") or config.world_model)
+
+
+def key_bindings(num_actions: int, env: str) -> dict[str, int]:
+    """Return the keys of each action.
+
+    Raises:
+        ValueError: there are more actions than keys.
+    """
+    if "memory-maze" in env and num_actions == 6:
         return MEMORY_MAZE_KEYS
-    return {str(i + 1): i for i in range(min(num_actions, 9))}
+    if num_actions > len(OTHER_KEYS):
+        raise ValueError(f"{env} has {num_actions} actions, more than the {len(OTHER_KEYS)} keys")
+    return {key: action for action, key in enumerate(OTHER_KEYS[:num_actions])}
 
 
 def main(config: PlayConfig) -> None:
@@ -101,7 +117,8 @@ def main(config: PlayConfig) -> None:
     assert isinstance(env.action_space, gymnasium.spaces.Discrete)
     env.reset(seed=config.seed)
     frame = env.render()
-    keys = key_bindings(int(env.action_space.n), config.env or config.world_model)
+    keys = key_bindings(int(env.action_space.n), env_of(config))
+    print("keys: " + ", ".join(f"{' and '.join(key)} {action}" for key, action in keys.items()))
     play(
         env,
         keys_to_action=keys,  # type: ignore[arg-type]

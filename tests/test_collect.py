@@ -265,6 +265,10 @@ def test_bad_requests_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ):
         with pytest.raises(ValueError, match=f"{list(changes)[-1]} is for .*leave it out"):
             CollectConfig(**changes)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="deterministic changes nothing for random"):
+        CollectConfig(policy="random", deterministic=True)
+    with pytest.raises(ValueError, match="explorer is for Memory Mazes, not for minerl-navigate"):
+        CollectConfig(env="minerl-navigate-stand-in", explorer=ExplorerConfig(epsilon=0.5))
     assert CollectConfig(env="memory-maze-7x7").dataset_id == "memory-maze-7x7/explorer-v0"
     own = CollectConfig(env="mine:My-v0", policy="random")
     assert own.dataset_id == "My-v0/random-v0" and parse_dataset_id(own.dataset_id)[1] == "random"
@@ -478,6 +482,9 @@ def test_import_scales_frames_by_averaging(tmp_path: Path, channels: int) -> Non
     [
         ({"action": np.linspace(0, 1, 21)}, "an action is no whole number"),
         ({"action": np.eye(4)[np.zeros(21, int)]}, r"not one-hot of 6 actions \(--num-actions\)"),
+        ({"action": np.eye(6)[np.zeros(21, int)] * 2 - np.eye(6)[1]}, "action is not one-hot"),
+        ({"action": np.full(21, "left")}, "action is <U4, not numbers"),
+        ({"reward": np.full(21, "much")}, "a reward is not a finite number"),
         ({"action": np.full(21, 6)}, r"an action lies outside 0 to 5 \(--num-actions\)"),
         ({"image": np.zeros((21, 3, 16, 16), np.uint8)}, "1 or 3 channels, and these last"),
         ({"reward": np.zeros(20)}, "a row for every image, or for every step between two"),

@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
+from tiny import tiny_model
 
 import envs
 from experiments import (
@@ -26,6 +27,7 @@ from experiments.dream_train_config import DreamTrainConfig
 from experiments.sb3_training import PPOConfig
 from experiments.train_config import ValidationConfig, presets
 from experiments.videos import encode_gif
+from worldsim.checkpoint import save
 from worldsim.contexts import sample_contexts
 from worldsim.episodes import EpisodeDataset
 from worldsim.open_loop import draw_stretches
@@ -132,6 +134,17 @@ def test_own_envs_without_pictures_can_be_played() -> None:
     frame, *_ = env.step(2)
     np.testing.assert_array_equal(env.render(), frame.repeat(3, axis=-1))
     assert env.render_mode == "rgb_array"
+
+
+def test_every_action_has_a_key(tmp_path: Path) -> None:
+    save(tiny_model(), tmp_path / "mine", metadata={"env": "memory-maze-9x9"})
+    of_maze = play.PlayConfig(world_model=str(tmp_path / "mine"))
+    assert play.key_bindings(6, play.env_of(of_maze)) == play.MEMORY_MAZE_KEYS
+    assert play.env_of(play.PlayConfig(env=LAMP)) == LAMP
+    keys = play.key_bindings(12, "minerl-navigate")
+    assert sorted(keys.values()) == list(range(12)) and keys["0"] == 9 and keys["b"] == 11
+    with pytest.raises(ValueError, match="99 actions, more than the 36 keys"):
+        play.key_bindings(99, "other")
 
 
 def test_an_own_env_goes_all_the_way(
