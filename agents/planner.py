@@ -134,9 +134,10 @@ class Planner:
         self.model = model
         self.config = config or PlannerConfig()
         self.dream = DreamModel(model, num_denoising_steps)
-        by_map = value is None and self.config.bootstrap == "map"
+        bootstrap = self.config.bootstrap or ("return" if model.occupancy is None else "map")
+        by_map = value is None and bootstrap == "map"
         self.map_value = MapValue(model, self.config.gamma) if by_map else None
-        if value is None and self.config.bootstrap == "return":
+        if value is None and bootstrap == "return":
             value = model.predict_value
         self.search = Search(self.dream, self.config, policy=policy or self._behave, value=value)
         self.seed = seed

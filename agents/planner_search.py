@@ -113,9 +113,10 @@ class PlannerConfig:
     for the rest. None: plan anew."""
     replan_every: int = 1
     """Steps of a plan that are taken before the next decision."""
-    bootstrap: Literal["return", "map", "none"] = "return"
+    bootstrap: Literal["return", "map", "none"] | None = None
     """What is counted beyond the horizon: the "return" that the recorded behaviour would make from
-    there, how soon the "map" says that the next reward can be reached, or nothing ("none")."""
+    there, how soon the "map" says that the next reward can be reached, or nothing ("none"). By
+    default the map of a model that draws one, and of others the return."""
     max_dream_steps: int | None = None
     """Imagined steps that a decision may cost, per env."""
     max_seconds: float | None = None

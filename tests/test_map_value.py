@@ -98,10 +98,10 @@ def test_every_env_has_its_own_map() -> None:
 
 def test_the_map_changes_what_plans_are_worth() -> None:
     model = mapping()
-    config = PlannerConfig(method="policy", horizon=3, num_candidates=4, bootstrap="map")
+    config = PlannerConfig(method="policy", horizon=3, num_candidates=4)
     frames = tiny_contexts(n=2, length=4).frames
     values: list[float] = []
-    for bootstrap in ("map", "none"):
+    for bootstrap in ("map", "none", None):
         planner = Planner(
             model,
             dataclasses.replace(config, bootstrap=bootstrap),
@@ -111,7 +111,8 @@ def test_the_map_changes_what_plans_are_worth() -> None:
         for t in range(2):
             actions, state = planner.act(frames[:, t], state, np.full(2, t == 0))
             assert actions.shape == (2,)
-    assert len(values) == 8 and not np.allclose(values[:4], values[4:])
+    assert len(values) == 12 and not np.allclose(values[:4], values[4:8])
+    assert values[8:] == values[:4]  # the map is what is taken by default, where there is one
 
 
 def test_a_model_without_a_map_is_refused() -> None:
