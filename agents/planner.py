@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -28,7 +28,7 @@ from agents.planner_trace import PlanTrace
 from worldsim.state import WorldState
 from worldsim.world_model import WorldModel
 
-__all__ = ["DreamModel", "PlanMemory", "Planner", "PlannerConfig"]
+__all__ = ["DreamModel", "PlanMemory", "Planner", "PlannerConfig", "bootstrap_of"]
 
 
 class DreamModel:
@@ -134,7 +134,7 @@ class Planner:
         self.model = model
         self.config = config or PlannerConfig()
         self.dream = DreamModel(model, num_denoising_steps)
-        bootstrap = self.config.bootstrap or ("return" if model.occupancy is None else "map")
+        bootstrap = bootstrap_of(self.config, model)
         by_map = value is None and bootstrap == "map"
         self.map_value = MapValue(model, self.config.gamma) if by_map else None
         if value is None and bootstrap == "return":
@@ -239,6 +239,15 @@ class Planner:
                     dream_steps=plan.dream_steps,
                 )
             )
+
+
+def bootstrap_of(config: PlannerConfig, model: WorldModel) -> Literal["return", "map", "none"]:
+    """What counts beyond the horizon in a model: what the config says, or by default what is best.
+
+    Args:
+        config, model: of a planner.
+    """
+    return config.bootstrap or ("return" if model.occupancy is None else "map")
 
 
 def _mix(seed: int, step: int) -> int:

@@ -256,11 +256,12 @@ class Search:
         rounds: list[Tensor] = []
         weights, cost = returns, 0
         limit = config.num_iterations or (1 if config.max_seconds is None else None)
+        if config.num_candidates == limit == 1 or self._affordable(0) == 1:
+            first = None  # nothing would be compared with it, for good
         for index in itertools.count() if limit is None else range(limit):
             num = config.num_candidates
-            if config.max_dream_steps is not None:
-                affordable = config.max_dream_steps - cost
-                num = min(num, affordable // (config.horizon * config.num_particles))
+            if (affordable := self._affordable(cost)) is not None:
+                num = min(num, affordable)
             average = (self.clock() - start) / max(index, 1)
             allowed = None if config.max_seconds is None else share * config.max_seconds
             late = allowed is not None and (index + 1) * average > allowed
@@ -299,6 +300,13 @@ class Search:
             chosen, expected = self._improve(state, candidates, returns, generator)
         return Plan(chosen, expected, plans, candidates, returns, tuple(rounds), noise, cost)
 
+    def _affordable(self, cost: int) -> int | None:
+        """Plans that the budget in steps allows after a cost; None where there is none."""
+        config = self.config
+        if config.max_dream_steps is None:
+            return None
+        return (config.max_dream_steps - cost) // (config.horizon * config.num_particles)
+
     def _fixed_steps(
         self, state: PlanningState, num: int, index: int, drawn: Tensor, first: Tensor | None
     ) -> Tensor:
@@ -320,7 +328,7 @@ class Search:
             fixed[:] = 0
         elif index == 0 and config.policy_share:
             fixed[num - round(config.policy_share * num) :] = 0
-        if index == 0 and first is not None and num > 1:  # a plan alone is to be a new one
+        if index == 0 and first is not None:
             drawn[:, 0] = first
             fixed[0] = config.horizon
         return fixed

@@ -106,7 +106,7 @@ def ending_on_error(envs: Any) -> Iterator[None]:
         envs: an `AsyncVectorEnv` or SB3's `SubprocVecEnv`; others are left as they are.
 
     Raises:
-        RuntimeError: a process was ended by others.
+        RuntimeError: a process has ended.
     """
     try:
         yield
@@ -118,10 +118,10 @@ def ending_on_error(envs: Any) -> Iterator[None]:
             process.join()
         if processes:
             envs.closed = True
-        if isinstance(error, EOFError | ConnectionError):
+        if processes and isinstance(error, EOFError | ConnectionError):
             raise RuntimeError(
-                "the process of an env was ended, perhaps for want of memory: fewer side by side "
-                "(num_workers) need less"
+                "the process of an env has ended: its env failed (see above), or it was killed, "
+                "perhaps for want of memory, of which fewer side by side (num_workers) need less"
             ) from error
         raise
 
@@ -180,8 +180,8 @@ def rollout(
 
     Raises:
         ValueError: the envs reset by themselves, or no seeds.
-        RuntimeError: the process of an env was ended by others. This, an env's own error and Ctrl-C
-            close envs that run in processes.
+        RuntimeError: the process of an env has ended. This, an env's own error and Ctrl-C close
+            envs that run in processes.
     """
     mode = envs.metadata.get("autoreset_mode")
     if mode != AutoresetMode.DISABLED:

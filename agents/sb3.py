@@ -10,6 +10,8 @@ one object that steps all of them at once, so `BatchedVecEnv` presents it as SB3
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import json
 import pickle
 import zipfile
@@ -163,7 +165,7 @@ class SB3Policy:
             ValueError: the file is not a saved model, or of an algorithm not known here.
         """
         model = algorithm_of(path).load(path, device=device)
-        statistics, normalize = _statistics_path(Path(path)), None
+        statistics, normalize = _statistics_path(Path(path), Path(path)), None
         if statistics.is_file():
             normalize = pickle.loads(statistics.read_bytes())
         return cls(model, deterministic=deterministic, normalize=normalize)
@@ -186,20 +188,24 @@ class SB3Policy:
 def save_agent(agent: BaseAlgorithm, path: Path) -> None:
     """Save an agent (.zip) in one move: a crash leaves the old file or the new one.
 
-    Where its env is in a `VecNormalize`, that is kept beside it (.vecnormalize.pkl).
+    Where its env is in a `VecNormalize`, that is kept beside it (.DIGEST.vecnormalize.pkl).
     """
-    temporary, statistics = path.with_suffix(".tmp.zip"), _statistics_path(path)
+    temporary = path.with_suffix(".tmp.zip")
     agent.save(temporary)
+    statistics = _statistics_path(path, temporary)
     if (normalize := agent.get_vec_normalize_env()) is not None:
         normalize.save(str(statistics.with_suffix(".tmp")))
         statistics.with_suffix(".tmp").replace(statistics)
-    else:
-        statistics.unlink(missing_ok=True)  # of another agent
     temporary.replace(path)
+    for other in path.parent.glob(f"{glob.escape(path.stem)}.*.vecnormalize.pkl"):
+        if other != statistics:  # of an agent that was there before
+            other.unlink()
 
 
-def _statistics_path(path: Path) -> Path:
-    return path.with_suffix(".vecnormalize.pkl")
+def _statistics_path(path: Path, content: Path) -> Path:
+    """Where statistics lie beside an agent: no other agent's of that name are taken for its own."""
+    digest = hashlib.sha256(content.read_bytes()).hexdigest()
+    return path.with_suffix(f".{digest[:16]}.vecnormalize.pkl")
 
 
 def algorithm_of(path: str | Path) -> type[BaseAlgorithm]:

@@ -44,6 +44,10 @@ VPT_BUTTONS = {0: "attack", 1: "use"}
 LEAST_VIDEO = 0.9  # of the lines of actions; less means that the video was cut off
 
 
+FOLDER_FILES = ("recording.mp4", "rendered.npz", "metadata.json")
+"""Of a recording of MineRL 0.4."""
+
+
 class DamagedRecordingError(ValueError):
     """A recording can not be read; the text says why."""
 

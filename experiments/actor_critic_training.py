@@ -28,13 +28,7 @@ def read_out_dataset(model: WorldModel, dataset: str, num_episodes: int) -> Read
     Raises:
         ValueError: they have other frames or actions than the model's.
     """
-    episodes = EpisodeDataset(dataset)
-    found, known = ((one.frame_shape, one.num_actions) for one in (episodes, model.config))
-    if found != known:
-        raise ValueError(
-            f"{dataset} has frames {found[0]} and {found[1]} actions, the model {known[0]} and "
-            f"{known[1]}: take episodes of the env that it has learned"
-        )
+    episodes = check_episodes(model, dataset)
     with tqdm(unit="frame", desc="observing episodes", dynamic_ncols=True) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -42,6 +36,22 @@ def read_out_dataset(model: WorldModel, dataset: str, num_episodes: int) -> Read
             bar.update(done - bar.n)
 
         return read_out_episodes(model, episodes, num_episodes, progress=progress)
+
+
+def check_episodes(model: WorldModel, dataset: str) -> EpisodeDataset:
+    """Open episodes that a model can observe.
+
+    Raises:
+        ValueError: they have other frames or actions than the model's.
+    """
+    episodes = EpisodeDataset(dataset)
+    found, known = ((one.frame_shape, one.num_actions) for one in (episodes, model.config))
+    if found != known:
+        raise ValueError(
+            f"{dataset} has frames {found[0]} and {found[1]} actions, the model {known[0]} and "
+            f"{known[1]}: take episodes of the env that it has learned"
+        )
+    return episodes
 
 
 def cloned_agent(

@@ -45,6 +45,8 @@ def check_kept(
             continue  # it was not there to be set
         if name == "minutes" and config.total_timesteps is not None:
             continue  # steps are what ends training
+        if name == "num_contexts" and config.contexts is None:
+            continue  # shipped ones are taken as they are
         if not same_setting(setting, then.get(name, {})):
             raise ValueError(
                 f"{file} was made with {name} {then.get(name)}, not {as_json(now)[name]}: {advice}"

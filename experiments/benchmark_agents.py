@@ -37,10 +37,10 @@ from agents.features import (
     load_policy,
 )
 from agents.on_the_way import WayConfig, shaping_of
-from agents.planner import Planner
+from agents.planner import Planner, bootstrap_of
 from agents.rollout import Policy
 from agents.scripted import has_scripted_player, scripted_player
-from experiments.actor_critic_training import cloned_agent, read_out_dataset
+from experiments.actor_critic_training import check_episodes, cloned_agent, read_out_dataset
 from experiments.agents_config import (
     DREAM_TRAINED,
     FROM_EPISODES,
@@ -90,9 +90,14 @@ class AgentsBenchmark:
     """The state of one call: the world model and where its dreams start."""
 
     def __init__(self, config: BenchmarkAgentsConfig) -> None:
-        self.config = config
         self.name = config.world_model or config.env
         self.model: WorldModel = checkpoint.load(self.name)
+        # What is the model's default is compared with kept results, and noted, as what it is.
+        planner = dataclasses.replace(
+            config.planner, bootstrap=bootstrap_of(config.planner, self.model)
+        )
+        config = dataclasses.replace(config, planner=planner)
+        self.config = config
         self.weights = checkpoint.fingerprint(self.name)
         possible = [a for a in LABELS if a not in NOT_BY_DEFAULT and self._obstacle(a) is None]
         self.agents = config.agents or tuple(possible)
@@ -135,6 +140,9 @@ class AgentsBenchmark:
             trained = (MEMORY_CUT | PLANS_WITH).get(agent, agent)
             if trained in DREAM_TRAINED:
                 self._training(trained, seed=0)
+            if agent in FROM_EPISODES:
+                assert config.dataset is not None
+                check_episodes(self.model, config.dataset)
             for file in (self._file(agent, seed) for seed in config.seeds):
                 if file.is_file():
                     check_kept(file, agent, config, self.name, self.weights, self.recorded_steps)
@@ -262,7 +270,7 @@ class AgentsBenchmark:
             agent = cloned_agent(self.model, data, config.cloning, seed, shaped=False)
             write_json(work / "seconds.json", seconds + time.monotonic() - began)
             agent.save(path, world_model=self.name)
-        return ActorCritic.load(path)[0], json.loads((work / "seconds.json").read_text())
+        return ActorCritic.load(path)[0], training_seconds(work)
 
     def _training(self, agent: str, seed: int) -> DreamTrainConfig:
         """Run of the main job that trains an agent; only its policy is used."""

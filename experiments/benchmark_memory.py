@@ -58,8 +58,8 @@ def write_reference(benchmark: Benchmark) -> None:
         write_json(file, result)
 
 
-def measure_all_costs(benchmark: Benchmark) -> None:
-    """Measure the costs of models that have none yet.
+def check_costs(benchmark: Benchmark) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The costs that are kept, by model, and what is to be noted of those that are missing.
 
     Raises:
         ValueError: there are costs of other settings, or measured elsewhere.
@@ -71,24 +71,33 @@ def measure_all_costs(benchmark: Benchmark) -> None:
         "config": config.costs,
         "sizes": config.sizes,
         "tokenizer": config.tokenizer,
-        "tokenizer_source": TokenizerSource(model=config.tokenizer_of),
     }
+    if not found or "tokenizer_source" in found:  # costs of before do not tell it
+        settings["tokenizer_source"] = TokenizerSource(model=config.tokenizer_of)
+    advice = "choose another --output, move it away, or measure none (--no-measure-costs)"
     if found and not same_settings(settings, found):
-        raise ValueError(
-            f"{file} has the costs of other settings: choose another --output, or move it away"
-        )
+        raise ValueError(f"{file} has the costs of other settings: {advice}")
     kept = found.get("models", {})
-    missing = [name for name in config.backbones if name not in kept]
     noted: dict[str, Any] = {key: checkpoint.to_json(value) for key, value in settings.items()}
     noted |= {"device": str(benchmark.accelerator.device), "precision": str(benchmark.dtype)}
     noted |= provenance()
-    for name in ("device", "precision", "hardware") if missing and kept else ():
+    more = kept and not set(config.backbones) <= set(kept)
+    for name in ("device", "precision", "hardware") if more else ():
         if found.get(name, noted[name]) != noted[name]:
             raise ValueError(
                 f"{file} has costs measured with {name} {found[name]}, now {noted[name]}, which "
-                "cannot be compared: choose another --output, or move it away"
+                f"cannot be compared: {advice}"
             )
-    for name in missing:
+    return kept, noted
+
+
+def measure_all_costs(benchmark: Benchmark) -> None:
+    """Measure the costs of models that have none yet."""
+    config = benchmark.config
+    kept, noted = check_costs(benchmark)
+    for name in config.backbones:
+        if name in kept:
+            continue
         benchmark.bar.set_description(f"costs of {name}")
         model = benchmark.untrained_model(name)
         training = [
@@ -98,7 +107,7 @@ def measure_all_costs(benchmark: Benchmark) -> None:
         checkpoint.save(model, config.work / "costs")
         model = benchmark.load(config.work / "costs")
         kept[name] = {"training": training, "dreaming": measure_dreaming(model, config.costs)}
-        write_json(file, {**noted, "models": kept})
+        write_json(config.output / "costs.json", {**noted, "models": kept})
 
 
 def main(config: BenchmarkConfig) -> Path:
@@ -112,6 +121,8 @@ def main(config: BenchmarkConfig) -> Path:
     config.output.mkdir(parents=True, exist_ok=True)
     bar = tqdm(total=0, unit="step", mininterval=2, smoothing=0.02)
     benchmark = Benchmark(config, bar)
+    if config.measure_costs:
+        check_costs(benchmark)  # now, not after all training
     with bar, Workers(benchmark, bar) as workers:
         if config.seeds:
             rates = choose_rates(benchmark, workers, bar)

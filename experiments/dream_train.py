@@ -126,7 +126,8 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
     """Do, or finish, a run; print its table and return what results.json holds."""
     start = time.monotonic()
     keep_memory()
-    free = (*FREE_TO_CHANGE, *OF_OTHERS[config.agent], *not_used_yet(config.run_directory))
+    unused = not_used_yet(config.run_directory, config.contexts)
+    free = (*FREE_TO_CHANGE, *OF_OTHERS[config.agent], *unused)
     run = RunDirectory(config.run_directory, config, free)
     device = config.torch_device
     world_model, contexts = config.world_model or config.env, config.contexts

@@ -144,7 +144,7 @@ class DreamTrainConfig:
                 f"num_workers must be at least 0, and 1 to collect in rounds, got "
                 f"{self.num_workers}"
             )
-        for name in ("num_contexts", "context_length"):
+        for name in OF_DATASETS:
             given = getattr(self, name) != defaults_of(self)[name]
             if given and self.contexts is None and self.rounds == 1:
                 raise ValueError(f"{name} is of stretches of a dataset: give --contexts")
@@ -243,10 +243,20 @@ OF_OTHERS = {
 }
 
 
-def not_used_yet(directory: Path) -> tuple[str, ...]:
-    """Settings of later rounds, where none has begun."""
+OF_DATASETS = ("num_contexts", "context_length")
+"""Settings that nothing takes before there is a dataset to start from."""
+
+
+def not_used_yet(directory: Path, contexts: str | None = None) -> tuple[str, ...]:
+    """Settings of later rounds, where none has begun.
+
+    Args:
+        directory: of the run.
+        contexts: dataset whose stretches its first round starts from, if it is from one.
+    """
     progress = directory / "progress.json"
     kept = json.loads(progress.read_text()) if progress.is_file() else {}
     if kept.get("world_models", {}).keys() - {"round 1"}:
         return ()
-    return ("dataset", "collect_episodes", "world_model_steps")
+    later = ("dataset", "collect_episodes", "world_model_steps")
+    return later if contexts is not None else (*later, *OF_DATASETS)

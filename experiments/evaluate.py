@@ -113,16 +113,14 @@ def check_used(config: EvaluateConfig) -> None:
     """Raise a ValueError for a setting that changes nothing of what is judged."""
     policy, planner = config.policy, config.policy == "planner"
     own, given = policy in POLICIES_OF_MODELS, config.planner_policy is not None
+    whose = "a planner_policy has its own" if given else f"of {', '.join(POLICIES_OF_MODELS)}"
     saved = not own and policy not in ("random", "explorer")
     for name, default, used, advice in (
         ("traces", None, planner, "they are of the policy 'planner'"),
         ("planner", FAST_PLANNER, planner, "it is of the policy 'planner'"),
         ("planner_policy", None, planner, "it is of the policy 'planner'"),
-        ("policy_model", None, own and not given, f"it is of {', '.join(POLICIES_OF_MODELS)}"),
-        (
-            *("temperature", BEHAVIOUR_TEMPERATURE, own and not given),
-            f"it is of {', '.join(POLICIES_OF_MODELS)}",
-        ),
+        ("policy_model", None, own and not given, whose),
+        ("temperature", BEHAVIOUR_TEMPERATURE, own and not given, whose),
         ("deterministic", False, saved or (own and not planner), "actions are drawn, or planned"),
         ("contexts", None, config.world_model is not None, "dreams start there: --world-model"),
         ("max_episode_steps", None, config.world_model is None, "dreams have --horizon"),
@@ -135,6 +133,11 @@ def check_used(config: EvaluateConfig) -> None:
     config.planner.refuse_given("policy_temperature", instead="--temperature")
     if given:
         config.planner.refuse_given("walking", instead="a policy that began otherwise")
+        if config.planner.method not in ("policy", "rollout") and not config.planner.policy_share:
+            raise ValueError(
+                f"planner.method {config.planner.method!r} draws no plans from a policy: choose "
+                "policy or rollout, or give planner.policy-share"
+            )
 
 
 def open_policy(

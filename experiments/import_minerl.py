@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from envs.minerl_actions import find_table
 from envs.minerl_recordings import (
+    FOLDER_FILES,
     DamagedRecordingError,
     HumanEpisode,
     find_recordings,
@@ -132,11 +133,12 @@ def main(config: ImportMineRLConfig) -> ImportMineRLResult:
         for recording in bar:
             if config.max_episodes is not None and writer.next_index >= config.max_episodes:
                 break
-            if (origin := imported.new(recording.path)) is None:
-                continue
+            parts = FOLDER_FILES if recording.path.is_dir() else ()
             try:
+                if (origin := imported.new(recording.path, *parts)) is None:
+                    continue
                 episode = read_recording(recording, table, config.size, config.frame_skip)
-            except DamagedRecordingError as error:
+            except (OSError, DamagedRecordingError) as error:
                 damaged.append(imported.below(recording.path))
                 bar.write(f"skipped {recording.path}: {error}")
                 continue

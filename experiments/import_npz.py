@@ -243,13 +243,13 @@ def main(config: ImportConfig) -> ImportResult:
             index = writer.next_index
             if config.max_episodes is not None and index >= config.max_episodes:
                 break
-            if (origin := imported.new(path)) is None:
-                continue
             try:
+                if (origin := imported.new(path)) is None:
+                    continue
                 episode = load_trajectory(path, num_actions, config.size)
                 if episode.observations.shape[1:] != shape:
                     raise ValueError(f"frames are {episode.observations.shape[1:]}, not {shape}")
-            except ValueError as error:
+            except (OSError, ValueError) as error:
                 damaged.append(imported.below(path))
                 bar.write(f"skipped {path}: {error}")
                 continue

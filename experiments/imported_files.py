@@ -29,16 +29,23 @@ class ImportedFiles:
         """A file's name below the folder."""
         return path.relative_to(self.source).as_posix()
 
-    def new(self, path: Path) -> dict[str, str] | None:
-        """What the episode of a file, or of a folder of files, is to keep in its metadata; None
-        where it is there already."""
+    def new(self, path: Path, *parts: str) -> dict[str, str] | None:
+        """What the episode of a file is to keep in its metadata; None where it is there already.
+
+        Args:
+            path: the file, or a folder.
+            parts: of a folder, the names of the files that count, where they are there.
+
+        Raises:
+            OSError: it cannot be read.
+        """
         below = self.below(path)
         name = f"{self.source.resolve().name}/{below}"
         digest = hashlib.sha256()
-        for one in sorted(path.iterdir()) if path.is_dir() else [path]:
+        for one in [path / part for part in parts if (path / part).is_file()] or [path]:
             with open(one, "rb") as file:
-                while part := file.read(1 << 20):
-                    digest.update(part)
+                while block := file.read(1 << 20):
+                    digest.update(block)
         found = digest.hexdigest()
         # Episodes that were imported before digests were kept are known by their names alone.
         if any({found, None} & self._known.get(n, set()) for n in (name, below)):

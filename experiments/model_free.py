@@ -59,7 +59,7 @@ def train_model_free(
 
     Raises:
         ValueError: the directory holds a policy that learned in other envs, or for longer.
-        RuntimeError: the process of an env was ended by others.
+        RuntimeError: the process of an env has ended.
     """
     work.mkdir(parents=True, exist_ok=True)
     path = work / "policy.zip"

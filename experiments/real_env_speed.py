@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import types
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -34,10 +35,15 @@ def time_real(steps: int, seed: int) -> dict[str, float]:
 def _real_rates(name: str, processes: int, steps: int, seed: int) -> float:
     """Sum of the steps/s of processes that step at the same time."""
     context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(processes, timeout=300)  # one that died would be waited for
-    with context.Pool(processes, initializer=_keep_barrier, initargs=(barrier,)) as pool:
-        jobs = [(name, steps, seed + i, processes) for i in range(processes)]
-        return sum(pool.starmap(_time_real_process, jobs, chunksize=1))
+    barrier = context.Barrier(processes)
+    with ProcessPoolExecutor(
+        processes, context, initializer=_keep_barrier, initargs=(barrier,)
+    ) as pool:
+        jobs = [
+            pool.submit(_time_real_process, name, steps, seed + i, processes)
+            for i in range(processes)
+        ]
+        return sum(job.result() for job in jobs)
 
 
 def _keep_barrier(barrier: Any) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from tqdm import tqdm
 
@@ -233,7 +233,7 @@ def check_kept_settings(config: TrainConfig, model: WorldModelConfig) -> None:
             )
         if given != kept:
             others.append(name)
-    if others:
+    if others and PartialState().is_main_process:
         tqdm.write(f"{config.init} keeps its own {', '.join(others)}")
 
 

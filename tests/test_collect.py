@@ -430,6 +430,9 @@ def test_import_keeps_actions_with_the_frames_they_led_to(
         again = import_npz.main(dataclasses.replace(config, source=tmp_path / source))
         assert again.episodes == episodes
         assert f"{there} files were there already" in capsys.readouterr().out
+    (tmp_path / "more" / "b.npz").symlink_to(tmp_path / "nowhere.npz")
+    damaged = import_npz.main(dataclasses.replace(config, source=tmp_path / "more")).damaged
+    assert damaged == ["b.npz"]
     assert [str(e.metadata["source"]) for e in EpisodeDataset(result.path)] == [
         "npz/a.npz",
         "npz/b/a.npz",

@@ -296,7 +296,8 @@ def test_every_seed_and_round_collects_in_mazes_of_its_own() -> None:
 
 
 def test_a_run_can_be_given_what_later_rounds_need_until_they_begin(tmp_path: Path) -> None:
-    assert "dataset" in not_used_yet(tmp_path)
+    assert {"dataset", "num_contexts"} <= set(not_used_yet(tmp_path))
+    assert "num_contexts" not in not_used_yet(tmp_path, "mine/episodes-v0")
     for name, free in (("round 1", True), ("round 2", False)):
         models = {"round 1": "a", name: "b"}
         (tmp_path / "progress.json").write_text(json.dumps({"world_models": models}))
@@ -447,6 +448,7 @@ def test_a_planner_plans_with_a_saved_policy(checkpoint: Path, tmp_path: Path) -
         ({"temperature": 0.5}, "temperature changes nothing for 'planner' here"),
         ({"policy": "random"}, "planner_policy changes nothing for 'random'"),
         ({"planner": PlannerConfig(walking=False)}, "planner.walking is not taken from there"),
+        ({"planner": PlannerConfig(method="cem")}, "'cem' draws no plans from a policy"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate.main(dataclasses.replace(config, **refused))

@@ -203,6 +203,8 @@ def test_import_makes_a_dataset_and_continues_it(
     assert result.mapped_share == pytest.approx(7 / 9)  # forward+attack is not in the table
     output = capsys.readouterr()
     assert "77.8%" in output.out and "v3_bad" in output.out + output.err
+    (source / "navigate" / "v3_a" / "notes").mkdir()  # what is not of a recording does not count
+    (source / "navigate" / "v3_a" / "notes.txt").touch()
     assert main(config).episodes == 3
     assert "3 were there already" in capsys.readouterr().out
 

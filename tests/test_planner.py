@@ -454,6 +454,13 @@ def test_a_single_plan_is_made_anew_by_every_decision(model: WorldModel, method:
         _, state = planner.act(frames[:, t], state, np.array([t == 0]))
         plans.append(state.rest[0, :-1])
     assert not torch.equal(plans[1][:-1], plans[0][1:])  # not what was left of the last one
+    # Where rounds bring others, it is compared with these.
+    dream, first = DreamModel(model), torch.zeros(1, 12, dtype=torch.int64)
+    several = dataclasses.replace(config, method="random", num_iterations=3)
+    plan = Search(dream, several).plan(model.initial_state(1), generator(), first=first)
+    _, rewards = dream.show(model.initial_state(1), first, plan.noise)
+    torch.testing.assert_close(plan.rounds[0][0], rewards @ 0.98 ** torch.arange(12.0))
+    assert len(plan.rounds) == 3 and plan.returns[0] == torch.cat(plan.rounds, dim=1).max()
 
 
 def test_act_depends_on_nothing_but_its_arguments(model: WorldModel) -> None:

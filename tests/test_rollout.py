@@ -232,7 +232,7 @@ class Failing(Countdown):
 
 def test_a_process_that_ends_is_told_and_the_others_are_not_waited_for() -> None:
     envs = make_parallel(Failing, 3)
-    with pytest.raises(RuntimeError, match="the process of an env was ended"):
+    with pytest.raises(RuntimeError, match="the process of an env has ended"):
         rollout(Checker(), envs, [0, 1, 2])
     assert envs.closed and not any(process.is_alive() for process in envs.processes)
 

@@ -275,6 +275,7 @@ def test_real_frames_are_normalised_as_those_of_training(
     plain = PPO("MlpPolicy", make(model, bank, 2, obs="features"), device="cpu")
     save_agent(plain, path)
     assert SB3Policy.load(path).normalize is None
+    assert [file.name for file in tmp_path.iterdir()] == ["best.zip"]
 
 
 def test_processes_without_a_guarded_script_are_explained(tmp_path: Path) -> None:

@@ -108,7 +108,8 @@ class DynamicsTraining:
         return max(self.frames_per_step // length, 1)
 
     def frames_until(self, step: int) -> int:
-        """Frames that so many steps train on, over all processes, whole segments as they are."""
+        """Frames of whole segments that so many steps train on, over all processes; steps with own
+        dreams count as the others."""
         lengths = (self.segment_length(i) for i in range(step))
         return sum(self.batch_size(length) * length for length in lengths)
 
