@@ -18,7 +18,7 @@ LABELS = {
     "actor_critic_from_cloning": "actor-critic in the dream, from behaviour cloning",
     "actor_critic_cloned": "the same, from advantage-weighted cloning",
     "actor_critic_short_memory": "actor-critic, memory cut",
-    "planner": "planner",
+    "planner": "planner, whose policy is walking",
     "planner_cloning": "planner, whose policy is behaviour cloning",
     "planner_actor_critic": "planner, whose policy is the actor-critic",
     "model_free": "RecurrentPPO on the real env",
