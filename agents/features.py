@@ -248,16 +248,24 @@ class MemoryFeatures(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
 def check_policy_fits(
     policy: Policy, env: str, observation_space: gymnasium.Space, action_space: gymnasium.Space
 ) -> None:
-    """Raise a ValueError where a policy's world model, if it has one, is not of such an env.
+    """Raise a ValueError where a policy, or its world model, is not of such an env.
 
     Args:
-        policy: any.
+        policy: any; those that tell what they are of are checked.
         env: name of the env, for the message.
         observation_space, action_space: of one env.
     """
     model = getattr(policy, "model", None)
     if isinstance(model, WorldModel):
         check_spaces(env, observation_space, action_space, model.config)
+    elif isinstance(policy, SB3Policy):
+        known, actions = policy.model.observation_space, policy.model.action_space
+        shapes = {known.shape, *([known.shape[1:] + known.shape[:1]] if known.shape else [])}
+        if actions != action_space or observation_space.shape not in shapes:
+            raise ValueError(
+                f"the policy was trained on observations {known} and actions {actions}; {env} has "
+                f"{observation_space} and {action_space}"
+            )
 
 
 def feature_policy_kwargs(model: WorldModel) -> dict[str, Any]:

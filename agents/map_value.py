@@ -46,8 +46,8 @@ class MapValue:
     def __init__(self, model: WorldModel, gamma: float) -> None:
         if model.occupancy is None:
             raise ValueError(
-                "this world model draws no map: train one (--places --occupancy), or choose "
-                'bootstrap="return" or "none"'
+                "this world model draws no map: train one (--places --occupancy), or do without "
+                'its way (a planner with bootstrap="return" or "none")'
             )
         self.model, self.occupancy = model, model.occupancy
         self.gamma = gamma

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import multiprocessing
 import signal
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -149,6 +150,16 @@ def evaluate(
         )
     finally:
         envs.close()
+
+
+def check_limit(limit: int | None, name: str) -> None:
+    """Warn of an env without a limit on steps."""
+    if limit is None:
+        warnings.warn(
+            f"{name} has no limit on steps: episodes that do not end by themselves go on forever "
+            "(max_episode_steps cuts them)",
+            stacklevel=3,
+        )
 
 
 def rollout(

@@ -50,7 +50,8 @@ class RealEnvEvaluation(BaseCallback):
         best_model_save_path: file of the agent with the best mean return (.zip); None saves none.
 
     Raises:
-        ValueError: `every` is below 1.
+        ValueError: `every` is below 1; or, as training starts, an agent on features without their
+            world model.
         CheckpointError: there is no such world model.
     """
 
@@ -85,6 +86,12 @@ class RealEnvEvaluation(BaseCallback):
         self._last = 0
 
     def _on_training_start(self) -> None:
+        shape = self.model.observation_space.shape
+        if shape is not None and len(shape) == 1 and self.world_model is None:
+            raise ValueError(
+                "the agent acts on a vector, and real envs show frames: give "
+                "RealEnvEvaluation(..., world_model=), whose features they are"
+            )
         self._last = self.num_timesteps
         if self._envs is None or self._envs.closed:
             self._envs = make_parallel(self.make_env, min(self.num_workers, len(self.seeds)))

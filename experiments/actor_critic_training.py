@@ -20,6 +20,7 @@ from experiments.training_progress import TrainingProgress
 from worldsim.contexts import ContextBank
 from worldsim.episodes import EpisodeDataset
 from worldsim.world_model import WorldModel
+from worldsim.world_model_config import WorldModelConfig
 
 
 def read_out_dataset(model: WorldModel, dataset: str, num_episodes: int) -> ReadOuts:
@@ -28,7 +29,7 @@ def read_out_dataset(model: WorldModel, dataset: str, num_episodes: int) -> Read
     Raises:
         ValueError: they have other frames or actions than the model's.
     """
-    episodes = check_episodes(model, dataset)
+    episodes = check_episodes(model.config, dataset)
     with tqdm(unit="frame", desc="observing episodes", dynamic_ncols=True) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -38,14 +39,14 @@ def read_out_dataset(model: WorldModel, dataset: str, num_episodes: int) -> Read
         return read_out_episodes(model, episodes, num_episodes, progress=progress)
 
 
-def check_episodes(model: WorldModel, dataset: str) -> EpisodeDataset:
+def check_episodes(model: WorldModelConfig, dataset: str) -> EpisodeDataset:
     """Open episodes that a model can observe.
 
     Raises:
         ValueError: they have other frames or actions than the model's.
     """
     episodes = EpisodeDataset(dataset)
-    found, known = ((one.frame_shape, one.num_actions) for one in (episodes, model.config))
+    found, known = ((one.frame_shape, one.num_actions) for one in (episodes, model))
     if found != known:
         raise ValueError(
             f"{dataset} has frames {found[0]} and {found[1]} actions, the model {known[0]} and "

@@ -163,8 +163,8 @@ class BenchmarkAgentsConfig:
         least = 1 if "model_free" in (self.agents or ()) else 0
         if self.num_workers < least:
             raise ValueError(f"num_workers must be at least {least}, got {self.num_workers}")
-        if not self.seeds:
-            raise ValueError("seeds are empty: give one or more")
+        if min(self.seeds, default=-1) < 0:
+            raise ValueError(f"seeds must be one or more, of at least 0 each, got {self.seeds}")
         if self.num_contexts != BenchmarkAgentsConfig.num_contexts and self.contexts is None:
             raise ValueError("num_contexts is of stretches of a dataset: give --contexts")
         self.planner.refuse_given("policy_temperature", instead="--temperature")

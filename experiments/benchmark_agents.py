@@ -142,7 +142,7 @@ class AgentsBenchmark:
                 self._training(trained, seed=0)
             if agent in FROM_EPISODES:
                 assert config.dataset is not None
-                check_episodes(self.model, config.dataset)
+                check_episodes(self.model.config, config.dataset)
             for file in (self._file(agent, seed) for seed in config.seeds):
                 if file.is_file():
                     check_kept(file, agent, config, self.name, self.weights, self.recorded_steps)

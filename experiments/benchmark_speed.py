@@ -70,6 +70,10 @@ class SpeedConfig:
     seed: int = 0
     output: Path = Path("runs/benchmark_speed")
 
+    def __post_init__(self) -> None:
+        if min((*self.num_envs, *self.num_denoising_steps, self.steps)) < 1:
+            raise ValueError("num_envs, num_denoising_steps and steps must be at least 1")
+
 
 def main(config: SpeedConfig) -> dict[str, Any]:
     """Measure, write and print everything.

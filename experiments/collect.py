@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import envs
 from agents.explorers import ExplorerConfig, RandomPolicy
-from agents.rollout import BEHAVIOUR_TEMPERATURE, Policy
+from agents.rollout import BEHAVIOUR_TEMPERATURE, Policy, check_limit
 from agents.scripted import has_scripted_player, scripted_player
 from experiments.command_line import CONTINUES, run_script
 from experiments.workers import Task, collect
@@ -252,6 +252,7 @@ def main(config: CollectConfig, make: MakeEnv = make_env) -> CollectResult:
     )
     longest = env.spec.max_episode_steps if env.spec is not None else None
     env.close()
+    check_limit(longest, config.env)
     with writer:
         done = len(writer.finished & set(range(config.episodes)))
         if done:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
+import gymnasium
 import tyro
 
 C = TypeVar("C")
@@ -34,6 +35,9 @@ def run_script(
         stopped: what Ctrl-C leaves behind, to be said then.
         arguments: the command line; by default that of the process.
     """
+    # Where `python -m` would find modules too: envs are registered in the user's own.
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
     if isinstance(config, Mapping):
         chosen = tyro.extras.overridable_config_cli(
             dict(config), description=description, args=arguments
@@ -44,7 +48,7 @@ def run_script(
         main(chosen)
     except KeyboardInterrupt:
         sys.exit("\nstopped" + (f"; {stopped}" if stopped else ""))
-    except (FloatingPointError, OSError, RuntimeError, ValueError) as error:
+    except (FloatingPointError, OSError, RuntimeError, ValueError, gymnasium.error.Error) as error:
         if os.environ.get("WORLDSIM_DEBUG"):
             raise
         sys.exit(f"error: {error}")

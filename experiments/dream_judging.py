@@ -20,7 +20,7 @@ from experiments.evaluate import (
 )
 from experiments.run_directory import RunDirectory
 from experiments.videos import add_video, save_video, tile
-from worldsim.checkpoint import load_config, load_metadata
+from worldsim.checkpoint import CheckpointError, load_config, load_metadata
 from worldsim.checks import check_spaces
 from worldsim.contexts import ContextBank
 from worldsim.dream import DreamVectorEnv, RewardFunction
@@ -112,9 +112,15 @@ def check_env(name: str, world_model: str) -> None:
     Raises:
         ValueError: it has other frames or actions.
     """
-    model, env = load_config(world_model), envs.make(name)
+    env = envs.make(name)
     spaces = env.observation_space, env.action_space
     env.close()
+    try:
+        model = load_config(world_model)
+    except CheckpointError as error:
+        if world_model != name:
+            raise
+        raise CheckpointError(f"{error}: name one with --world-model") from error
     try:
         check_spaces(name, *spaces, model)
     except ValueError as error:

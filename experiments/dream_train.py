@@ -28,7 +28,7 @@ from agents.features import FeaturePolicy, behaviour_policy, load_policy
 from agents.planner import Planner
 from agents.rollout import Policy
 from agents.scripted import has_scripted_player, scripted_player
-from experiments.actor_critic_training import train_actor_critic
+from experiments.actor_critic_training import check_episodes, train_actor_critic
 from experiments.command_line import CONTINUES, run_script
 from experiments.dream_judging import (
     check_env,
@@ -48,8 +48,9 @@ from experiments.platform_settings import keep_memory
 from experiments.report import format_table
 from experiments.run_directory import RunDirectory
 from experiments.sb3_training import train_with_sb3
-from worldsim.checkpoint import fingerprint, load
+from worldsim.checkpoint import fingerprint, load, load_config
 from worldsim.contexts import open_contexts
+from worldsim.storage import find_dataset
 from worldsim.world_model import WorldModel
 
 TRAINERS = {
@@ -122,18 +123,38 @@ def check_weights(run: RunDirectory, name: str, world_model: str) -> None:
     run.keep(world_models=kept)
 
 
+def check_first(config: DreamTrainConfig) -> None:
+    """Refuse what cannot work before a run directory is taken for it, and before baselines play.
+
+    Raises:
+        CheckpointError: there is no such world model.
+        FileNotFoundError: there is no such dataset.
+        ValueError: there is no such env, or one does not fit the other.
+    """
+    name = config.world_model or config.env
+    if config.judge or config.rounds > 1:
+        check_env(config.env, name)
+    model = load_config(name)
+    if config.contexts is not None:
+        find_dataset(config.contexts)
+    if config.clone is not None:
+        check_episodes(model, config.clone)
+    has_map = model.places is not None and model.places.occupancy is not None
+    if config.agent == "planner" and config.planner.bootstrap == "map" and not has_map:
+        raise ValueError(f"{name} draws no map to plan by: leave --planner.bootstrap out")
+
+
 def main(config: DreamTrainConfig) -> dict[str, Any]:
     """Do, or finish, a run; print its table and return what results.json holds."""
     start = time.monotonic()
     keep_memory()
+    check_first(config)
     unused = not_used_yet(config.run_directory, config.contexts)
     free = (*FREE_TO_CHANGE, *OF_OTHERS[config.agent], *unused)
     run = RunDirectory(config.run_directory, config, free)
     device = config.torch_device
     world_model, contexts = config.world_model or config.env, config.contexts
     collected: list[str] = []
-    if config.judge or config.rounds > 1:
-        check_env(config.env, world_model)
     take_up_again(run)
     for round_index in range(1, config.rounds + 1):
         if round_index > 1:

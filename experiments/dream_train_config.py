@@ -139,6 +139,8 @@ class DreamTrainConfig:
             raise ValueError(
                 f"{self.agent} starts from walking, if anything: leave --no-walking out"
             )
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
         if self.num_workers < (1 if self.rounds > 1 else 0):
             raise ValueError(
                 f"num_workers must be at least 0, and 1 to collect in rounds, got "

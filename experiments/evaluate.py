@@ -31,12 +31,19 @@ from agents.features import FeaturePolicy, behaviour_policy, check_policy_fits, 
 from agents.planner import Planner
 from agents.planner_search import FAST_PLANNER, PlannerConfig
 from agents.planner_trace import PlanTrace, save_trace
-from agents.rollout import BEHAVIOUR_TEMPERATURE, EpisodeResult, Policy, make_parallel, rollout
+from agents.rollout import (
+    BEHAVIOUR_TEMPERATURE,
+    EpisodeResult,
+    Policy,
+    check_limit,
+    make_parallel,
+    rollout,
+)
 from agents.scripted import scripted_player
 from experiments.command_line import run_script
 from experiments.report import format_table, provenance, summarise, write_json
 from experiments.videos import check_video, save_video
-from worldsim.checkpoint import fingerprint, load
+from worldsim.checkpoint import fingerprint, load, shipped_models
 from worldsim.contexts import open_contexts
 from worldsim.dream import DreamVectorEnv
 from worldsim.world_model import WorldModel
@@ -104,6 +111,8 @@ def check_policy(name: str) -> None:
     """Raise FileNotFoundError for what is neither a policy's name nor a file."""
     known = ("random", "explorer", *POLICIES_OF_MODELS)
     if name not in known and not Path(name).is_file():
+        if Path(name).suffix in (".zip", ".safetensors"):
+            raise FileNotFoundError(f"there is no saved policy {name}")
         raise FileNotFoundError(
             f"unknown policy {name!r}: choose {', '.join(known)}, or a saved policy's file"
         )
@@ -177,6 +186,11 @@ def policy_of_model(config: EvaluateConfig, dreaming: WorldModel | None = None) 
     if config.planner_policy is not None:
         agent, name = ActorCritic.load(config.planner_policy)
     if name is not None or dreaming is None:
+        if name is None and config.env not in shipped_models():
+            raise ValueError(
+                f"no world model of {config.env} ships for {config.policy}: name one with "
+                f"--policy-model ({', '.join(shipped_models())}, or a checkpoint directory)"
+            )
         model = load(name or config.env, device=config.device)
         if dreaming is not None and model.config.num_actions != dreaming.config.num_actions:
             raise ValueError(
@@ -260,6 +274,7 @@ def episode_limit(make_env: Callable[[], gymnasium.Env]) -> int | None:
     env = make_env()
     limit = None if env.spec is None else env.spec.max_episode_steps
     env.close()
+    check_limit(limit, str(env))
     return limit
 
 
@@ -308,8 +323,9 @@ def run_episodes(
 
 def main(config: EvaluateConfig) -> dict[str, Any]:
     """Run the episodes; print a table and return what `output` is written from."""
-    if config.num_episodes < 1:
-        raise ValueError(f"num_episodes must be at least 1, got {config.num_episodes}")
+    for name, least in (("num_episodes", 1), ("first_seed", 0), ("num_workers", 0)):
+        if getattr(config, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
     if config.video is not None:
         check_video(config.video, "--video")
     check_policy(config.policy)

@@ -43,7 +43,8 @@ class EvaluateMemoryConfig:
     """What to judge, and on what walks."""
 
     world_model: str = "memory-maze-9x9"
-    """Shipped name or checkpoint directory; of a model that is told actions."""
+    """Shipped name or checkpoint directory; of a model that finds its poses itself, or is told
+    actions."""
     env: str = "memory-maze-9x9"
     """Memory Maze to walk in."""
     episodes: int = 12
@@ -66,6 +67,9 @@ class EvaluateMemoryConfig:
     output: Path = Path("runs/evaluate_memory/results")
 
     def __post_init__(self) -> None:
+        for name in ("episodes", "context", "horizon", "batch_size", "num_workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for observed in self.shorter_contexts:
             if not 1 <= observed < self.context:
                 raise ValueError(
@@ -103,7 +107,7 @@ def main(config: EvaluateMemoryConfig) -> dict[str, Any]:
         num_workers=config.num_workers,
     )
     mazes = MemoryMazes(task, config.work)
-    expected = (mazes.train.frame_shape, mazes.train.num_actions)
+    expected = (mazes.frame_shape, mazes.num_actions)
     if (model.config.frame_shape, model.config.num_actions) != expected:
         raise ValueError(
             f"{config.world_model} was made for frames {model.config.frame_shape} and "

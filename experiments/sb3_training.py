@@ -39,19 +39,31 @@ class PPOConfig:
     """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347).
 
     What is not given depends on whether the policy improves the model's own behaviour, as PPO's
-    does on features, or begins with nothing: see `IMPROVING` and `FROM_NOTHING`.
+    does on features, or begins with nothing; the latter's values come second below.
     """
 
     learning_rate: float | None = None
+    """By default 1e-3, or 3e-4."""
     num_steps: int | None = None
-    """Steps of every dream between two updates."""
+    """Steps of every dream between two updates; by default 16, or 64."""
     batch_size: int = 256
     num_epochs: int | None = None
+    """By default 6, or 4."""
     gamma: float = 0.98
     gae_lambda: float | None = None
+    """By default 0.9, or 0.95."""
     clip_range: float = 0.2
     ent_coef: float | None = None
+    """By default 0, or 0.01."""
     vf_coef: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 2:
+            raise ValueError(f"ppo.batch_size must be at least 2, got {self.batch_size}")
+        for name in ("num_steps", "num_epochs", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"ppo.{name} must be above 0, got {value}")
 
     def settled(self, improving: bool) -> dict[str, Any]:
         """All settings, with those that were not given."""

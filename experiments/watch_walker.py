@@ -66,9 +66,9 @@ def main(config: WatchConfig) -> float:
     Raises:
         ValueError: the model draws no map, or a setting is out of range.
     """
-    for name in ("steps", "every"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    for name, least in (("steps", 1), ("every", 1), ("seed", 0)):
+        if getattr(config, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
     check_video(config.output, "--output")
     if not config.env.startswith("memory-maze-"):
         raise ValueError(f"only Memory Mazes tell what their map is: {config.env} does not")

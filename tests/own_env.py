@@ -46,6 +46,7 @@ class Arm(Lamp):
 
 
 gymnasium.register("Lamp-v0", Lamp, max_episode_steps=40)
+gymnasium.register("Endless-v0", Lamp)  # ends by itself alone
 gymnasium.register("Arm-v0", Arm)
 
 

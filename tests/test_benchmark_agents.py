@@ -301,7 +301,7 @@ def test_settings_that_others_decide_are_refused() -> None:
         DreamTrainConfig(agent="planner", planner=PlannerConfig(policy_temperature=0.3))
     for changes, message in (
         *(({name: 0}, f"{name} must be above 0, got 0") for name in COUNTS),
-        ({"seeds": ()}, "seeds are empty"),
+        ({"seeds": ()}, "seeds must be one or more"),
         ({"agents": ("model_free",), "num_workers": 0}, "num_workers must be at least 1, got 0"),
         ({"num_contexts": 9}, "num_contexts is of stretches of a dataset: give --contexts"),
     ):

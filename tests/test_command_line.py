@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
+import gymnasium
 import pytest
 
 from experiments.command_line import run_script
@@ -39,6 +43,7 @@ def test_help_says_what_the_script_does(presets: bool, capsys: pytest.CaptureFix
     [
         *(ValueError("it is 3"), FileNotFoundError("no 3"), RuntimeError("3!")),
         FloatingPointError("the loss is nan"),
+        gymnasium.error.Error("Seed must be greater or equal to zero"),
     ],
 )
 def test_errors_are_one_message(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,6 +56,22 @@ def test_errors_are_one_message(error: Exception, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("WORLDSIM_DEBUG", "1")
     with pytest.raises(type(error)):
         run_script(fail, Config, None, arguments=[])
+
+
+def test_modules_of_the_current_folder_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lies_here.py").write_text("answer = 42\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    found: list[int] = []
+    run_script(
+        lambda _: found.append(importlib.import_module("lies_here").answer),
+        Config,
+        None,
+        arguments=[],
+    )
+    assert found == [42]
 
 
 def test_mistakes_of_ours_keep_their_traceback() -> None:

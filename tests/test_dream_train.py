@@ -37,7 +37,7 @@ from experiments.dream_train_config import DreamTrainConfig, not_used_yet
 from experiments.sb3_training import PPOConfig
 from experiments.train_config import TrainConfig
 from experiments.training_progress import TrainingProgress
-from worldsim.checkpoint import load, save
+from worldsim.checkpoint import CheckpointError, load, save
 from worldsim.episodes import EpisodeDataset
 
 
@@ -65,6 +65,28 @@ def make_config(checkpoint: Path, output: Path, **changes: Any) -> DreamTrainCon
         device="cpu",
     )
     return dataclasses.replace(config, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"world_model": "nowhere"}, CheckpointError, "no world model 'nowhere'"),
+        ({"env": "memory-maze-6x6"}, ValueError, "unknown environment 'memory-maze-6x6'"),
+        ({"contexts": "no/where-v0"}, FileNotFoundError, "no dataset 'no/where-v0'"),
+        ({"clone": "no/where-v0", "agent": "actor-critic"}, FileNotFoundError, "no dataset"),
+        (
+            {"agent": "planner", "planner": PlannerConfig(bootstrap="map")},
+            ValueError,
+            "draws no map to plan by",
+        ),
+    ],
+)
+def test_a_mistake_takes_no_run_directory(
+    checkpoint: Path, tmp_path: Path, changes: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        dream_train.main(make_config(checkpoint, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -267,6 +289,7 @@ def test_settings_that_change_nothing_of_what_is_judged_are_refused(changes: Any
         ({"rounds": 10}, "rounds can be at most 9"),
         ({"cloning": CloningConfig(num_steps=3)}, "give that"),
         ({"agent": "planner", "obs": "pixels"}, "planner needs no --obs pixels"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"num_contexts": 9}, "num_contexts is of stretches of a dataset: give --contexts"),
         ({"rounds": 2, "num_workers": 0}, "num_workers must be at least 0, and 1 to collect"),
     ],
@@ -483,6 +506,12 @@ def test_a_models_behaviour_is_judged_by_name(checkpoint: Path) -> None:
 def test_unknown_policies_and_video_formats_are_named() -> None:
     with pytest.raises(FileNotFoundError, match="unknown policy 'clever'"):
         evaluate.main(evaluate.EvaluateConfig(policy="clever"))
+    with pytest.raises(FileNotFoundError, match=r"there is no saved policy clever\.zip"):
+        evaluate.main(evaluate.EvaluateConfig(policy="clever.zip"))
+    with pytest.raises(ValueError, match=r"no world model of memory-maze-7x7 ships for walker"):
+        evaluate.main(evaluate.EvaluateConfig(policy="walker", env="memory-maze-7x7"))
+    with pytest.raises(ValueError, match="first_seed must be at least 0, got -1"):
+        evaluate.main(evaluate.EvaluateConfig(first_seed=-1))
     with pytest.raises(ValueError, match=r"'film\.avi'"):
         evaluate.main(evaluate.EvaluateConfig(video=Path("film.avi")))
 

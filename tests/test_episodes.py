@@ -422,6 +422,8 @@ def test_writer_refuses_other_settings_and_company(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="differs in action_space"):
         space = gymnasium.spaces.Discrete(9)
         DatasetWriter("test/episodes-v0", IMAGES, space, {"test": 1}, root=tmp_path)
+    with pytest.raises(ValueError, match="'mine' has no version: end it in -v0"):
+        DatasetWriter("mine", IMAGES, ACTIONS, {}, root=tmp_path)
     with pytest.raises(ValueError, match="Malformed dataset ID"):
         DatasetWriter("no version", IMAGES, ACTIONS, {}, root=tmp_path)
 

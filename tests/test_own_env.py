@@ -136,6 +136,17 @@ def test_own_envs_without_pictures_can_be_played() -> None:
     assert env.render_mode == "rgb_array"
 
 
+def test_an_env_without_a_limit_on_steps_is_warned_of(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="own_env:Endless-v0 has no limit on steps"):
+        collect.main(
+            collect.CollectConfig(
+                env="own_env:Endless-v0", policy="random", episodes=1, datasets_root=tmp_path
+            )
+        )
+    with pytest.warns(UserWarning, match="max_episode_steps cuts them"):
+        evaluate.episode_limit(lambda: envs.make("own_env:Endless-v0"))
+
+
 def test_every_action_has_a_key(tmp_path: Path) -> None:
     save(tiny_model(), tmp_path / "mine", metadata={"env": "memory-maze-9x9"})
     of_maze = play.PlayConfig(world_model=str(tmp_path / "mine"))

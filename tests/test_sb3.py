@@ -24,7 +24,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
-from agents.features import FeaturePolicy, load_policy
+from agents.features import FeaturePolicy, check_policy_fits, load_policy
 from agents.sb3 import BatchedVecEnv, SB3Policy, save_agent
 from agents.sb3_evaluation import RealEnvEvaluation
 from worldsim.checkpoint import save
@@ -234,6 +234,15 @@ def test_real_episodes_are_played_while_the_dream_trains(
     assert PPO.load(tmp_path / "best.zip").num_timesteps == 20  # no later one was better
     best = load_policy(tmp_path / "best.zip")  # it knows whose features it acts on
     assert isinstance(best, FeaturePolicy if obs == "features" else SB3Policy)
+    blind = RealEnvEvaluation(Counting, every=20, num_workers=0)
+    if obs == "features":
+        with pytest.raises(ValueError, match=r"give RealEnvEvaluation\(..., world_model=\)"):
+            agent.learn(8, callback=blind)
+    else:
+        images, four = Counting().observation_space, gymnasium.spaces.Discrete(4)
+        check_policy_fits(best, "counting", images, agent.action_space)
+        with pytest.raises(ValueError, match=r"actions Discrete\(6\); counting has .*Discrete\(4"):
+            check_policy_fits(best, "counting", images, four)
     with pytest.raises(ValueError, match="every must be at least 1, got 0"):
         RealEnvEvaluation(Counting, every=0)
 

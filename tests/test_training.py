@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import worldsim.checkpoint as checkpoint
 from experiments.data_checks import held_out_of
+from experiments.sb3_training import PPOConfig
 from experiments.ship_model import ShipConfig, choose_contexts
 from experiments.ship_model import main as ship_main
 from experiments.train_config import TrainConfig, ValidationConfig, presets
@@ -619,6 +620,17 @@ def test_settings_that_a_continued_model_does_not_take_are_told(
     model = WorldModelConfig(num_actions=4, backbone=config.backbone)
     check_kept_settings(config, model)
     assert "kept keeps its own pose, reward_limit\n" in capsys.readouterr().out
+
+
+def test_training_settings_that_are_none_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"optimizer.steps must be at least 0, got -3"):
+        OptimizerConfig(steps=-3)
+    with pytest.raises(ValueError, match="frames_per_step must be at least 1, got 0"):
+        DynamicsTraining(frames_per_step=0)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        TokenizerTraining(batch_size=0)
+    with pytest.raises(ValueError, match=r"ppo.batch_size must be at least 2, got 0"):
+        PPOConfig(batch_size=0)
 
 
 def test_frames_that_were_trained_on_are_those_of_whole_segments() -> None:

@@ -64,7 +64,12 @@ class DatasetWriter:
         env_spec: Any = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        namespace, _, _ = parse_dataset_id(dataset_id)
+        try:
+            namespace, _, _ = parse_dataset_id(dataset_id)
+        except TypeError as error:
+            raise ValueError(
+                f"dataset id {dataset_id!r} has no version: end it in -v0, as in mine/walks-v0"
+            ) from error
         root = get_dataset_path() if root is None else Path(root).expanduser()
         self.dataset_id = dataset_id
         self.path = root / dataset_id

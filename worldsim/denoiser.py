@@ -40,7 +40,11 @@ class Denoiser(nn.Module):
         super().__init__()
         h, w = tokenizer.grid
         if patch < 1 or h % patch or w % patch:
-            raise ValueError(f"latent_patch {patch} does not divide the grid of latents {h, w}")
+            raise ValueError(
+                f"latent_patch {patch} does not divide the grid of latents {h, w}: of frames "
+                f"{tokenizer.frame_shape}, sides must be multiples of "
+                f"{patch * tokenizer.frame_shape[0] // h} pixels, or latent_patch 1"
+            )
         grid = h // patch, w // patch
         d, c = backbone.d_model, patch**2 * tokenizer.latent_channels
         self.cut = {"i": grid[0], "j": grid[1], "p": patch, "q": patch}

@@ -46,6 +46,11 @@ class OptimizerConfig:
     """Decay of the running average of weights that is evaluated and shipped."""
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "learning_rate", "muon_learning_rate", "warmup_steps", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"optimizer.{name} must be at least 0, got {getattr(self, name)}")
+
     def rate(self, step: int) -> float:
         """Share of the learning rate at a step."""
         rising = (step + 1) / max(self.warmup_steps, 1)
@@ -64,6 +69,11 @@ class TokenizerTraining:
     """Frames per step, over all processes."""
     max_frames: int = 100_000
     """Frames kept in memory to train on, evenly spaced over the dataset."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_frames"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +96,10 @@ class DynamicsTraining:
     termination_weight: float = 0.1
     policy_weight: float = 0.1
     value_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.frames_per_step < 1:
+            raise ValueError(f"frames_per_step must be at least 1, got {self.frames_per_step}")
 
     def segment_length(self, step: int) -> int:
         """Frames per segment at a step."""
