@@ -13,10 +13,13 @@ from experiments.train_config import TrainConfig, ValidationConfig
 from worldsim.checkpoint import load_config
 from worldsim.episodes import EpisodeDataset
 from worldsim.occupancy_training import OccupancyTraining
+from worldsim.own_dreams import OwnDreams
 from worldsim.places_training import PlacesTraining
 from worldsim.training import DynamicsTraining, OptimizerConfig
 
 SEGMENT_LENGTH = 128
+REWARD_WEIGHT = 3.0
+"""Of rewards in training, which are rare: that of the presets for Memory Mazes."""
 
 
 def improve_world_model(
@@ -86,6 +89,7 @@ def improve_world_model(
         learned = (str(collected.path), *datasets)
         # Segments as long as the real episodes allow: memory is not to be unlearned.
         length = min(SEGMENT_LENGTH, int(EpisodeDataset(learned).lengths.max()))
+        dreamed = max(length // 4, 1)
         train_world_model.main(
             TrainConfig(
                 dataset=learned,
@@ -97,6 +101,14 @@ def improve_world_model(
                         steps=steps, learning_rate=3e-4, muon_learning_rate=6e-4, seed=seed
                     ),
                     curriculum=((length, 1.0),),
+                    # Without, dreams of more than some steps soon go astray again.
+                    own_dreams=OwnDreams(
+                        share=0.5 if length > 1 else 0.0,
+                        begin=0.0,
+                        context=max(length - dreamed, 1),
+                        length=dreamed,
+                    ),
+                    reward_weight=REWARD_WEIGHT,
                     # Recall is learned after cuts, where a model can be told poses across them.
                     longest_stretches=() if load_config(world_model).pose is None else (length,),
                 ),
