@@ -35,7 +35,8 @@ from worldsim.contexts import ContextBank
 from worldsim.dream import DreamVectorEnv
 from worldsim.latents import LatentEpisodes
 from worldsim.state import WorldState
-from worldsim.training import DynamicsTraining, OptimizerConfig, Trainer, dynamics_loss
+from worldsim.training import Trainer, dynamics_loss
+from worldsim.training_config import DynamicsTraining, OptimizerConfig
 from worldsim.world_model import WorldModel
 
 matplotlib.use("Agg")

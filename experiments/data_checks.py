@@ -17,7 +17,7 @@ from worldsim.episodes import DamagedEpisodeError, EpisodeDataset
 from worldsim.latents import discounted_returns
 from worldsim.pose import poses_of
 from worldsim.storage import find_dataset
-from worldsim.training import DynamicsTraining
+from worldsim.training_config import DynamicsTraining
 from worldsim.world_model_config import WorldModelConfig
 
 

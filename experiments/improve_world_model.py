@@ -15,7 +15,7 @@ from worldsim.episodes import EpisodeDataset
 from worldsim.occupancy_training import OccupancyTraining
 from worldsim.own_dreams import OwnDreams
 from worldsim.places_training import PlacesTraining
-from worldsim.training import DynamicsTraining, OptimizerConfig
+from worldsim.training_config import DynamicsTraining, OptimizerConfig
 
 SEGMENT_LENGTH = 128
 REWARD_WEIGHT = 3.0

@@ -22,7 +22,7 @@ from worldsim.backbone import (
 from worldsim.diffusion import DiffusionForcingConfig
 from worldsim.layers import BlockSize
 from worldsim.pose import PoseConfig
-from worldsim.training import DynamicsTraining
+from worldsim.training_config import DynamicsTraining
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

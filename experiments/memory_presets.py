@@ -13,7 +13,7 @@ from experiments.memory_mazes import MazeTask
 from worldsim.diffusion import DiffusionForcingConfig
 from worldsim.pose import PoseConfig
 from worldsim.tokenizer import TokenizerConfig
-from worldsim.training import DynamicsTraining, OptimizerConfig, TokenizerTraining
+from worldsim.training_config import DynamicsTraining, OptimizerConfig, TokenizerTraining
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ from experiments.memory_training import Benchmark, check_settings
 from experiments.platform_settings import keep_memory
 from experiments.report import is_done, provenance, same_settings, write_json
 from worldsim.backbone import count_parameters
-from worldsim.training import DynamicsTraining
+from worldsim.training_config import DynamicsTraining
 from worldsim.world_model import WorldModel
 
 Job = TypeVar("Job")

@@ -34,14 +34,8 @@ from worldsim.diffusion import sample_signal_levels
 from worldsim.latents import LatentEpisodes
 from worldsim.pose import PoseConfig
 from worldsim.tokenizer import Tokenizer, TokenizerConfig
-from worldsim.training import (
-    DynamicsTraining,
-    LossModule,
-    Trainer,
-    dynamics_loss,
-    step_rng,
-    tokenizer_loss,
-)
+from worldsim.training import LossModule, Trainer, dynamics_loss, step_rng, tokenizer_loss
+from worldsim.training_config import DynamicsTraining
 from worldsim.world_model import WorldModel
 from worldsim.world_model_config import WorldModelConfig
 

@@ -21,7 +21,7 @@ from worldsim.own_dreams import OwnDreams
 from worldsim.places_training import PlacesTraining
 from worldsim.pose import PoseConfig
 from worldsim.tokenizer import TokenizerConfig
-from worldsim.training import DynamicsTraining, OptimizerConfig, TokenizerTraining
+from worldsim.training_config import DynamicsTraining, OptimizerConfig, TokenizerTraining
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,13 +30,7 @@ from worldsim.places_training import (
     reading,
 )
 from worldsim.tokenizer import Tokenizer
-from worldsim.training import (
-    LossModule,
-    Trainer,
-    spaced_frames,
-    step_rng,
-    tokenizer_loss,
-)
+from worldsim.training import LossModule, Trainer, spaced_frames, step_rng, tokenizer_loss
 from worldsim.world_model import WorldModel
 from worldsim.world_model_config import WorldModelConfig
 

@@ -314,6 +314,8 @@ def test_runs_add_up_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     # Other settings are refused, not mixed in.
     sizes = dataclasses.replace(config.sizes, d_model=48)
     with pytest.raises(ValueError, match="result of other settings"):
+        benchmark_memory.main(dataclasses.replace(config, sizes=sizes, measure_costs=False))
+    with pytest.raises(ValueError, match="costs of other settings"):  # told before any training
         benchmark_memory.main(dataclasses.replace(config, sizes=sizes))
 
 

@@ -32,7 +32,8 @@ from worldsim.odometry import HIDDEN, ORIGIN, POSE, OdometryConfig
 from worldsim.places import NUM_PLACE_FEATURES, PlacesConfig, place_in
 from worldsim.places_training import ReadEpisodes
 from worldsim.pose import PoseConfig
-from worldsim.training import LossModule, OptimizerConfig, Trainer
+from worldsim.training import LossModule, Trainer
+from worldsim.training_config import OptimizerConfig
 from worldsim.world_model import WorldModel
 
 SMALL = OccupancyConfig(side=12, reach=3.0, width=32)

@@ -17,7 +17,8 @@ from worldsim.latents import LatentEpisodes
 from worldsim.odometry import OdometryConfig
 from worldsim.own_dreams import DreamNoise, OwnDreams, draw_dream_noise, end_in_dreams
 from worldsim.pose import PoseConfig, relative_poses
-from worldsim.training import DynamicsTraining, OptimizerConfig, dynamics_loss
+from worldsim.training import dynamics_loss
+from worldsim.training_config import DynamicsTraining, OptimizerConfig
 from worldsim.world_model import WorldModel
 
 CONTEXT, LENGTH = 5, 4

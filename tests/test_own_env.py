@@ -31,7 +31,7 @@ from worldsim.checkpoint import save
 from worldsim.contexts import sample_contexts
 from worldsim.episodes import EpisodeDataset
 from worldsim.open_loop import draw_stretches
-from worldsim.training import OptimizerConfig
+from worldsim.training_config import OptimizerConfig
 from worldsim.world_model_config import WorldModelConfig
 
 LAMP = "own_env:Lamp-v0"

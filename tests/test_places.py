@@ -38,7 +38,8 @@ from worldsim.places_training import (
     read_once,
 )
 from worldsim.pose import PoseConfig, placed_at, seen_from
-from worldsim.training import OptimizerConfig, Trainer
+from worldsim.training import Trainer
+from worldsim.training_config import OptimizerConfig
 from worldsim.world_model import WorldModel
 
 MORE = NUM_PLACE_FEATURES + NUM_POSE_FEATURES

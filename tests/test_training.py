@@ -37,10 +37,7 @@ from worldsim.own_dreams import OwnDreams
 from worldsim.places_training import PlacesTraining
 from worldsim.tokenizer import Tokenizer, TokenizerConfig
 from worldsim.training import (
-    DynamicsTraining,
     LossModule,
-    OptimizerConfig,
-    TokenizerTraining,
     Trainer,
     dynamics_loss,
     make_optimizers,
@@ -49,6 +46,7 @@ from worldsim.training import (
     step_rng,
     tokenizer_loss,
 )
+from worldsim.training_config import DynamicsTraining, OptimizerConfig, TokenizerTraining
 from worldsim.world_model import WorldModel
 from worldsim.world_model_config import WorldModelConfig
 

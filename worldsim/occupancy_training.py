@@ -18,14 +18,8 @@ from worldsim.diffusion import noise_slightly
 from worldsim.latents import LatentEpisodes
 from worldsim.occupancy import Occupancy
 from worldsim.places_training import ReadEpisodes
-from worldsim.training import (
-    Losses,
-    LossFunction,
-    OptimizerConfig,
-    check_divides,
-    own_share,
-    step_rng,
-)
+from worldsim.training import Losses, LossFunction, check_divides, own_share, step_rng
+from worldsim.training_config import OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)

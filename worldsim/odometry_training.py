@@ -9,14 +9,8 @@ from torch import Tensor, nn
 
 from worldsim.diffusion import noise_slightly
 from worldsim.latents import LatentEpisodes
-from worldsim.training import (
-    Losses,
-    LossFunction,
-    OptimizerConfig,
-    check_divides,
-    own_share,
-    step_rng,
-)
+from worldsim.training import Losses, LossFunction, check_divides, own_share, step_rng
+from worldsim.training_config import OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)

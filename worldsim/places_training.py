@@ -18,14 +18,8 @@ from worldsim.cache import keep_tensors, kept_tensors
 from worldsim.diffusion import noise_slightly
 from worldsim.latents import LatentEpisodes
 from worldsim.places import Places, next_reward_places
-from worldsim.training import (
-    Losses,
-    LossFunction,
-    OptimizerConfig,
-    check_divides,
-    own_share,
-    step_rng,
-)
+from worldsim.training import Losses, LossFunction, check_divides, own_share, step_rng
+from worldsim.training_config import OptimizerConfig
 from worldsim.world_model import WorldModel
 
 
