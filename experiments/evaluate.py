@@ -1,12 +1,15 @@
 """Judge any policy on any real env or in any dream: mean return with its interval.
 
-python experiments/evaluate.py --policy runs/dream_train/my_run/policy.safetensors
-python experiments/evaluate.py --policy explorer --num-episodes 20 --video explorer.mp4
-python experiments/evaluate.py --policy walker --num-workers 10 --video walker.mp4
-python experiments/evaluate.py --policy policy.zip --world-model memory-maze-9x9 --horizon 64
-python experiments/evaluate.py --policy planner --planner.method rollout --planner.horizon 8
-python experiments/evaluate.py --policy planner --num-episodes 1 --traces runs/decisions
-python experiments/evaluate.py --policy planner --planner-policy runs/my_run/policy.safetensors
+    python experiments/evaluate.py --policy runs/dream_train/my_run/policy.safetensors
+    python experiments/evaluate.py --policy explorer --num-episodes 20 --video explorer.mp4
+    python experiments/evaluate.py --policy walker --num-workers 10 --video walker.mp4
+    python experiments/evaluate.py --policy policy.zip --world-model memory-maze-9x9 --horizon 64
+    python experiments/evaluate.py --policy planner --planner.method rollout --planner.horizon 8
+    python experiments/evaluate.py --policy planner --num-episodes 1 --traces runs/decisions
+    python experiments/evaluate.py --policy planner --planner-policy runs/my_run/policy.safetensors
+
+On real envs every episode has a seed that nothing was trained on; with --world-model the policy is
+judged in a dream instead.
 """
 
 from __future__ import annotations
