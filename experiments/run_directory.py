@@ -32,16 +32,12 @@ def check_config(
     if (path / "config.json").is_file():
         old = json.loads((path / "config.json").read_text())
         then = defaults_of(config) | old  # settings that were not there yet were at their defaults
-        changed = [
-            k
-            for k in new
-            if k not in free_to_change
-            and (
-                not same_setting(getattr(config, k), old[k])
-                if k in old
-                else getattr(config, k) != then.get(k)
-            )
-        ]
+
+        def same(name: str) -> bool:
+            setting = getattr(config, name)
+            return same_setting(setting, old[name]) if name in old else setting == then.get(name)
+
+        changed = [k for k in new if k not in free_to_change and not same(k)]
         if changed:
             changes = ", ".join(f"{k}: {then.get(k)} there, {new[k]} now" for k in changed)
             raise ValueError(
