@@ -13,8 +13,13 @@ Lambda-returns are bootstrapped by a slowly moving critic and advantages scaled 
 returns (DreamerV3, Hafner et al. 2023, arXiv 2301.04104); leaving the cloned behaviour is penalised
 (Dreamer 4, Hafner et al. 2025, arXiv 2509.24527); and because dreams cost more than gradients, each
 is used for a few clipped passes (PPO, Schulman et al. 2017, arXiv 1707.06347). Steps can be worth
-something beside dreamed rewards (`agents.on_the_way`). No dream runs longer
-than its horizon, since a model is trusted less the longer it dreams.
+something beside dreamed rewards (`agents.on_the_way`).
+
+Against exploiting the model: no dream runs longer than its horizon; small rewards count as none;
+and, if wanted, doubtful steps are left out (after MOReL, Kidambi et al. 2020, arXiv 2005.05951) or
+cost something (after MOPO, Yu et al. 2020, arXiv 2005.13239). There is one model, not an ensemble,
+so a step is doubtful where two dreams of it, with different noise, lie far apart.
+`experiments/benchmark_guards.py` compares these.
 """
 
 from __future__ import annotations
@@ -69,6 +74,12 @@ class ActorCriticConfig:
     """Dreamed rewards smaller than this count as none. They are expected rewards: where a dream is
     blurred, a policy could collect small shares of a reward wherever its target may be. By default
     0, and 0.5 where progress on the way is rewarded, which rests on rewards of 1."""
+    max_doubt: float | None = None
+    """Dreams end before a step that is doubtful: where features of two dreams of it differ by more
+    than this, as a root mean square. It needs every step to be dreamed twice, and so does the
+    next."""
+    doubt_coef: float = 0.0
+    """What such a difference of 1 costs."""
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "num_epochs", "batch_size"):
@@ -77,10 +88,24 @@ class ActorCriticConfig:
         for name in ("gamma", "return_lambda", "target_decay", "scale_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.max_doubt is not None and not self.max_doubt > 0:
+            raise ValueError(f"max_doubt must be above 0, got {self.max_doubt}")
+        if not self.doubt_coef >= 0:
+            raise ValueError(f"doubt_coef must be at least 0, got {self.doubt_coef}")
+
+    @property
+    def doubts(self) -> bool:
+        """Whether steps are dreamed twice, to see how far the two lie apart."""
+        return self.max_doubt is not None or self.doubt_coef > 0
 
 
 def lambda_returns(
-    rewards: Tensor, values: Tensor, terminated: Tensor, gamma: float, return_lambda: float
+    rewards: Tensor,
+    values: Tensor,
+    terminated: Tensor,
+    gamma: float,
+    return_lambda: float,
+    truncated: Tensor | None = None,
 ) -> Tensor:
     """Mixtures of n-step returns with weights that fall by lambda (Sutton & Barto, 12.1).
 
@@ -88,6 +113,8 @@ def lambda_returns(
         rewards: (t, b) of each step. terminated: (t, b) bool, whether the step ended the episode.
         values: (t, b) of the state that the step led to.
         gamma, return_lambda: discount, and the weights' decay.
+        truncated: (t, b) bool, whether what follows the step is left out: the value of the state
+            that it led to stands for it.
 
     Returns:
         (t, b) returns from before each step. What follows an end does not enter what precedes it.
@@ -95,6 +122,8 @@ def lambda_returns(
     returns, following = torch.empty_like(rewards), values[-1]
     for t in reversed(range(len(rewards))):
         future = (1 - return_lambda) * values[t] + return_lambda * following
+        if truncated is not None:
+            future = torch.where(truncated[t], values[t], future)
         following = rewards[t] + gamma * future * ~terminated[t]
         returns[t] = following
     return returns
@@ -122,7 +151,9 @@ class DreamSegment(NamedTuple):
     rewards: Tensor  # (t, b), with what steps are worth beside
     dreamed: Tensor  # (t, b) rewards of the dream alone
     terminated: Tensor  # (t, b) bool
-    alive: Tensor  # (t, b) bool, false after an end
+    alive: Tensor  # (t, b) bool, false after an end, and from a doubtful step on
+    truncated: Tensor  # (t, b) bool, whether the next step is doubtful
+    doubt: Tensor  # (t, b)
 
 
 class DreamSteps(NamedTuple):
@@ -199,7 +230,8 @@ class ImaginationTrainer:
             prior = self.prior(dream.features[:-1]).log_softmax(-1)
             values = self.target(dream.features)
             returns = lambda_returns(
-                dream.rewards, values[1:], dream.terminated, config.gamma, config.return_lambda
+                *(dream.rewards, values[1:], dream.terminated),
+                *(config.gamma, config.return_lambda, dream.truncated),
             )
             advantages = returns - values[:-1]
             # Centred: a critic that is too hopeful everywhere would put every action off.
@@ -230,6 +262,8 @@ class ImaginationTrainer:
             "return": float(returns[dream.alive].mean()),
             "return_scale": self.return_scale or 0.0,
             "dream_steps": float(self.num_dream_steps),
+            **({"doubt": float(dream.doubt.mean())} if config.doubts else {}),
+            "learned_share": float(dream.alive.float().mean()),
         }
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -302,6 +336,8 @@ class ImaginationTrainer:
         """Go on with the dreams for a segment; those that ended, or are too old, start again."""
         config = self.config
         features, actions, rewards, dreamed, terminated, alive = [], [], [], [], [], []
+        doubts, none = [], torch.zeros(self.num_envs, device=self.device)
+        limit = float("inf") if config.max_doubt is None else config.max_doubt
         over = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
         state = self.state
         for _ in range(config.num_steps):
@@ -309,15 +345,18 @@ class ImaginationTrainer:
             action = torch.multinomial(probabilities, 1, generator=self.generator).squeeze(-1)
             features.append(state.features)
             actions.append(action)
-            alive.append(~over)
             noise = self.model.draw_noise(self.num_envs, self.generator)
             before = state
             state, reward, ended = self.model.step(state, action, noise)
+            doubt = self._doubt(before, action, state) if config.doubts else none
+            over = over | (doubt > limit)
+            alive.append(~over)
             reward = torch.where(reward.abs() < self.min_reward, 0.0, reward)
             dreamed.append(reward)
             if self.shaping is not None:
                 reward = reward + self.shaping(before, state)
-            rewards.append(reward)
+            rewards.append(reward - config.doubt_coef * doubt)
+            doubts.append(doubt)
             terminated.append(ended)
             over = over | ended
         features.append(state.features)
@@ -328,8 +367,27 @@ class ImaginationTrainer:
             state = self.starts(self.num_envs, self.generator).where(over, state)
             self.age = torch.where(over, 0, self.age)
         self.state = state
-        parts = (features, actions, rewards, dreamed, terminated, alive)
-        return DreamSegment(*(torch.stack(part) for part in parts))
+        doubt, learned = torch.stack(doubts), torch.stack(alive)
+        if not learned.any():
+            raise ValueError(f"max_doubt {config.max_doubt} leaves no step to learn from")
+        truncated = (doubt > limit).roll(-1, 0)  # of the step before
+        truncated[-1] = False
+        return DreamSegment(
+            torch.stack(features),
+            torch.stack(actions),
+            torch.stack(rewards),
+            torch.stack(dreamed),
+            torch.stack(terminated),
+            learned,
+            truncated,
+            doubt,
+        )
+
+    def _doubt(self, before: Any, actions: Tensor, after: Any) -> Tensor:
+        """How far features of another dream of the same steps are from these: (n,)."""
+        noise = self.model.draw_noise(self.num_envs, self.generator)
+        other = self.model.step(before, actions, noise).state
+        return (other.features - after.features).square().mean(-1).sqrt()
 
     def _scale(self, returns: Tensor) -> float:
         """What advantages are divided by: the spread of returns, without the outermost tenth."""

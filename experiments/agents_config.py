@@ -68,7 +68,7 @@ def deciding_settings(agent: str) -> list[str]:
         names.append("temperature")
     if trained in DREAM_TRAINED:
         names += ["num_contexts", "num_starts", "frames_to_reward", "minutes", "total_timesteps"]
-        names.append("way")
+        names += ["way", "training_horizon"]
     if trained.startswith("actor_critic"):
         names.append("actor_critic")
     if "ppo" in trained:
@@ -122,6 +122,9 @@ class BenchmarkAgentsConfig:
     """How SB3's PPO and RecurrentPPO do."""
     way: WayConfig = dataclasses.field(default_factory=WayConfig)
     """What agents trained in dreams are rewarded for on the way to rewards."""
+    training_horizon: int | None = None
+    """Steps of a dreamed episode to train on; by default 16 for agents that start from the world
+    model's behaviour, which look beyond by their critic, and 64 for others."""
     seeds: tuple[int, ...] = (0, 1, 2)
     minutes: float = 5.0
     """Dream training per agent and seed, where total_timesteps is not given."""
@@ -156,7 +159,7 @@ class BenchmarkAgentsConfig:
         for name in (
             *("num_contexts", "num_starts", "minutes", "total_timesteps", "real_steps"),
             *("eval_episodes", "dream_episodes", "horizon", "num_envs", "short_memory"),
-            *("planner_episodes", "max_episode_steps"),
+            *("planner_episodes", "max_episode_steps", "training_horizon"),
         ):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")

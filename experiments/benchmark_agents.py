@@ -292,6 +292,7 @@ class AgentsBenchmark:
             minutes=config.minutes,
             total_timesteps=config.total_timesteps,
             num_envs=config.num_envs,
+            horizon=config.training_horizon,
             judge=False,
             output=config.work_directory / f"{agent}-seed{seed}",
             **options,

@@ -102,6 +102,92 @@ def test_lambda_returns_are_as_defined(lam: float) -> None:
         np.testing.assert_allclose(returns[:, i], expected)
 
 
+def test_the_return_of_a_truncated_step_does_not_know_what_follows() -> None:
+    rng = np.random.default_rng(0)
+    rewards, values = (torch.as_tensor(x) for x in rng.normal(size=(2, 12, 3)))
+    ended = torch.zeros(12, 3, dtype=torch.bool)
+    ended[9, 2] = True
+    truncated = torch.zeros(12, 3, dtype=torch.bool)
+    truncated[5, 0] = truncated[9, 2] = True
+    returns = lambda_returns(rewards, values, ended, 0.9, 0.8, truncated)
+    whole = lambda_returns(rewards, values, ended, 0.9, 0.8)
+    short = lambda_returns(rewards[:6], values[:6], ended[:6], 0.9, 0.8)
+    torch.testing.assert_close(returns[:6, 0], short[:, 0])  # as if it had been the last
+    torch.testing.assert_close(returns[6:, 0], whole[6:, 0])
+    torch.testing.assert_close(returns[:, 1:], whole[:, 1:])  # what has ended has no future
+
+
+class FoggyCorridor(OneHotCorridor):
+    """From its middle on a step right may, or may not, be one; what lies there pays a lot."""
+
+    def dynamics(
+        self, features: torch.Tensor, actions: torch.Tensor, noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        lost = (features.argmax(-1) >= 2) & (actions == 1) & (noise > 0)
+        return super().dynamics(features, torch.where(lost, 2, actions), noise)
+
+
+def foggy_trainer(**options: Any) -> ImaginationTrainer:
+    config = ActorCriticConfig(num_steps=8, prior_coef=0.0, min_return_scale=1.0, **options)
+    return ImaginationTrainer(make_agent(), FoggyCorridor(), anywhere, config, horizon=16, seed=0)
+
+
+def test_nothing_is_learned_from_a_doubtful_step_on() -> None:
+    trainer = foggy_trainer(max_doubt=0.1)
+    dream = trainer._dream()
+    doubtful = dream.doubt > 0.1
+    assert 0.02 < doubtful.float().mean() < 0.6
+    position = dream.features[:-1].argmax(-1)
+    assert ((position >= 2) & (dream.actions == 1))[doubtful & dream.alive.roll(1, 0)].all()
+    first = doubtful.float().cumsum(0).clamp(max=1).bool()
+    assert not (dream.alive & first).any() and dream.alive[~first & (position < 2)].any()
+    # The step before is told so, and what the doubtful one brought is not in its return.
+    assert (dream.truncated[:-1] == doubtful[1:]).all() and not dream.truncated[-1].any()
+    assert trainer.update()["learned_share"] < 1
+
+    # Who doubts nothing learns from all, and dreams no step twice.
+    plain = foggy_trainer()
+    assert isinstance(plain.model, FoggyCorridor)
+    metrics = plain.update()
+    assert plain.model.rows_stepped == plain.num_dream_steps and "doubt" not in metrics
+    assert not plain._dream().truncated.any()
+
+
+def test_doubt_costs_what_it_is_said_to() -> None:
+    dream = foggy_trainer(doubt_coef=2.0)._dream()
+    torch.testing.assert_close(dream.rewards, dream.dreamed - 2.0 * dream.doubt)
+    # Two dreams of one-hot positions differ in two of six, or not at all.
+    apart = (2 / 6) ** 0.5
+    assert ((dream.doubt == 0) | ((dream.doubt - apart).abs() < 1e-6)).all()
+    assert dream.truncated.sum() == 0 and (dream.doubt > 0).any()
+
+
+def test_an_agent_that_shuns_doubt_stays_out_of_the_fog() -> None:
+    def share_of_steps_right(**options: Any) -> float:
+        trainer = foggy_trainer(learning_rate=3e-3, **options)
+        for _ in range(60):
+            trainer.update()
+        logits = trainer.agent.logits(one_hot(torch.arange(2, 5)).features).detach()
+        return float(logits.softmax(-1)[:, 1].min())
+
+    assert share_of_steps_right(doubt_coef=5.0) < 0.1 < 0.8 < share_of_steps_right()
+
+
+def test_doubting_everything_is_refused() -> None:
+    class Fog(FoggyCorridor):
+        def step(self, state: Any, actions: torch.Tensor, noise: torch.Tensor) -> Any:
+            step = super().step(state, actions, noise)
+            return step._replace(state=Situation(step.state.features + noise[:, None]))
+
+    config = ActorCriticConfig(num_steps=8, max_doubt=1e-9)
+    trainer = ImaginationTrainer(make_agent(), Fog(), anywhere, config, horizon=16)
+    with pytest.raises(ValueError, match="max_doubt 1e-09 leaves no step to learn from"):
+        trainer.update()
+    for options in ({"max_doubt": 0.0}, {"doubt_coef": -1.0}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
+            ActorCriticConfig(**options)
+
+
 def test_the_corridor_is_walked_and_its_value_known() -> None:
     agent, metrics = train(250)
     features = one_hot(torch.arange(5)).features
