@@ -139,8 +139,8 @@ def check_first(config: DreamTrainConfig) -> None:
         find_dataset(config.contexts)
     if config.clone is not None:
         check_episodes(model, config.clone)
-    has_map = model.places is not None and model.places.occupancy is not None
-    if config.agent == "planner" and config.planner.bootstrap == "map" and not has_map:
+    by_map = config.agent == "planner" and config.planner.bootstrap == "map"
+    if by_map and not model.draws_map:
         raise ValueError(f"{name} draws no map to plan by: leave --planner.bootstrap out")
 
 

@@ -36,6 +36,7 @@ from experiments.memory_report import (
 from experiments.platform_settings import keep_memory
 from experiments.report import provenance, write_json
 from experiments.videos import save_video, tile
+from worldsim.checks import check_same_kind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,12 +108,7 @@ def main(config: EvaluateMemoryConfig) -> dict[str, Any]:
         num_workers=config.num_workers,
     )
     mazes = MemoryMazes(task, config.work)
-    expected = (mazes.frame_shape, mazes.num_actions)
-    if (model.config.frame_shape, model.config.num_actions) != expected:
-        raise ValueError(
-            f"{config.world_model} was made for frames {model.config.frame_shape} and "
-            f"{model.config.num_actions} actions; {config.env} has {expected[0]} and {expected[1]}"
-        )
+    check_same_kind(config.world_model, model.config, config.env, mazes)
     runs: Runs = {}
     parameters = sum(p.numel() for p in model.parameters())
     with tqdm(total=2 * (2 + len(config.shorter_contexts)), unit="walks", mininterval=0) as bar:

@@ -34,6 +34,7 @@ from experiments.memory_recall import (
 )
 from experiments.wall_colors import ColorReader
 from experiments.workers import Task, collect
+from worldsim.checks import check_same_kind
 from worldsim.dataset_writer import DatasetWriter
 from worldsim.episodes import Episode, EpisodeDataset
 from worldsim.latents import LatentEpisodes, encode_dataset
@@ -158,12 +159,7 @@ class MemoryMazes:
         task = self.task
         if task.training_dataset:
             given = EpisodeDataset(task.training_dataset, task.datasets_root)
-            if (given.frame_shape, given.num_actions) != (self.frame_shape, self.num_actions):
-                raise ValueError(
-                    f"{task.training_dataset} has frames {given.frame_shape} and "
-                    f"{given.num_actions} actions; {task.env} has {self.frame_shape} and "
-                    f"{self.num_actions}"
-                )
+            check_same_kind("training_dataset", given, task.env, self)
             return given
         count = task.training_episodes
         paths = [

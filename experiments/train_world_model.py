@@ -45,7 +45,7 @@ from experiments.train_stages import (
 )
 from experiments.validation import validate
 from worldsim.backbone import count_parameters
-from worldsim.checks import check_device
+from worldsim.checks import check_device, check_same_kind
 from worldsim.episodes import EpisodeDataset
 from worldsim.latents import LatentEpisodes
 from worldsim.odometry import OdometryConfig
@@ -169,11 +169,7 @@ def open_datasets(config: TrainConfig) -> tuple[EpisodeDataset, EpisodeDataset]:
     if not config.validation_dataset:
         return held_out_of(train, config.output / HELD_OUT)
     held_out = EpisodeDataset(config.validation_dataset, config.datasets_root, config.image_key)
-    if (held_out.frame_shape, held_out.num_actions) != (train.frame_shape, train.num_actions):
-        raise ValueError(
-            f"validation episodes have frames {held_out.frame_shape} and {held_out.num_actions} "
-            f"actions, training episodes {train.frame_shape} and {train.num_actions}"
-        )
+    check_same_kind("validation_dataset", held_out, "dataset", train)
     return train, held_out
 
 
@@ -186,12 +182,7 @@ def build_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:
             raise ValueError("init takes over a whole world model: leave tokenizer_of out")
         model = checkpoint.load(config.init, dtype=torch.float32)
         model = model.reconfigured(**_dreaming(config)).requires_grad_(True)
-        expected = (model.config.frame_shape, model.config.num_actions)
-        if (dataset.frame_shape, dataset.num_actions) != expected:
-            raise ValueError(
-                f"{config.init} was made for frames {expected[0]} and {expected[1]} actions; the "
-                f"dataset has {dataset.frame_shape} and {dataset.num_actions}"
-            )
+        check_same_kind(config.init, model.config, "the dataset", dataset)
         if model.told_poses:
             raise ValueError(
                 f"{config.init} is told poses from outside, as models of the memory benchmark are, "

@@ -73,7 +73,7 @@ def main(config: WatchConfig) -> float:
     if not config.env.startswith("memory-maze-"):
         raise ValueError(f"only Memory Mazes tell what their map is: {config.env} does not")
     model = load(config.world_model)
-    if model.config.places is None or model.config.places.occupancy is None:
+    if not model.config.draws_map:
         raise ValueError(f"{config.world_model} draws no map: train one (--places --occupancy)")
     policy = behaviour_policy(model, seed=config.seed, temperature=config.temperature)
     env = envs.make(config.env, privileged=True)

@@ -741,7 +741,9 @@ def test_missing_and_unfit_datasets_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no --dataset given"):
         main(TrainConfig())
     dataset = write_dataset(tmp_path / "data", num_episodes=2)
-    with pytest.raises(ValueError, match=r"was made for frames .* and 6 actions"):
+    with pytest.raises(
+        ValueError, match=r"other has frames .64, 64, 3. and 6 actions, the dataset .16, 16, 3. and"
+    ):
         path = tmp_path / "other"
         checkpoint.save(WorldModel(tiny_config()), path)  # frames of 64 x 64
         main(tiny_training(dataset, tmp_path / "run", init=str(path)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import gymnasium
 import numpy as np
 import torch
@@ -56,6 +58,34 @@ def check_noise(noise: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"noise has shape {tuple(noise.shape)}; expected {shape}")
     if noise.dtype != torch.float32:
         raise ValueError(f"noise is {noise.dtype}; it must be torch.float32")
+
+
+class OfFrames(Protocol):
+    """Episodes, an env or a world model: of frames of one shape, and so many actions."""
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """Height, width, channels."""
+        ...
+
+    @property
+    def num_actions(self) -> int:
+        """How many, "no action" not counted."""
+        ...
+
+
+def check_same_kind(name: str, one: OfFrames, other_name: str, other: OfFrames) -> None:
+    """Raise a ValueError where two are of other frames or actions than each other.
+
+    Args:
+        name, other_name: what they are called in the message.
+        one, other: episodes, a world model's config, or whatever has frames and actions.
+    """
+    if (one.frame_shape, one.num_actions) != (other.frame_shape, other.num_actions):
+        raise ValueError(
+            f"{name} has frames {one.frame_shape} and {one.num_actions} actions, {other_name} "
+            f"{other.frame_shape} and {other.num_actions}: take two that fit each other"
+        )
 
 
 def check_spaces(

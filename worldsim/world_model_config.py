@@ -55,6 +55,11 @@ class WorldModelConfig:
         return h // self.latent_patch, w // self.latent_patch
 
     @property
+    def draws_map(self) -> bool:
+        """Whether the model draws a map, on which ways are found."""
+        return self.places is not None and self.places.occupancy is not None
+
+    @property
     def num_features(self) -> int:
         """Of the read-out of a frame, and of places and pose where the model has them."""
         return self.backbone.d_model + (self.places.num_features if self.places is not None else 0)
