@@ -12,10 +12,18 @@ from typing import TypeVar
 
 import gymnasium
 import tyro
+from safetensors import SafetensorError
 
 C = TypeVar("C")
 
 CONTINUES = "what is finished is kept, the same command continues"
+
+
+EXPECTED = (
+    *(FloatingPointError, OSError, RuntimeError, ValueError, gymnasium.error.Error),
+    SafetensorError,  # of a full disk, too
+)
+"""Errors whose message says all that a user needs."""
 
 
 def run_script(
@@ -48,7 +56,7 @@ def run_script(
         main(chosen)
     except KeyboardInterrupt:
         sys.exit("\nstopped" + (f"; {stopped}" if stopped else ""))
-    except (FloatingPointError, OSError, RuntimeError, ValueError, gymnasium.error.Error) as error:
+    except EXPECTED as error:
         if os.environ.get("WORLDSIM_DEBUG"):
             raise
         sys.exit(f"error: {error}")

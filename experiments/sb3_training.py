@@ -140,8 +140,9 @@ def train_with_sb3(
     first_step = run.get("finished_timesteps", 0)
 
     def save(seconds: float) -> None:
-        save_agent(agent, path)
+        # The note first: where the policy is, so is what it is of.
         write_json(path.with_suffix(".json"), world_model_note(world_model))
+        save_agent(agent, path)
         run.keep(round_seconds=seconds, round_timesteps=agent.num_timesteps - first_step)
 
     with TrainingProgress.of_round(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import gymnasium
 import pytest
+from safetensors import SafetensorError
 
 from experiments.command_line import run_script
 
@@ -43,6 +44,7 @@ def test_help_says_what_the_script_does(presets: bool, capsys: pytest.CaptureFix
     [
         *(ValueError("it is 3"), FileNotFoundError("no 3"), RuntimeError("3!")),
         FloatingPointError("the loss is nan"),
+        SafetensorError("the disk is full"),
         gymnasium.error.Error("Seed must be greater or equal to zero"),
     ],
 )
