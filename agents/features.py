@@ -268,6 +268,15 @@ def check_policy_fits(
             )
 
 
+def doubted_features(model: WorldModel) -> slice:
+    """Features by which to see whether a dreamed step is to be doubted.
+
+    What is told of places, where the model remembers some: two dreams that differ there are often
+    wrong there, while read-outs tell little (`experiments/evaluate_doubt.py`).
+    """
+    return slice(model.d_model if model.places is not None else 0, None)
+
+
 def feature_policy_kwargs(model: WorldModel) -> dict[str, Any]:
     """SB3's `policy_kwargs` for networks of the shape of the model's own policy head."""
     width = model.config.num_features

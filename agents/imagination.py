@@ -16,10 +16,11 @@ is used for a few clipped passes (PPO, Schulman et al. 2017, arXiv 1707.06347). 
 something beside dreamed rewards (`agents.on_the_way`).
 
 Against exploiting the model: no dream runs longer than its horizon; small rewards count as none;
-and, if wanted, doubtful steps are left out (after MOReL, Kidambi et al. 2020, arXiv 2005.05951) or
-cost something (after MOPO, Yu et al. 2020, arXiv 2005.13239). There is one model, not an ensemble,
-so a step is doubtful where two dreams of it, with different noise, lie far apart.
-`experiments/benchmark_guards.py` compares these.
+and, if wanted, dreams end where they are doubtful (as in MOReL, Kidambi et al. 2020, arXiv
+2005.05951, but without its penalty), or doubt costs something (as in MOPO, Yu et al. 2020, arXiv
+2005.13239). There is one model and no ensemble: a step is doubtful where two dreams of it, from
+different noise, lie far apart. `experiments/evaluate_doubt.py` measures whether such steps are
+wrong more often, `experiments/benchmark_guards.py` which guards help.
 """
 
 from __future__ import annotations
@@ -75,11 +76,10 @@ class ActorCriticConfig:
     blurred, a policy could collect small shares of a reward wherever its target may be. By default
     0, and 0.5 where progress on the way is rewarded, which rests on rewards of 1."""
     max_doubt: float | None = None
-    """Dreams end before a step that is doubtful: where features of two dreams of it differ by more
-    than this, as a root mean square. It needs every step to be dreamed twice, and so does the
-    next."""
+    """Dreams end with a step that is doubtful: features of two dreams of it differ by more than
+    this, as a root mean square. Every step is dreamed twice for that, which is not counted."""
     doubt_coef: float = 0.0
-    """What such a difference of 1 costs."""
+    """What such a difference of 1 costs. It, too, has every step dreamed twice."""
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "num_epochs", "batch_size"):
@@ -129,6 +129,11 @@ def lambda_returns(
     return returns
 
 
+def distance(one: Tensor, other: Tensor) -> Tensor:
+    """Root mean square of how features (..., d) differ: (...)."""
+    return (one - other).square().mean(-1).sqrt()
+
+
 def starts_of(bank: ContextBank) -> Starts:
     """Begin dreams at the end of contexts drawn uniformly from a bank."""
 
@@ -148,12 +153,13 @@ class DreamSegment(NamedTuple):
 
     features: Tensor  # (t + 1, b, d)
     actions: Tensor  # (t, b) int64
-    rewards: Tensor  # (t, b), with what steps are worth beside
+    rewards: Tensor  # (t, b), with what steps are worth beside, less what doubt costs
+    shaped: Tensor  # (t, b), with what steps are worth beside
     dreamed: Tensor  # (t, b) rewards of the dream alone
     terminated: Tensor  # (t, b) bool
-    alive: Tensor  # (t, b) bool, false after an end, and from a doubtful step on
-    truncated: Tensor  # (t, b) bool, whether the next step is doubtful
-    doubt: Tensor  # (t, b)
+    alive: Tensor  # (t, b) bool, false after an end, and after a doubtful step
+    truncated: Tensor  # (t, b) bool, whether the step was doubtful
+    doubt: Tensor  # (t, b) as features of two dreams differ, 0 where none is asked for
 
 
 class DreamSteps(NamedTuple):
@@ -178,6 +184,7 @@ class ImaginationTrainer:
         shaping: what steps are worth beside dreamed rewards, `agents.on_the_way.WayReward`.
         num_envs: dreams side by side.
         horizon: steps after which a dream starts again, a multiple of the config's `num_steps`.
+        doubted: features in which two dreams of a step are compared, where steps are doubted.
         seed: decides everything that is random.
 
     Raises:
@@ -194,6 +201,7 @@ class ImaginationTrainer:
         shaping: Shaping | None = None,
         num_envs: int = 32,
         horizon: int = 64,
+        doubted: slice = slice(None),
         seed: int = 0,
     ) -> None:
         self.config = config = config or ActorCriticConfig()
@@ -203,7 +211,7 @@ class ImaginationTrainer:
                 "updates"
             )
         self.agent, self.model, self.starts = agent, model, starts
-        self.shaping = shaping
+        self.shaping, self.doubted = shaping, doubted
         smallest, spread = (0.0, 1.0) if shaping is None else (0.5, 0.1)
         self.min_reward = smallest if config.min_reward is None else config.min_reward
         given = config.min_return_scale
@@ -258,11 +266,11 @@ class ImaginationTrainer:
         return {
             **{name: float(np.mean([m[name] for m in logged])) for name in logged[0]},
             "reward_per_step": float(dream.dreamed[dream.alive].mean()),
-            "shaped_reward_per_step": float(dream.rewards[dream.alive].mean()),
+            "shaped_reward_per_step": float(dream.shaped[dream.alive].mean()),
             "return": float(returns[dream.alive].mean()),
             "return_scale": self.return_scale or 0.0,
             "dream_steps": float(self.num_dream_steps),
-            **({"doubt": float(dream.doubt.mean())} if config.doubts else {}),
+            "doubt": float(dream.doubt[dream.alive].mean()),
             "learned_share": float(dream.alive.float().mean()),
         }
 
@@ -335,7 +343,7 @@ class ImaginationTrainer:
     def _dream(self) -> DreamSegment:
         """Go on with the dreams for a segment; those that ended, or are too old, start again."""
         config = self.config
-        features, actions, rewards, dreamed, terminated, alive = [], [], [], [], [], []
+        features, actions, shaped, dreamed, terminated, alive = [], [], [], [], [], []
         doubts, none = [], torch.zeros(self.num_envs, device=self.device)
         limit = float("inf") if config.max_doubt is None else config.max_doubt
         over = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
@@ -345,20 +353,18 @@ class ImaginationTrainer:
             action = torch.multinomial(probabilities, 1, generator=self.generator).squeeze(-1)
             features.append(state.features)
             actions.append(action)
+            alive.append(~over)
             noise = self.model.draw_noise(self.num_envs, self.generator)
             before = state
             state, reward, ended = self.model.step(state, action, noise)
-            doubt = self._doubt(before, action, state) if config.doubts else none
-            over = over | (doubt > limit)
-            alive.append(~over)
+            doubts.append(self._doubt(before, action, state) if config.doubts else none)
             reward = torch.where(reward.abs() < self.min_reward, 0.0, reward)
             dreamed.append(reward)
             if self.shaping is not None:
                 reward = reward + self.shaping(before, state)
-            rewards.append(reward - config.doubt_coef * doubt)
-            doubts.append(doubt)
+            shaped.append(reward)
             terminated.append(ended)
-            over = over | ended
+            over = over | ended | (doubts[-1] > limit)
         features.append(state.features)
         self.num_dream_steps += self.num_envs * config.num_steps
         self.age += config.num_steps
@@ -367,27 +373,24 @@ class ImaginationTrainer:
             state = self.starts(self.num_envs, self.generator).where(over, state)
             self.age = torch.where(over, 0, self.age)
         self.state = state
-        doubt, learned = torch.stack(doubts), torch.stack(alive)
-        if not learned.any():
-            raise ValueError(f"max_doubt {config.max_doubt} leaves no step to learn from")
-        truncated = (doubt > limit).roll(-1, 0)  # of the step before
-        truncated[-1] = False
+        worth, doubt = torch.stack(shaped), torch.stack(doubts)
         return DreamSegment(
-            torch.stack(features),
-            torch.stack(actions),
-            torch.stack(rewards),
-            torch.stack(dreamed),
-            torch.stack(terminated),
-            learned,
-            truncated,
-            doubt,
+            features=torch.stack(features),
+            actions=torch.stack(actions),
+            rewards=worth - config.doubt_coef * doubt,
+            shaped=worth,
+            dreamed=torch.stack(dreamed),
+            terminated=torch.stack(terminated),
+            alive=torch.stack(alive),
+            truncated=doubt > limit,
+            doubt=doubt,
         )
 
     def _doubt(self, before: Any, actions: Tensor, after: Any) -> Tensor:
-        """How far features of another dream of the same steps are from these: (n,)."""
+        """How far another dream of the same steps lies from this one: (n,)."""
         noise = self.model.draw_noise(self.num_envs, self.generator)
         other = self.model.step(before, actions, noise).state
-        return (other.features - after.features).square().mean(-1).sqrt()
+        return distance(other.features[:, self.doubted], after.features[:, self.doubted])
 
     def _scale(self, returns: Tensor) -> float:
         """What advantages are divided by: the spread of returns, without the outermost tenth."""

@@ -12,11 +12,13 @@ from tqdm import tqdm
 
 from agents.actor_critic import ActorCritic
 from agents.cloning import CloningConfig, ReadOuts, clone_advantages, read_out_episodes
+from agents.features import doubted_features
 from agents.imagination import ImaginationTrainer, starts_of
 from agents.on_the_way import shaping_of
 from agents.planner import DreamModel
 from experiments.run_directory import RunDirectory
 from experiments.training_progress import TrainingProgress
+from worldsim.checks import check_same_kind
 from worldsim.contexts import ContextBank
 from worldsim.episodes import EpisodeDataset
 from worldsim.world_model import WorldModel
@@ -46,12 +48,7 @@ def check_episodes(model: WorldModelConfig, dataset: str) -> EpisodeDataset:
         ValueError: they have other frames or actions than the model's.
     """
     episodes = EpisodeDataset(dataset)
-    found, known = ((one.frame_shape, one.num_actions) for one in (episodes, model))
-    if found != known:
-        raise ValueError(
-            f"{dataset} has frames {found[0]} and {found[1]} actions, the model {known[0]} and "
-            f"{known[1]}: take episodes of the env that it has learned"
-        )
+    check_same_kind(dataset, episodes, "the model", model)
     return episodes
 
 
@@ -123,6 +120,7 @@ def train_actor_critic(
         shaping=shaping,
         num_envs=options.num_envs,
         horizon=options.training_horizon,
+        doubted=doubted_features(model),
         seed=options.seed + 1000 * round_index,
     )
     if run.get("round_timesteps", 0):

@@ -37,12 +37,12 @@ def check_kept(
     advice = "choose another --output and --work"
     if kept.get("world_model_sha256") != weights:
         raise ValueError(f"{file} was made with another {world_model} than there is now: {advice}")
-    then = kept["config"] | {"real_steps": kept["config"].get("real_steps") or recorded_steps}
+    # Settings that were not there yet had no other value than their default.
+    then = as_json(BenchmarkAgentsConfig()) | kept["config"]
+    then["real_steps"] = then["real_steps"] or recorded_steps
     now = dataclasses.replace(config, real_steps=config.real_steps or recorded_steps)
     for name in deciding_settings(agent):
         setting = getattr(now, name)
-        if name not in then and not dataclasses.is_dataclass(setting):
-            continue  # it was not there to be set
         if name == "minutes" and config.total_timesteps is not None:
             continue  # steps are what ends training
         if name == "num_contexts" and config.contexts is None:

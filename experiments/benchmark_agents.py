@@ -117,7 +117,7 @@ class AgentsBenchmark:
             return f"no scripted player is known for {config.env}"
         if agent in (*WALKERS, "actor_critic_from_cloning") and places is None:
             return f"{self.name} has no memory of places"
-        if places is None or places.occupancy is None:
+        if not self.model.config.draws_map:
             if agent == "walker_without_map":
                 return f"{self.name} draws no map"
             if agent in PLANNERS and config.planner.bootstrap == "map":

@@ -1,13 +1,14 @@
 """What keeps an actor-critic from exploiting its dream? Guards left out and added, one by one.
 
-    python experiments/benchmark_guards.py --total-timesteps 80000
+    python experiments/benchmark_guards.py
     python experiments/benchmark_guards.py --guards as_given horizon_64 --agents actor_critic
 
 A policy learns what its world model gets wrong, too: dreams promise it more and more, and outside
 it makes less. The same agent is trained on as many dreamed steps with every guard, and judged in
-the same real mazes and the same dreams. Results are JSON files in a directory for every guard, as
-experiments/benchmark_agents.py makes them: what is there is kept, so that a run that was stopped
-goes on, and further guards and seeds add up over calls.
+the same real mazes and the same dreams. (Where doubt is asked for, every step is dreamed twice.)
+Results are JSON files in a directory for every guard, as experiments/benchmark_agents.py makes
+them: what is there is kept, so that a run that was stopped goes on, and further guards and seeds
+add up over calls.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import numpy as np
 from experiments.agents_config import BenchmarkAgentsConfig
 from experiments.agents_labels import LABELS
 from experiments.agents_report import gain, mean_return
+from experiments.agents_work import check_kept
 from experiments.benchmark_agents import AgentsBenchmark
 from experiments.command_line import CONTINUES, run_script
 from experiments.platform_settings import keep_memory
@@ -42,10 +44,13 @@ LEFT_OUT: dict[str, dict[str, Any]] = {
 GUARDS: dict[str, dict[str, Any]] = {
     AS_GIVEN: {},
     **LEFT_OUT,
-    "none": {name: value for left_out in LEFT_OUT.values() for name, value in left_out.items()}
-    | {"way": {"touch": 0.0, "min_reward": 0.0}},
-    "doubtful_steps_out": {"actor_critic": {"max_doubt": 0.04}},
-    "doubt_costs": {"actor_critic": {"doubt_coef": 0.5}},
+    "none": {
+        "training_horizon": 64,
+        "way": {"touch": 0.0, "min_reward": 0.0},
+        "actor_critic": {"prior_coef": 0.0},
+    },
+    "doubt_ends": {"actor_critic": {"max_doubt": 0.03}},
+    "doubt_costs": {"actor_critic": {"doubt_coef": 1.0}},
 }
 """What is compared: settings in place of those given."""
 GUARD_LABELS = {
@@ -55,8 +60,8 @@ GUARD_LABELS = {
     "small_rewards": "small dreamed rewards count",
     "free_of_behaviour": "leaving the cloned behaviour costs nothing",
     "none": "none of these four",
-    "doubtful_steps_out": "besides, dreams end before doubtful steps",
-    "doubt_costs": "besides, doubtful steps cost something",
+    "doubt_ends": "besides, doubtful dreams end",
+    "doubt_costs": "besides, doubt costs something",
 }
 
 
@@ -66,6 +71,8 @@ class BenchmarkGuardsConfig(BenchmarkAgentsConfig):
 
     agents: tuple[str, ...] | None = ("actor_critic_from_cloning",)
     """The actor-critic to train; from cloning it has the most to learn in its dreams."""
+    total_timesteps: int | None = 80_000
+    """Dream steps per guard and seed; not the second dreams of steps that are doubted."""
     guards: tuple[str, ...] = tuple(GUARDS)
     """What to compare."""
 
@@ -79,6 +86,12 @@ class BenchmarkGuardsConfig(BenchmarkAgentsConfig):
         for guard in self.guards:
             if guard not in GUARDS:
                 raise ValueError(f"unknown guard {guard!r}: choose from {', '.join(GUARDS)}")
+        if self.actor_critic.min_reward is not None:
+            raise ValueError("give --way.min-reward in place of --actor-critic.min-reward")
+        if self.total_timesteps is None:
+            raise ValueError(
+                "guards take their time, and are compared by steps: give total_timesteps"
+            )
 
     @property
     def work_directory(self) -> Path:
@@ -86,13 +99,19 @@ class BenchmarkGuardsConfig(BenchmarkAgentsConfig):
 
 
 def with_guard(config: BenchmarkGuardsConfig, guard: str) -> BenchmarkGuardsConfig:
-    """The config with the settings of one guard, and directories of its own."""
+    """The config with the settings of one guard, and directories of its own.
+
+    Raises:
+        ValueError: they are those that are given already.
+    """
     changes = {
         name: dataclasses.replace(getattr(config, name), **value)
         if isinstance(value, Mapping)
         else value
         for name, value in GUARDS[guard].items()
     }
+    if guard != AS_GIVEN and all(getattr(config, name) == new for name, new in changes.items()):
+        raise ValueError(f"{guard} changes nothing of what is given: leave it out of guards")
     return dataclasses.replace(
         config,
         output=config.output_directory / guard,
@@ -100,6 +119,19 @@ def with_guard(config: BenchmarkGuardsConfig, guard: str) -> BenchmarkGuardsConf
         guards=(guard,),
         **changes,
     )
+
+
+def check_all_kept(config: BenchmarkGuardsConfig, benchmark: AgentsBenchmark, agent: str) -> None:
+    """Refuse to report what was made before with other settings, of guards of other calls too.
+
+    Raises:
+        ValueError: there is such a result.
+    """
+    for guard in GUARDS:
+        for file in (config.output_directory / guard).glob(f"{agent}-seed*.json"):
+            guarded = with_guard(config, guard)
+            steps = benchmark.recorded_steps
+            check_kept(file, agent, guarded, benchmark.name, benchmark.weights, steps)
 
 
 def write_report(output: Path, agent: str) -> str:
@@ -185,12 +217,20 @@ def main(config: BenchmarkGuardsConfig) -> str:
     keep_memory()
     assert config.agents is not None
     (agent,) = config.agents
-    configs = {guard: with_guard(config, guard) for guard in config.guards}
+    benchmarks = {guard: AgentsBenchmark(with_guard(config, guard)) for guard in config.guards}
+    first = next(iter(benchmarks.values()))
+    if needing := [guard for guard in config.guards if "way" in GUARDS[guard]]:
+        if not first.model.config.draws_map:
+            raise ValueError(
+                f"{first.name} draws no map to find the way on: leave {', '.join(needing)} out of "
+                "guards"
+            )
+    check_all_kept(config, first, agent)
     # Seed by seed, so that a run that is stopped has compared something.
     for seed in config.seeds:
-        for guard, guarded in configs.items():
+        for guard, benchmark in benchmarks.items():
             print(f"{GUARD_LABELS[guard]}, seed {seed}", flush=True)
-            AgentsBenchmark(guarded).run(agent, seed)
+            benchmark.run(agent, seed)
     table = write_report(config.output_directory, agent)
     print(f"\n{table}\n\neverything is in {config.output_directory}")
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 from planning_problems import Corridor, Situation
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiny import NUM_ACTIONS, tiny_contexts, tiny_model
 
 from agents import actor_critic
 from agents.actor_critic import ActorCritic, ActorCriticPolicy
-from agents.features import FeaturePolicy, load_policy
+from agents.features import FeaturePolicy, doubted_features, load_policy
 from agents.imagination import (
     ActorCriticConfig,
     DreamSteps,
@@ -27,6 +29,9 @@ from agents.imagination import (
 from agents.planner import DreamModel
 from worldsim.checkpoint import load, save
 from worldsim.contexts import ContextBank
+from worldsim.odometry import OdometryConfig
+from worldsim.places import PlacesConfig
+from worldsim.pose import PoseConfig
 
 
 class OneHotCorridor(Corridor):
@@ -118,7 +123,7 @@ def test_the_return_of_a_truncated_step_does_not_know_what_follows() -> None:
 
 
 class FoggyCorridor(OneHotCorridor):
-    """From its middle on a step right may, or may not, be one; what lies there pays a lot."""
+    """From its middle on a step to the right may, or may not, be one."""
 
     def dynamics(
         self, features: torch.Tensor, actions: torch.Tensor, noise: torch.Tensor
@@ -127,39 +132,83 @@ class FoggyCorridor(OneHotCorridor):
         return super().dynamics(features, torch.where(lost, 2, actions), noise)
 
 
-def foggy_trainer(**options: Any) -> ImaginationTrainer:
+def foggy_trainer(
+    doubted: slice = slice(None), num_envs: int = 32, **options: Any
+) -> ImaginationTrainer:
     config = ActorCriticConfig(num_steps=8, prior_coef=0.0, min_return_scale=1.0, **options)
-    return ImaginationTrainer(make_agent(), FoggyCorridor(), anywhere, config, horizon=16, seed=0)
+    return ImaginationTrainer(
+        *(make_agent(), FoggyCorridor(), anywhere, config),
+        num_envs=num_envs,
+        horizon=16,
+        doubted=doubted,
+        seed=0,
+    )
 
 
-def test_nothing_is_learned_from_a_doubtful_step_on() -> None:
+def test_a_dream_ends_with_a_doubtful_step() -> None:
     trainer = foggy_trainer(max_doubt=0.1)
-    dream = trainer._dream()
-    doubtful = dream.doubt > 0.1
-    assert 0.02 < doubtful.float().mean() < 0.6
-    position = dream.features[:-1].argmax(-1)
-    assert ((position >= 2) & (dream.actions == 1))[doubtful & dream.alive.roll(1, 0)].all()
-    first = doubtful.float().cumsum(0).clamp(max=1).bool()
-    assert not (dream.alive & first).any() and dream.alive[~first & (position < 2)].any()
-    # The step before is told so, and what the doubtful one brought is not in its return.
-    assert (dream.truncated[:-1] == doubtful[1:]).all() and not dream.truncated[-1].any()
-    assert trainer.update()["learned_share"] < 1
+    learned: list[DreamSteps] = []
+    loss = trainer._loss
 
-    # Who doubts nothing learns from all, and dreams no step twice.
-    plain = foggy_trainer()
-    assert isinstance(plain.model, FoggyCorridor)
-    metrics = plain.update()
-    assert plain.model.rows_stepped == plain.num_dream_steps and "doubt" not in metrics
+    def keep(steps: DreamSteps) -> tuple[torch.Tensor, dict[str, float]]:
+        learned.append(steps)
+        return loss(steps)
+
+    dream, values = trainer._dream(), copy.deepcopy(trainer.target)
+    with (
+        mock.patch.object(trainer, "_dream", lambda: dream),
+        mock.patch.object(trainer, "_loss", keep),
+    ):
+        metrics = trainer.update()
+    doubtful = dream.doubt > 0.1
+    position = dream.features[:-1].argmax(-1)
+    assert ((position >= 2) & (dream.actions == 1))[doubtful & dream.alive].all()
+    assert 0.02 < doubtful.float().mean() < 0.6
+
+    # What a dream makes until its first doubtful step, and what the critic expects from there.
+    expected = []
+    for row in range(trainer.num_envs):
+        over = (doubtful | dream.terminated)[:, row]
+        length = int(over.float().argmax()) + 1 if over.any() else len(over)
+        part = slice(0, length)
+        after = values(dream.features[1 : length + 1, row]).detach()[:, None]
+        returns = lambda_returns(
+            *(dream.rewards[part, row, None], after, dream.terminated[part, row, None]),
+            *(trainer.config.gamma, trainer.config.return_lambda),
+        )
+        expected.append(returns[:, 0])
+    found = torch.cat([steps.returns for steps in learned[: len(learned) // 6]])
+    assert len(learned) % 6 == 0 and metrics["learned_share"] < 1
+    torch.testing.assert_close(found.sort().values, torch.cat(expected).sort().values)
+
+    # Those that ended begin anew with the next segment, at any of the starts.
+    ended = (doubtful | dream.terminated).any(0)
+    went_on = (trainer.state.features == dream.features[-1]).all(-1)
+    assert (trainer.age[ended] == 0).all() and went_on[~ended & (trainer.age > 0)].all()
+    assert not went_on[ended].all()
+
+
+def test_who_doubts_nothing_dreams_no_step_twice() -> None:
+    plain, doubting = foggy_trainer(), foggy_trainer(doubt_coef=1.0)
+    for trainer, dreams in ((plain, 1), (doubting, 2)):
+        assert isinstance(trainer.model, FoggyCorridor)
+        metrics = trainer.update()
+        assert trainer.model.rows_stepped == dreams * trainer.num_dream_steps
+        assert (metrics["doubt"] > 0) == (trainer is doubting)
     assert not plain._dream().truncated.any()
 
 
 def test_doubt_costs_what_it_is_said_to() -> None:
-    dream = foggy_trainer(doubt_coef=2.0)._dream()
-    torch.testing.assert_close(dream.rewards, dream.dreamed - 2.0 * dream.doubt)
+    trainer = foggy_trainer(doubt_coef=2.0)
+    dream = trainer._dream()
+    torch.testing.assert_close(dream.rewards, dream.shaped - 2.0 * dream.doubt)
+    torch.testing.assert_close(dream.shaped, dream.dreamed)
     # Two dreams of one-hot positions differ in two of six, or not at all.
     apart = (2 / 6) ** 0.5
     assert ((dream.doubt == 0) | ((dream.doubt - apart).abs() < 1e-6)).all()
-    assert dream.truncated.sum() == 0 and (dream.doubt > 0).any()
+    assert not dream.truncated.any() and (dream.doubt > 0).any()
+    # Only features that are to be looked at count: position 0 is never in doubt.
+    assert not foggy_trainer(slice(0, 1), doubt_coef=2.0)._dream().doubt.any()
 
 
 def test_an_agent_that_shuns_doubt_stays_out_of_the_fog() -> None:
@@ -173,19 +222,21 @@ def test_an_agent_that_shuns_doubt_stays_out_of_the_fog() -> None:
     assert share_of_steps_right(doubt_coef=5.0) < 0.1 < 0.8 < share_of_steps_right()
 
 
-def test_doubting_everything_is_refused() -> None:
-    class Fog(FoggyCorridor):
-        def step(self, state: Any, actions: torch.Tensor, noise: torch.Tensor) -> Any:
-            step = super().step(state, actions, noise)
-            return step._replace(state=Situation(step.state.features + noise[:, None]))
+def test_a_world_model_is_doubted_by_what_it_tells_of_places() -> None:
+    model = tiny_model()
+    assert doubted_features(model) == slice(0, None)
+    told = tiny_model(
+        pose=PoseConfig(),
+        odometry=OdometryConfig(hidden=16),
+        places=PlacesConfig(slots=4, width=32),
+    )
+    assert told.config.num_features > told.d_model == doubted_features(told).start
 
-    config = ActorCriticConfig(num_steps=8, max_doubt=1e-9)
-    trainer = ImaginationTrainer(make_agent(), Fog(), anywhere, config, horizon=16)
-    with pytest.raises(ValueError, match="max_doubt 1e-09 leaves no step to learn from"):
-        trainer.update()
-    for options in ({"max_doubt": 0.0}, {"doubt_coef": -1.0}):
-        with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
-            ActorCriticConfig(**options)
+
+@pytest.mark.parametrize("options", [{"max_doubt": 0.0}, {"doubt_coef": -1.0}])
+def test_doubt_of_no_size_is_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
+        ActorCriticConfig(**options)
 
 
 def test_the_corridor_is_walked_and_its_value_known() -> None:
@@ -417,11 +468,11 @@ def test_a_saved_policy_is_found_from_anywhere_and_is_always_whole(
 
     def fill_the_disk(tensors: dict[str, torch.Tensor], file: Path) -> None:
         Path(file).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as patch:
         patch.setattr(actor_critic, "save_file", fill_the_disk)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(SafetensorError, match="No space left"):
             agent.save(path, world_model="here/model")
     ActorCritic.load(path)
     shutil.rmtree(tmp_path / "here/model")

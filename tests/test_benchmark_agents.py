@@ -110,9 +110,11 @@ def test_every_agent_is_judged_once_and_a_second_call_adds_only_what_is_missing(
     benchmark_agents.main(dataclasses.replace(config, agents=("random",), temperature=2))
     file = files["actor_critic-seed0"]
     kept = json.loads(file.read_text())
-    del kept["config"]["way"]["min_reward"]  # as if there had not been such a setting
+    del kept["config"]["way"]["min_reward"]  # as if there had not been such settings
+    del kept["config"]["training_horizon"]
     file.write_text(json.dumps(kept))
     for changes in (
+        {"training_horizon": 32},
         {"way": WayConfig(min_reward=0.9)},
         {"actor_critic": ActorCriticConfig(num_epochs=9)},
     ):

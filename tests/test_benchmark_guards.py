@@ -6,11 +6,12 @@ import dataclasses
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from tiny import tiny_contexts, tiny_model
 
-from agents.imagination import ActorCriticConfig
+from agents.imagination import ActorCriticConfig, ImaginationTrainer
 from experiments import benchmark_guards
 from experiments.benchmark_guards import (
     AS_GIVEN,
@@ -23,6 +24,10 @@ from experiments.benchmark_guards import (
 )
 from experiments.report import as_json
 from worldsim.checkpoint import save
+from worldsim.occupancy_config import OccupancyConfig
+from worldsim.odometry import OdometryConfig
+from worldsim.places import PlacesConfig
+from worldsim.pose import PoseConfig
 
 
 def make_config(tmp_path: Path, **options: Any) -> BenchmarkGuardsConfig:
@@ -79,6 +84,11 @@ def test_a_guard_changes_its_own_settings_alone(guard: str) -> None:
         assert now == wanted
 
 
+def test_a_guard_that_changes_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="horizon_64 changes nothing of what is given"):
+        with_guard(BenchmarkGuardsConfig(training_horizon=64), "horizon_64")
+
+
 def test_without_guards_all_of_them_are_left_out() -> None:
     for left_out in LEFT_OUT.values():
         for name, value in left_out.items():
@@ -110,9 +120,56 @@ def test_a_guard_is_held_against_all_as_given_by_maze() -> None:
     assert rows[1][6:] == ["0.50", "-", "3.0"]
 
 
+def test_way_guards_reach_the_training_of_a_model_with_a_map(tmp_path: Path) -> None:
+    occupancy = OccupancyConfig(side=12, reach=3.0, width=32)
+    model = tiny_model(
+        pose=PoseConfig(),
+        odometry=OdometryConfig(hidden=16),
+        places=PlacesConfig(slots=4, width=32, occupancy=occupancy),
+    )
+    save(model, tmp_path / "model", contexts=tiny_contexts())
+    made = []
+    trainer = ImaginationTrainer
+
+    def make(*args: Any, **options: Any) -> ImaginationTrainer:
+        made.append(trainer(*args, **options))
+        return made[-1]
+
+    guards = (AS_GIVEN, "none", "doubt_ends")
+    config = dataclasses.replace(make_config(tmp_path), guards=guards, dream_episodes=1)
+    with mock.patch("experiments.actor_critic_training.ImaginationTrainer", make):
+        benchmark_guards.main(config)
+    assert [t.horizon for t in made] == [16, 64, 16]
+    assert [t.shaping.config.touch for t in made] == [0.05, 0.0, 0.05]
+    assert [t.min_reward for t in made] == [0.5, 0.0, 0.5]
+    assert [t.config.prior_coef for t in made] == [0.01, 0.0, 0.01]
+    assert [t.config.max_doubt for t in made] == [
+        None,
+        None,
+        GUARDS["doubt_ends"]["actor_critic"]["max_doubt"],
+    ]
+    assert {t.doubted.start for t in made} == {model.d_model}
+
+
+def test_what_is_not_the_same_training_but_for_its_guards_is_not_reported(tmp_path: Path) -> None:
+    save(tiny_model(), tmp_path / "model", contexts=tiny_contexts())
+    config = dataclasses.replace(make_config(tmp_path), guards=(AS_GIVEN,))
+    benchmark_guards.main(config)
+    other = dataclasses.replace(config, guards=("doubt_costs",), total_timesteps=128)
+    with pytest.raises(ValueError, match=r"as_given/actor_critic-seed0.json was made with total_"):
+        benchmark_guards.main(other)
+    with pytest.raises(ValueError, match=r"draws no map .*: leave free_walls, none out of guards"):
+        benchmark_guards.main(dataclasses.replace(config, guards=("free_walls", "none")))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"total_timesteps": None}, r"guards take their time, .*: give total_timesteps"),
+        (
+            {"actor_critic": ActorCriticConfig(min_reward=0.1)},
+            r"give --way.min-reward in place of --actor-critic.min-reward",
+        ),
         ({"guards": ("hope",)}, r"unknown guard 'hope': choose from as_given, "),
         ({"agents": ("walker",)}, r"agents must be one of actor_critic, .* got \('walker',\)"),
         ({"agents": None}, r"agents must be one of .* got none"),
