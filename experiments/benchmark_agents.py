@@ -357,7 +357,9 @@ class AgentsBenchmark:
             )
         finally:
             batch.close()
-        if seed == config.seeds[0] and results[0].frames is not None:
+        # Of the lowest seed that was judged, whichever call it was in.
+        lowest = not any(self._file(agent, s).is_file() for s in range(seed))
+        if lowest and results[0].frames is not None:
             video = config.output_directory / "videos" / f"{agent}.mp4"
             save_video(video, results[0].frames[:250])
         return summarise(results)
