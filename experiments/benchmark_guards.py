@@ -49,10 +49,12 @@ GUARDS: dict[str, dict[str, Any]] = {
         "way": {"touch": 0.0, "min_reward": 0.0},
         "actor_critic": {"prior_coef": 0.0},
     },
+    "rewards_alone": {"way": {"progress": 0.0, "touch": 0.0}},
     "doubt_ends": {"actor_critic": {"max_doubt": 0.03}},
     "doubt_costs": {"actor_critic": {"doubt_coef": 1.0}},
 }
-"""What is compared: settings in place of those given."""
+"""What is compared: settings in place of those given. Progress on the way is no guard, but with it
+there is much less that a dreamed reward can deceive about."""
 GUARD_LABELS = {
     AS_GIVEN: "all guards, as given",
     "horizon_64": "dreams of 64 steps, not 16",
@@ -60,6 +62,7 @@ GUARD_LABELS = {
     "small_rewards": "small dreamed rewards count",
     "free_of_behaviour": "leaving the cloned behaviour costs nothing",
     "none": "none of these four",
+    "rewards_alone": "dreamed rewards alone, no progress on the way",
     "doubt_ends": "besides, doubtful dreams end",
     "doubt_costs": "besides, doubt costs something",
 }
