@@ -295,10 +295,63 @@ def test_training_goes_on_from_what_was_kept(tmp_path: Path) -> None:
         kept = other.state_dict()
         assert all(torch.equal(t, kept[key]) for key, t in trainer.state_dict().items())
         other.update()
+    # In new dreams: not those of the beginning once more.
+    assert resumed[0].generator.initial_seed() != trainer.generator.initial_seed()
     first, second = (other.agent.state_dict() for other in resumed)
     assert all(torch.equal(first[key], second[key]) for key in first)
     with pytest.raises(ValueError, match="another agent"):
         trainer.load_state_dict({})
+
+
+def test_returns_are_bootstrapped_by_a_critic_that_moves_slowly() -> None:
+    trainer = make_trainer(target_decay=0.9)
+    for _ in range(3):
+        trainer.update()
+    before = copy.deepcopy(trainer.target)
+    dream = trainer._dream()
+    with mock.patch.object(trainer, "_dream", lambda: dream):
+        with mock.patch("agents.imagination.lambda_returns", wraps=lambda_returns) as returns:
+            trainer.update()
+    values = before(dream.features[1:]).detach()
+    torch.testing.assert_close(returns.call_args.args[1], values)
+    assert not torch.equal(trainer.agent.value(dream.features[1:]).detach(), values)
+    old, slow, fast = (
+        [p.detach() for p in critic.parameters() if p.is_floating_point()]
+        for critic in (before, trainer.target, trainer.agent.critic)
+    )
+    for o, s, f in zip(old, slow, fast, strict=True):
+        torch.testing.assert_close(s, o.lerp(f, 0.1))
+
+
+def test_a_policy_is_not_drawn_further_than_the_clip_range() -> None:
+    trainer = make_trainer(ent_coef=0.0, vf_coef=0.0, clip_range=0.2)
+    features = one_hot(torch.arange(5)).features
+    log_policy = trainer.agent.logits(features).log_softmax(-1).detach()
+    actions = torch.ones(5, dtype=torch.long)
+
+    def gradient(ratio: float, advantage: float) -> float:
+        old = log_policy[:, 1] - float(np.log(ratio))
+        rest = (torch.zeros(5), torch.full((5,), advantage), old, log_policy)
+        trainer.optimizer.zero_grad()
+        trainer._loss(DreamSteps(features, actions, *rest))[0].backward()
+        heads = trainer.agent.policy_head.parameters()
+        return float(sum(p.grad.abs().sum() for p in heads if p.grad is not None))
+
+    assert gradient(1.0, 1.0) > 1e-3 and gradient(1.0, -1.0) > 1e-3
+    assert gradient(1.5, 1.0) == 0 and gradient(0.5, -1.0) == 0  # far enough already
+    assert gradient(1.5, -1.0) > 1e-3 and gradient(0.5, 1.0) > 1e-3  # back is not held up
+
+
+def test_every_step_has_draws_of_its_own() -> None:
+    policy, features = ActorCriticPolicy(make_agent()), np.zeros((64, 6), np.float32)
+    starts = np.ones(64, bool)
+    first, state = policy.act(features, None, starts)
+    second, _ = policy.act(features, state, starts)
+    assert (first != second).any()
+    again, _ = ActorCriticPolicy(make_agent()).act(features, None, starts)
+    np.testing.assert_array_equal(first, again)
+    other, _ = ActorCriticPolicy(make_agent(), seed=1).act(features, None, starts)
+    assert (first != other).any()
 
 
 def test_dreams_start_again_at_their_cap_and_not_before() -> None:

@@ -449,3 +449,18 @@ def test_what_decides_a_result_are_settings_of_the_benchmark() -> None:
         assert set(deciding_settings(agent)) <= fields
     assert "real_steps" in deciding_settings("model_free")
     assert {"minutes", "short_memory"} <= set(deciding_settings("actor_critic_short_memory"))
+    in_dreams = {"horizon", "dream_episodes", "judge_contexts", "num_envs"}
+    trained = {"contexts", "num_starts", "total_timesteps", "training_horizon", "way"}
+    for agent, needed in {
+        "random": {"env", "max_episode_steps", "eval_episodes"} | in_dreams,
+        "behaviour": {"temperature"} | in_dreams,
+        "walker_short_memory": {"temperature", "short_memory", "eval_episodes"},
+        "planner": {"planner", "planner_episodes", "temperature"},
+        "planner_actor_critic": {"planner", "actor_critic", "temperature"} | trained,
+        "actor_critic": {"actor_critic", "temperature"} | trained | in_dreams,
+        "actor_critic_cloned": {"dataset", "cloning", "actor_critic"} | trained,
+        "ppo_features": {"ppo", "temperature"} | trained,
+        "ppo_pixels": {"ppo"} | trained,
+        "model_free": {"real_steps", "num_workers"},
+    }.items():
+        assert needed <= set(deciding_settings(agent)), agent

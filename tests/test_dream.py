@@ -16,8 +16,9 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
-from tiny import NUM_ACTIONS, tiny_contexts, tiny_model
+from tiny import NUM_ACTIONS, tiny_contexts, tiny_model, write_dataset
 
+from experiments.evaluate import JUDGE_SEED
 from worldsim.checkpoint import CheckpointError, save
 from worldsim.contexts import ContextBank, open_contexts, sample_contexts
 from worldsim.dataset_writer import DatasetWriter
@@ -127,6 +128,51 @@ def test_batch_dreams_what_single_envs_dream(
             ended[i] = bool(terminated[i] or truncated[i])
 
 
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_a_dream_that_ends_leaves_the_others_alone(
+    model: WorldModel, bank: ContextBank, mode: str
+) -> None:
+    actions = actions_for(9, (3,))
+    batch = make_batch(model, bank, 3, horizon=4, autoreset_mode=mode)
+    singles = [make(model, bank, horizon=4) for _ in range(3)]
+    batch.reset(seed=5)
+    for i, env in enumerate(singles):
+        env.reset(seed=5 + i)
+    batch.step(actions[0])
+    for env, a in zip(singles, actions[0], strict=True):
+        env.step(a)
+    batch.reset(options={"reset_mask": np.array([False, True, False])})
+    singles[1].reset()  # from now on it is a step behind
+    waiting, together = [False] * 3, set()
+    for a in actions[1:]:
+        observations, rewards, terminated, truncated, infos = batch.step(a)
+        together.add(tuple(truncated))
+        for i, env in enumerate(singles):
+            expected = (env.reset()[0], 0.0, False, False) if waiting[i] else env.step(a[i])[:4]
+            waiting[i] = expected[3] and mode == "NextStep"
+            if expected[3] and mode == "SameStep":
+                final = infos["final_obs"][i].astype(float)
+                np.testing.assert_allclose(final, expected[0].astype(float), atol=1)
+                expected = (env.reset()[0], *expected[1:])
+            np.testing.assert_allclose(
+                observations[i].astype(float), expected[0].astype(float), atol=1
+            )
+            np.testing.assert_allclose(rewards[i], expected[1], atol=1e-3)
+            assert (terminated[i], truncated[i]) == expected[2:]
+    assert {(True, False, True), (False, True, False)} <= together
+
+
+def test_other_seeds_draw_other_contexts_and_judges_their_own(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path, num_episodes=6)
+    drawn = [sample_contexts(path, 7, 5, seed=seed).frames for seed in (0, 0, 1, JUDGE_SEED)]
+    assert np.array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2]) and not np.array_equal(drawn[0], drawn[3])
+    training, held_out = EpisodeDataset(path).split(3, seed=0)
+    others = EpisodeDataset(path).split(3, seed=1)
+    assert sorted([*training.names, *held_out.names]) == sorted(EpisodeDataset(path).names)
+    assert sorted(held_out.names) != sorted(others[1].names)
+
+
 def test_threads_draw_what_one_stream_draws_by_itself() -> None:
     n, kept = 2 * PER_THREAD + 3, 5  # the last streams are not drawn from
     generators = [np.random.default_rng(i) for i in range(n)]
@@ -201,17 +247,57 @@ def test_only_masked_envs_are_reset(model: WorldModel, bank: ContextBank) -> Non
 def test_restored_snapshot_replays_identically(model: WorldModel, bank: ContextBank) -> None:
     env, actions = make(model, bank, horizon=6), actions_for(3)
     env.reset(seed=0)
-    play(env, actions)
+    seen = play(env, actions)[-1][0]
     snapshot = env.snapshot()
     expected = play(env, actions)
     after = env.reset()[0]
-    restored = env.restore(snapshot)
-    np.testing.assert_array_equal(restored, env.batch.frames[0])
+    np.testing.assert_array_equal(env.restore(snapshot), seen)
     assert_same(expected, play(env, actions))
     np.testing.assert_array_equal(env.reset()[0], after)
     fresh = make(model, bank, horizon=6)
-    fresh.restore(snapshot)
+    np.testing.assert_array_equal(fresh.restore(snapshot), seen)
     assert_same(expected, play(fresh, actions))
+    np.testing.assert_array_equal(fresh.reset()[0], after)
+
+
+def test_forks_are_of_their_parents_until_the_horizon(model: WorldModel, bank: ContextBank) -> None:
+    batch = make_batch(model, bank, 2, horizon=3)
+    batch.reset(seed=0, options={"context": [0, 4]})
+    batch.step(np.zeros(2, np.int64))
+    forks = make_batch(model, bank, 4, horizon=3)
+    restored = forks.restore(batch.snapshot().repeat(2))
+    np.testing.assert_array_equal(restored, batch.frames.repeat(2, axis=0))
+    for a in actions_for(2, (2,)):
+        expected, found = batch.step(a), forks.step(a.repeat(2))
+        parents = expected[0].repeat(2, axis=0)
+        np.testing.assert_allclose(found[0].astype(float), parents.astype(float), atol=1)
+        np.testing.assert_array_equal(found[3], expected[3].repeat(2))
+    assert found[3].all()
+    # What was over when it was kept begins anew with the next step.
+    late = make_batch(model, bank, 2, horizon=3)
+    late.restore(batch.snapshot())
+    observations, rewards, _, _, infos = late.step(np.ones(2, np.int64))
+    np.testing.assert_array_equal(observations, bank.frames[infos["context"]])
+    assert not rewards.any()
+
+
+def test_what_is_not_for_as_many_dreams_is_refused(model: WorldModel, bank: ContextBank) -> None:
+    batch, two = make_batch(model, bank, 3), make_batch(model, bank, 2)
+    with pytest.raises(ResetNeeded, match="the first reset must be of all envs"):
+        batch.reset(options={"reset_mask": np.array([True, False, False])})
+    for env in (batch, two):
+        env.reset(seed=0)
+    before = batch.snapshot()
+    with pytest.raises(ValueError, match="2 seeds do not match 3 envs"):
+        batch.reset(seed=[1, 2])
+    for mask in (np.ones(3), np.zeros(3, bool), np.ones(2, bool)):
+        with pytest.raises(ValueError, match=r"reset_mask must be \(3,\) bool with a true entry"):
+            batch.reset(options={"reset_mask": mask})
+    with pytest.raises(ValueError, match="one integer or 3"):
+        batch.reset(options={"context": [0, 1]})
+    with pytest.raises(ValueError, match="a snapshot of 2 dreams for 3 envs"):
+        batch.restore(two.snapshot())
+    assert batch.snapshot().generator_states == before.generator_states
 
 
 def test_a_snapshot_of_another_model_is_refused(model: WorldModel, bank: ContextBank) -> None:

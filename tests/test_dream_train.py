@@ -30,10 +30,17 @@ from experiments import (
     dream_train,
     evaluate,
     improve_world_model,
+    model_free,
     run_directory,
 )
 from experiments.dream_progress import DreamProgress
-from experiments.dream_train_config import DreamTrainConfig, not_used_yet
+from experiments.dream_train_config import (
+    FIRST_COLLECTION_SEED,
+    MOST_EPISODES,
+    MOST_SEEDS,
+    DreamTrainConfig,
+    not_used_yet,
+)
 from experiments.sb3_training import PPOConfig
 from experiments.train_config import TrainConfig
 from experiments.training_progress import TrainingProgress
@@ -206,6 +213,43 @@ def test_rounds_collect_learn_and_go_on(checkpoint: Path, tmp_path: Path) -> Non
     assert again["evaluations"] == results["evaluations"]
     further = dream_train.main(dataclasses.replace(config, rounds=3))
     assert {"round 3", *results["evaluations"]} <= further["evaluations"].keys()
+
+
+def test_policies_are_judged_in_mazes_that_nothing_was_trained_on() -> None:
+    assert evaluate.FIRST_EVALUATION_SEED == 2_000_000  # of all results
+    assert FIRST_COLLECTION_SEED >= 500_000  # the shipped model's training ends before 10,000
+    collected = [DreamTrainConfig(seed=s, rounds=9).collection_seed(9) for s in (0, MOST_SEEDS)]
+    assert max(collected) + MOST_EPISODES <= 1_000_000  # validation begins there
+    assert model_free.MODEL_FREE_SEED >= 3_000_000
+
+
+@pytest.mark.parametrize(("agent", "obs"), [("ppo", "pixels"), ("actor-critic", "features")])
+def test_a_killed_run_goes_on_from_what_was_saved_on_the_way(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: Any, obs: Any
+) -> None:
+    config = make_config(checkpoint, tmp_path / "run", agent=agent, obs=obs, judge=False)
+    update = TrainingProgress.update
+
+    def die(self: TrainingProgress, timesteps: int, status: str) -> None:
+        update(self, timesteps, status)
+        if timesteps >= 24:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingProgress, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(TrainingProgress, "__exit__", lambda *_: None)  # nothing is saved then
+    monkeypatch.setattr(TrainingProgress, "update", die)
+    with pytest.raises(KeyboardInterrupt):
+        dream_train.main(config)
+    monkeypatch.undo()
+    kept = json.loads((tmp_path / "run/progress.json").read_text())["round_timesteps"]
+    assert 16 <= kept <= 32
+    steps: list[int] = []
+    monkeypatch.setattr(
+        TrainingProgress, "update", lambda self, n, s: (steps.append(n), update(self, n, s))[0]
+    )
+    results = dream_train.main(config)
+    assert kept < steps[0] <= kept + 8  # the next step, or the next update
+    assert results["timesteps"] >= 64
 
 
 def test_an_interrupted_run_goes_on_where_it_was(

@@ -419,6 +419,29 @@ def test_planner_acts_in_a_batch_of_envs(model: WorldModel, method: str) -> None
     np.testing.assert_array_equal(first, play(0))
 
 
+def test_every_seed_and_every_decision_has_candidates_of_its_own(model: WorldModel) -> None:
+    frames = tiny_contexts(n=1, length=4).frames
+    config = dataclasses.replace(SMALL, method="random", replan_every=1, warm_start=0.0)
+    noises = []
+    for seed in (0, 0, 1):
+        planner, state = Planner(model, config, seed=seed), None
+        drawn: list[torch.Tensor] = []
+        draw = planner.search.model.draw_noise
+
+        def keep(n: int, generator: torch.Generator, draw: Any = draw, to: Any = drawn) -> Any:
+            to.append(draw(n, generator))
+            return to[-1]
+
+        planner.search.model.draw_noise = keep  # type: ignore[method-assign]
+        for t in range(2):
+            _, state = planner.act(frames[:, t], state, np.array([t == 0]))
+        half = len(drawn) // 2
+        noises.append((torch.stack(drawn[:half]), torch.stack(drawn[half:])))
+    assert all(torch.equal(a, b) for a, b in zip(noises[0], noises[1], strict=True))
+    assert not torch.equal(noises[0][0], noises[0][1])  # another decision
+    assert not torch.equal(noises[0][0], noises[2][0])  # another seed
+
+
 def test_planning_begins_anew_with_an_episode(model: WorldModel) -> None:
     frames = tiny_contexts(n=1, length=4).frames
     config = dataclasses.replace(SMALL, method="cem", replan_every=3)

@@ -19,7 +19,13 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from agents.rollout import evaluate, make_parallel, rollout, unbatch_infos
 from agents.sb3 import SB3Policy, algorithm_of
-from agents.statistics import bootstrap_interval, crossed_bootstrap_interval
+from agents.statistics import (
+    bootstrap_interval,
+    crossed_bootstrap_interval,
+    paired_bootstrap_interval,
+)
+from experiments.workers import play_episode
+from worldsim.recording import RecordedEpisode
 
 
 class Countdown(gymnasium.Env):
@@ -213,6 +219,69 @@ def test_rows_are_drawn_anew_as_columns_are() -> None:
         crossed_bootstrap_interval(values)
 
 
+def test_paired_intervals_are_of_differences_by_maze() -> None:
+    ours, theirs = np.random.default_rng(1).normal(0, 5, (2, 1, 20))
+    low, high = bootstrap_interval((ours - theirs)[0])
+    found = paired_bootstrap_interval(ours, theirs)
+    np.testing.assert_allclose(found, (low, high), atol=0.05 * (high - low))
+    # What both have in common by maze adds nothing to how unsure the difference is.
+    mazes = np.random.default_rng(2).normal(0, 100, 20)
+    shifted = paired_bootstrap_interval(ours + mazes, theirs + mazes)
+    np.testing.assert_allclose(shifted, found, atol=1e-9)
+
+
+class Faulty(Countdown):
+    """The simulator of seed 3 dies at its first or second step, but for the second time."""
+
+    def __init__(self, fault_at: int, faults: int = 1) -> None:
+        super().__init__()
+        self.fault_at, self.faults = fault_at, faults
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        self.steps = 0
+        return super().reset(seed=seed)
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        self.steps += 1
+        if self.np_random_seed == 3 and self.steps == self.fault_at and self.faults:
+            self.faults -= 1
+            return observation, 99.0, False, True, info | {"fault": "it died"}
+        return observation, reward, terminated, truncated, info
+
+
+@pytest.mark.parametrize("fault_at", [1, 2])
+def test_an_episode_whose_env_broke_down_is_played_again(fault_at: int) -> None:
+    batch = SyncVectorEnv(
+        [lambda: Faulty(fault_at), lambda: Faulty(fault_at, 0)],
+        autoreset_mode=AutoresetMode.DISABLED,
+    )
+    seeds, seen = [3, 4, 5], []
+    results = rollout(Checker(), batch, seeds, num_recorded=1, on_episode=seen.append)
+    assert [(r.episodic_return, r.length) for r in results] == [expected(s) for s in seeds]
+    assert sorted(r.seed for r in seen) == seeds and all(r.terminated for r in results)
+    assert results[0].frames is not None
+    countdown = np.arange(results[0].length, -1, -1)
+    np.testing.assert_array_equal(results[0].frames[:, 0, 0, 0], countdown)
+
+
+def test_a_recording_keeps_nothing_of_a_faulty_step() -> None:
+    def record(env: gymnasium.Env) -> RecordedEpisode:
+        *_, episode = play_episode(env, Checker(), 3, {})
+        assert isinstance(episode, RecordedEpisode)
+        return episode
+
+    whole, again, cut = (record(Faulty(at, n)) for at, n in ((1, 0), (1, 1), (2, 1)))
+    assert len(whole.rewards) == expected(3)[1]
+    np.testing.assert_array_equal(again.rewards, whole.rewards)
+    np.testing.assert_array_equal(again.observations, whole.observations)
+    np.testing.assert_array_equal(cut.rewards, whole.rewards[:1])
+    np.testing.assert_array_equal(cut.observations, whole.observations[:2])
+    assert cut.truncations[-1] and not cut.terminations.any()
+
+
 @pytest.mark.parametrize("values", [[], [1.0, float("nan")], [[1.0]]])
 def test_bootstrap_interval_refuses_what_has_no_mean(values: Any) -> None:
     with pytest.raises(ValueError, match="finite numbers"):
@@ -226,7 +295,7 @@ class Failing(Countdown):
         if self.np_random_seed == 1:
             os._exit(1)
         if self.np_random_seed == 2:
-            time.sleep(3600)
+            time.sleep(60)  # longer than any test waits, and no longer where one fails
         return super().step(action)
 
 

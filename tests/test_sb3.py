@@ -23,6 +23,7 @@ from stable_baselines3.common.envs import IdentityEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
+from tiny import tiny_model
 
 from agents.features import FeaturePolicy, check_policy_fits, load_policy
 from agents.sb3 import BatchedVecEnv, SB3Policy, save_agent
@@ -39,6 +40,16 @@ def make(model: WorldModel, bank: ContextBank, n: int, **options: Any) -> Batche
     return BatchedVecEnv(DreamVectorEnv(n, world_model=model, contexts=bank, **options))
 
 
+def test_only_a_dream_that_was_cut_is_told_to_be_truncated(bank: ContextBank) -> None:
+    doomed = tiny_model()
+    with torch.no_grad():
+        doomed.termination_head[-1].bias.fill_(50)  # type: ignore[union-attr, operator]
+    env = make(doomed, bank, 2)
+    env.reset()
+    _, _, dones, infos = env.step(np.zeros(2, np.int64))
+    assert dones.all() and not any(info["TimeLimit.truncated"] for info in infos)
+
+
 def test_batch_behaves_as_separate_envs_do(model: WorldModel, bank: ContextBank) -> None:
     n = 3
     batch = make(model, bank, n)
@@ -48,9 +59,14 @@ def test_batch_behaves_as_separate_envs_do(model: WorldModel, bank: ContextBank)
     np.testing.assert_array_equal(batch.reset(), separate.reset())
     assert batch.reset_infos == separate.reset_infos
     rng = np.random.default_rng(0)
-    for _ in range(10):
+    ended = set()
+    for step in range(12):
+        if step == 2:  # from now on the second is behind the others
+            batch.env.reset(options={"reset_mask": np.array([False, True, False])})
+            separate.envs[1].reset()
         actions = rng.integers(6, size=n)
         observations, rewards, dones, infos = batch.step(actions)
+        ended.add(tuple(dones))
         expected = separate.step(actions)
         # One rounding step of a pixel: batched products round differently.
         np.testing.assert_allclose(observations.astype(float), expected[0].astype(float), atol=1)
@@ -67,6 +83,7 @@ def test_batch_behaves_as_separate_envs_do(model: WorldModel, bank: ContextBank)
                     expected_info["terminal_observation"].astype(float),
                     atol=1,
                 )
+    assert {(True, False, True), (False, True, False)} <= ended
 
 
 def test_monitor_counts_dreamed_episodes(model: WorldModel, bank: ContextBank) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from unittest import mock
 
 import pytest
 import torch
 from tiny import NUM_ACTIONS, tiny_config, tiny_contexts, tiny_model
 from torch import Tensor
 
-from worldsim.diffusion import sample_signal_levels
+from worldsim.diffusion import diffusion_loss, sample_signal_levels
 from worldsim.state import WorldState
 from worldsim.world_model import WorldModel
 
@@ -304,12 +305,27 @@ def test_no_loss_on_actions_nobody_took(model: WorldModel) -> None:
 
 def test_every_parameter_but_the_tokenizer_is_trained() -> None:
     model = tiny_model().requires_grad_(True)
-    sum(losses(model).values()).backward()  # type: ignore[union-attr]
+    torch.nn.init.normal_(model.termination_head[-1].weight)  # type: ignore[arg-type]
+    ended = torch.arange(4 * 6).view(4, 6) % 5 == 0
+    sum(losses(model, terminated=ended).values()).backward()  # type: ignore[union-attr]
     for name, p in model.named_parameters():
         if name.startswith("tokenizer"):
             assert p.grad is None, name
         else:
             assert p.grad is not None and p.grad.isfinite().all(), name
+            assert p.grad.any(), f"nothing is learned by {name}"
+
+
+def test_what_is_shown_is_not_what_is_to_be_predicted() -> None:
+    model = tiny_model()
+    latents = model.tokenizer.encode(episode(4, 6)[1])
+    with mock.patch("worldsim.world_model.diffusion_loss", wraps=diffusion_loss) as loss:
+        losses(model, seen=latents + 1)
+    prediction, target, _ = loss.call_args.args
+    assert torch.equal(target, latents)
+    with mock.patch("worldsim.world_model.diffusion_loss", wraps=diffusion_loss) as loss:
+        losses(model)
+    assert not torch.equal(loss.call_args.args[0], prediction)  # it was shown
 
 
 @pytest.mark.parametrize(
