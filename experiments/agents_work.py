@@ -47,9 +47,9 @@ def check_kept(
             continue  # steps are what ends training
         if name == "num_contexts" and config.contexts is None:
             continue  # shipped ones are taken as they are
-        if not same_setting(setting, then.get(name, {})):
+        if not same_setting(setting, then[name]):
             raise ValueError(
-                f"{file} was made with {name} {then.get(name)}, not {as_json(now)[name]}: {advice}"
+                f"{file} was made with {name} {then[name]}, not {as_json(now)[name]}: {advice}"
             )
 
 
