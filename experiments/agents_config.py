@@ -23,7 +23,9 @@ DREAM_TRAINED: dict[str, dict[str, Any]] = {
     "actor_critic_cloned": {"agent": "actor-critic", "obs": "features"},
 }
 """Agents trained by dream_train, with its options."""
-FROM_EPISODES = ("advantage_weighted", "actor_critic_cloned")
+CLONED = ("cloned", "advantage_weighted")
+"""Agents that imitate recorded episodes, seeing all that those trained in the dream see."""
+FROM_EPISODES = (*CLONED, "actor_critic_cloned")
 """Agents that learn from recorded episodes."""
 WALKERS = ("walker", "walker_without_map", "walker_short_memory")
 """Agents that need a world model with a memory of places."""
@@ -36,7 +38,8 @@ MEMORY_CUT = {"actor_critic_short_memory": "actor_critic", "walker_short_memory"
 """Agents that are others with a shorter memory."""
 
 FROM_BEHAVIOUR = (
-    *("behaviour", "advantage_weighted", "ppo_features"),
+    *("behaviour", "ppo_features"),
+    *CLONED,
     *("actor_critic", "actor_critic_from_cloning"),
     *WALKERS,
     *PLANNERS,
@@ -106,16 +109,16 @@ class BenchmarkAgentsConfig:
     agents: tuple[str, ...] | None = None
     """What to compare; by default all that can be had with this env and world model, but those that
     take the longest ("model_free", which learns on the real env, "planner_cloning",
-    "planner_actor_critic" and "walker_short_memory") or learn from a dataset
-    ("advantage_weighted" and "actor_critic_cloned")."""
+    "planner_actor_critic" and "walker_short_memory") or learn from a dataset ("cloned",
+    "advantage_weighted" and "actor_critic_cloned")."""
     dataset: str | None = None
     """Recorded episodes for those that learn from some."""
     cloning: CloningConfig = dataclasses.field(default_factory=CloningConfig)
-    """How they do."""
+    """How they do; "cloned" weighs all actions alike, whatever the temperature of advantages."""
     temperature: float = BEHAVIOUR_TEMPERATURE
-    """At which cloned policies (behaviour, walker, advantage_weighted, those of planners) draw
-    their actions, and from which actor_critic, actor_critic_from_cloning and ppo_features start; to
-    be chosen on other mazes than they are judged on."""
+    """At which cloned policies (behaviour, cloned, walker, advantage_weighted, those of planners)
+    draw their actions, and from which actor_critic, actor_critic_from_cloning and ppo_features
+    start; to be chosen on other mazes than they are judged on."""
     actor_critic: ActorCriticConfig = dataclasses.field(default_factory=ActorCriticConfig)
     """How the actor-critic improves in the dream."""
     ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)

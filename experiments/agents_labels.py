@@ -7,6 +7,7 @@ import matplotlib
 LABELS = {
     "random": "random",
     "behaviour": "behaviour cloning",
+    "cloned": "behaviour cloning, told places and map too",
     "walker": "walking to where a reward is expected",
     "walker_without_map": "walking straight to there, without a map",
     "walker_short_memory": "walking, memory cut",
@@ -30,5 +31,5 @@ start from the model's behaviour: from walking where it remembers places, else f
 
 
 def colour_of(agent: str) -> tuple[float, float, float, float]:
-    """Of an agent in all plots, no other's: there are 20."""
+    """Of an agent in all plots, no other's: there are 20, which are all taken."""
     return matplotlib.colormaps["tab20"](list(LABELS).index(agent))

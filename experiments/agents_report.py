@@ -30,18 +30,22 @@ from experiments.command_line import run_script
 from experiments.report import Runs, read_runs
 
 HELD_AGAINST = (
+    ("cloned", "behaviour"),
     ("walker", "behaviour"),
     ("walker", "walker_short_memory"),
     ("ppo_features", "walker"),
     ("actor_critic", "walker"),
     ("actor_critic", "behaviour"),
+    ("actor_critic", "cloned"),
     ("actor_critic", "actor_critic_short_memory"),
     ("actor_critic", "model_free"),
     ("actor_critic_from_cloning", "behaviour"),
+    ("actor_critic_from_cloning", "cloned"),
     ("actor_critic_from_cloning", "model_free"),
     ("planner", "walker"),
     ("planner", "behaviour"),
     ("planner_cloning", "behaviour"),
+    ("planner_cloning", "cloned"),
     ("planner_actor_critic", "actor_critic"),
 )
 """Agents, and what they started from or are to be better than."""

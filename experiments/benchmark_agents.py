@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -30,18 +31,14 @@ import worldsim.checkpoint as checkpoint
 from agents.actor_critic import ActorCritic, ActorCriticPolicy
 from agents.cloning import ReadOuts
 from agents.explorers import ORACLE, RandomPolicy
-from agents.features import (
-    FeaturePolicy,
-    ShortMemoryPolicy,
-    behaviour_policy,
-    load_policy,
-)
+from agents.features import FeaturePolicy, ShortMemoryPolicy, behaviour_policy, load_policy
 from agents.on_the_way import WayConfig, shaping_of
 from agents.planner import Planner, bootstrap_of
 from agents.rollout import Policy
 from agents.scripted import has_scripted_player, scripted_player
 from experiments.actor_critic_training import check_episodes, cloned_agent, read_out_dataset
 from experiments.agents_config import (
+    CLONED,
     DREAM_TRAINED,
     FROM_EPISODES,
     MEMORY_CUT,
@@ -208,9 +205,9 @@ class AgentsBenchmark:
             assert model.config.places is not None
             places = dataclasses.replace(model.config.places, occupancy=None)
             return self._behaving(model.reconfigured(places=places), seed)
-        if agent == "advantage_weighted":
+        if agent in CLONED:
             temperature = config.temperature
-            learned, seconds = self._clone(seed)
+            learned, seconds = self._clone(agent, seed)
             cloned = ActorCriticPolicy(learned, seed=seed, temperature=temperature)
             details = {"temperature": temperature, "training_minutes": seconds / 60}
             return FeaturePolicy(model, cloned), details
@@ -258,18 +255,21 @@ class AgentsBenchmark:
         policy = behaviour_policy(model, walking=walking, seed=seed, temperature=temperature)
         return policy, {"temperature": temperature}
 
-    def _clone(self, seed: int) -> tuple[ActorCritic, float]:
+    def _clone(self, agent: str, seed: int) -> tuple[ActorCritic, float]:
         """Learn from recorded episodes, or take what was learned before; and the seconds of it."""
-        work, config = self.config.work_directory / f"advantage_weighted-seed{seed}", self.config
-        of_episodes = {"dataset": config.dataset, "cloning": config.cloning}
+        work, config = self.config.work_directory / f"{agent}-seed{seed}", self.config
+        cloning = config.cloning
+        if agent == "cloned":
+            cloning = dataclasses.replace(cloning, temperature=math.inf)
+        of_episodes = {"dataset": config.dataset, "cloning": cloning}
         check_work(work, {"world_model_sha256": self.weights, **of_episodes})
         path = work / "policy.safetensors"
         if not path.is_file():
             data, seconds = self.read_outs
             began = time.monotonic()
-            agent = cloned_agent(self.model, data, config.cloning, seed, shaped=False)
+            learned = cloned_agent(self.model, data, cloning, seed, shaped=False)
             write_json(work / "seconds.json", seconds + time.monotonic() - began)
-            agent.save(path, world_model=self.name)
+            learned.save(path, world_model=self.name)
         return ActorCritic.load(path)[0], training_seconds(work)
 
     def _training(self, agent: str, seed: int) -> DreamTrainConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,12 @@ from agents.planner import Planner, PlannerConfig
 from agents.statistics import bootstrap_interval
 from experiments import benchmark_agents
 from experiments.actor_critic_training import read_out_dataset
-from experiments.agents_config import NOT_IN_DREAMS, BenchmarkAgentsConfig, deciding_settings
+from experiments.agents_config import (
+    CLONED,
+    NOT_IN_DREAMS,
+    BenchmarkAgentsConfig,
+    deciding_settings,
+)
 from experiments.agents_judged import judge_pairs, rank_interval
 from experiments.agents_labels import LABELS
 from experiments.agents_report import (
@@ -187,7 +193,7 @@ def test_by_default_all_are_compared_that_can_be_had(tmp_path: Path) -> None:
 def test_agents_that_learn_from_episodes_need_some(tmp_path: Path) -> None:
     config = dataclasses.replace(
         make_config(tmp_path),
-        agents=("advantage_weighted", "actor_critic_cloned"),
+        agents=("cloned", "advantage_weighted", "actor_critic_cloned"),
         dataset=str(write_dataset(tmp_path, size=64)),
         cloning=CloningConfig(num_episodes=2, num_steps=3, batch_size=8),
     )
@@ -208,11 +214,16 @@ def test_agents_that_learn_from_episodes_need_some(tmp_path: Path) -> None:
         read_out_dataset(tiny_model(), small, 2)
     for agent in config.agents:
         assert (tmp_path / "work" / f"{agent}-seed0/policy.safetensors").is_file()
+    alike, weighted = (
+        json.loads((tmp_path / "work" / f"{agent}-seed0/settings.json").read_text())["cloning"]
+        for agent in CLONED
+    )
+    assert alike == weighted | {"temperature": math.inf}
     other = dataclasses.replace(config.cloning, num_steps=4)
     anew = dataclasses.replace(config, output=tmp_path / "new", cloning=other)
-    with pytest.raises(ValueError, match="advantage_weighted-seed0 holds work of another cloning"):
+    with pytest.raises(ValueError, match="/cloned-seed0 holds work of another cloning"):
         benchmark_agents.main(anew)
-    with pytest.raises(ValueError, match="advantage_weighted learns from recorded episodes"):
+    with pytest.raises(ValueError, match="cloned learns from recorded episodes"):
         dataclasses.replace(config, dataset=None)
 
 
