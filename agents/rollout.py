@@ -63,10 +63,30 @@ class EpisodeResult:
     ("target_index", as privileged Memory Mazes do)."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Whole:
+    """One env's info as one object."""
+
+    info: dict[str, Any]
+
+
+class _WholeInfos(gymnasium.Wrapper):
+    """Hands infos on as one object each: what an env tells need not have one shape, nor one type,
+    over envs and steps, of which a vector env would make arrays."""
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(**options)
+        return observation, {"whole": _Whole(info)}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return observation, reward, terminated, truncated, {"whole": _Whole(info)}
+
+
 def make_parallel(make_env: Callable[[], gymnasium.Env], num_workers: int) -> VectorEnv:
     """Make envs that step in parallel, one process each, for `rollout`.
 
-    Processes leave Ctrl-C to this one.
+    Processes leave Ctrl-C to this one. `unbatch_infos` gives every env's info as it was.
 
     Args:
         make_env: makes one env; a lambda will do.
@@ -75,17 +95,17 @@ def make_parallel(make_env: Callable[[], gymnasium.Env], num_workers: int) -> Ve
     Raises:
         RuntimeError: the processes ended as they began.
     """
+
+    def make(within: bool = False) -> gymnasium.Env:
+        if not within and multiprocessing.parent_process() is not None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return _WholeInfos(make_env())
+
     if num_workers == 0:
-        return SyncVectorEnv([make_env], autoreset_mode=AutoresetMode.DISABLED)
+        return SyncVectorEnv([lambda: make(True)], autoreset_mode=AutoresetMode.DISABLED)
     # Forking this process would copy the threads' locks of torch and the renderer, held or not.
     methods = multiprocessing.get_all_start_methods()
     context = "forkserver" if "forkserver" in methods else "spawn"
-
-    def make() -> gymnasium.Env:
-        if multiprocessing.parent_process() is not None:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return make_env()
-
     try:
         return AsyncVectorEnv(
             [make] * num_workers, context=context, autoreset_mode=AutoresetMode.DISABLED
@@ -232,7 +252,7 @@ def rollout(
             continue
         for i in np.flatnonzero(episode_start & active):
             episode = int(running[i])
-            if "fault" in infos[i]:  # the real env broke down, so the episode is played again
+            if fault_in(infos[i]):  # the real env broke down, so the episode is played again
                 waiting.append(episode)
                 if episode in recordings:
                     recordings[episode] = []
@@ -273,9 +293,19 @@ def unbatch_infos(infos: Mapping[str, Any], num_envs: int) -> list[dict[str, Any
         mask: Iterable[bool] = infos.get(f"_{key}", np.ones(num_envs, bool))
         values = unbatch_infos(value, num_envs) if isinstance(value, Mapping) else value
         for i, has in enumerate(mask):
-            if has:
-                per_env[i][key] = values[i]
+            one = values[i] if has else None
+            if isinstance(one, _Whole):
+                per_env[i] |= one.info
+            elif has:
+                per_env[i][key] = one
     return per_env
+
+
+def fault_in(info: Mapping[str, Any]) -> str | None:
+    """Why a step did not happen, where the simulator of a real env died or hung: the "fault" in its
+    info, a text. Other envs may mean something else by a value of that name."""
+    fault = info.get("fault")
+    return fault if isinstance(fault, str) and fault else None
 
 
 def _reset(

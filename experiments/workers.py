@@ -20,7 +20,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from agents.rollout import Policy
+from agents.rollout import Policy, fault_in
 from worldsim.dataset_writer import DatasetWriter
 from worldsim.recording import EpisodeRecorder, RecordedEpisode, save_episode
 from worldsim.storage import check_discrete
@@ -69,7 +69,7 @@ def play_episode(
         actions, state = policy.act(batch, state, np.array([len(recorder) == 0]), [info])
         action = int(actions[0]) + offset
         observation, reward, terminated, truncated, info = env.step(action)
-        if "fault" in info:
+        if fault_in(info):
             if len(recorder) > 0:
                 recorder.truncate()
                 break

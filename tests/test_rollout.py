@@ -282,6 +282,40 @@ def test_a_recording_keeps_nothing_of_a_faulty_step() -> None:
     assert cut.truncations[-1] and not cut.terminations.any()
 
 
+class Chatty(Countdown):
+    """Tells in its infos what no array can hold of many envs, and something called fault."""
+
+    def observe(self) -> np.ndarray:
+        self.told = {"seen": np.arange(self.left), "hit": self.left if self.left % 2 else None}
+        return super().observe()
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        *result, info = super().step(action)
+        return *result, info | self.told | {"fault": False}  # type: ignore[return-value]
+
+
+class Listener(Checker):
+    """Holds what it is told against what it sees."""
+
+    def act(
+        self, observation: np.ndarray, state: Any, episode_start: np.ndarray, infos: Any = None
+    ) -> tuple[np.ndarray, Any]:
+        for frame, start, info in zip(observation, episode_start, infos, strict=True):
+            left = int(frame[0, 0, 0])
+            if not start:
+                assert info["seen"].tolist() == list(range(left)) and info["fault"] is False
+                assert info["hit"] == (left if left % 2 else None)
+        return super().act(observation, state, episode_start, infos)
+
+
+@pytest.mark.parametrize("num_workers", [0, 3])
+def test_envs_tell_policies_what_they_like(num_workers: int) -> None:
+    results = evaluate(Listener(), Chatty, [3, 4, 5, 6], num_workers=num_workers)
+    assert [(r.episodic_return, r.length) for r in results] == [expected(s) for s in range(3, 7)]
+    *_, episode = play_episode(Chatty(), Checker(), 3, {})
+    assert isinstance(episode, RecordedEpisode) and len(episode.rewards) == expected(3)[1]
+
+
 @pytest.mark.parametrize("values", [[], [1.0, float("nan")], [[1.0]]])
 def test_bootstrap_interval_refuses_what_has_no_mean(values: Any) -> None:
     with pytest.raises(ValueError, match="finite numbers"):
