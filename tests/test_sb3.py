@@ -16,7 +16,6 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
-from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.envs import IdentityEnv
@@ -113,6 +112,7 @@ def test_render_tiles_the_envs(model: WorldModel, bank: ContextBank) -> None:
         (PPO, "CnnPolicy", "pixels"),
         (PPO, "MlpPolicy", "features"),
         (RecurrentPPO, "CnnLstmPolicy", "pixels"),
+        (RecurrentPPO, "MlpLstmPolicy", "features"),
     ],
 )
 def test_algorithms_run_on_the_dream(
@@ -140,31 +140,6 @@ def test_dqn_trains_in_a_single_dream(model: WorldModel, bank: ContextBank) -> N
     policy = SB3Policy(agent)
     for _ in range(20):
         assert policy.act(features, None, np.array([True]))[0] == best
-
-
-def test_a_cleanrl_loop_learns_in_the_dream(model: WorldModel, bank: ContextBank) -> None:
-    """REINFORCE over a Gymnasium vector env, written as single-file implementations are."""
-    envs = RecordEpisodeStatistics(
-        DreamVectorEnv(4, world_model=model, contexts=bank, horizon=4, obs="features")
-    )
-    policy = torch.nn.Linear(envs.single_observation_space.shape[0], envs.single_action_space.n)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=1e-2)
-    before = policy.weight.detach().clone()
-    obs, _ = envs.reset(seed=0)
-    log_probs, rewards, episodes = [], [], []
-    for _ in range(12):
-        distribution = torch.distributions.Categorical(logits=policy(torch.as_tensor(obs)))
-        action = distribution.sample()
-        log_probs.append(distribution.log_prob(action))
-        obs, reward, _, _, infos = envs.step(action.numpy())
-        rewards.append(torch.as_tensor(reward))
-        if "episode" in infos:
-            episodes += infos["episode"]["l"][infos["_episode"]].tolist()
-    loss = -(torch.stack(log_probs) * torch.stack(rewards)).mean()
-    loss.backward()
-    optimizer.step()
-    assert not torch.equal(policy.weight, before)
-    assert len(episodes) >= 8 and set(episodes) == {4}
 
 
 def test_an_identity_env_is_learned_through_the_bridge() -> None:
