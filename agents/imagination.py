@@ -160,6 +160,7 @@ class DreamSegment(NamedTuple):
     alive: Tensor  # (t, b) bool, false after an end, and after a doubtful step
     truncated: Tensor  # (t, b) bool, whether the step was doubtful
     doubt: Tensor  # (t, b) as features of two dreams differ, 0 where none is asked for
+    ended: Tensor  # (b,) bool, whether the dream does not go on after the segment
 
 
 class DreamSteps(NamedTuple):
@@ -270,6 +271,7 @@ class ImaginationTrainer:
             "return": float(returns[dream.alive].mean()),
             "return_scale": self.return_scale or 0.0,
             "dream_steps": float(self.num_dream_steps),
+            "ended_per_step": float(dream.ended.sum() / dream.alive.sum()),
             "doubt": float(dream.doubt[dream.alive].mean()),
             "learned_share": float(dream.alive.float().mean()),
         }
@@ -384,6 +386,7 @@ class ImaginationTrainer:
             alive=torch.stack(alive),
             truncated=doubt > limit,
             doubt=doubt,
+            ended=over,
         )
 
     def _doubt(self, before: Any, actions: Tensor, after: Any) -> Tensor:

@@ -135,8 +135,8 @@ def train_actor_critic(
         run.keep(round_seconds=seconds, round_timesteps=trainer.num_dream_steps)
         agent.save(path, world_model=world_model)
 
-    # What a step makes, in rewards, and with what is worth something beside them.
-    recent: deque[tuple[float, float]] = deque(maxlen=20)
+    # What a step makes, in rewards, and with what is worth something beside them; how many end.
+    recent: deque[tuple[float, float, float]] = deque(maxlen=20)
     # Every round of TensorBoard's curves begins after the one before.
     first_step = run.get("finished_timesteps", 0)
     with TrainingProgress.of_round(
@@ -144,10 +144,14 @@ def train_actor_critic(
     ) as progress:
         while not progress.over:
             metrics = trainer.update()
-            recent.append((metrics["reward_per_step"], metrics["shaped_reward_per_step"]))
-            dreamed, shaped = options.training_horizon * np.mean(recent, axis=0)
+            rewards = metrics["reward_per_step"], metrics["shaped_reward_per_step"]
+            recent.append((*rewards, metrics["ended_per_step"]))
+            dreamed, shaped, ended = np.mean(recent, axis=0)
+            length = min(1 / ended, options.training_horizon) if ended else options.training_horizon
+            dreamed, shaped = length * dreamed, length * shaped
             logged = {f"actor_critic/{name}": value for name, value in metrics.items()}
             logged |= {"dream/episodic_return": dreamed, "dream/shaped_return": shaped}
+            logged["dream/episodic_length"] = length
             for tag, value in logged.items():
                 run.writer.add_scalar(tag, value, first_step + trainer.num_dream_steps)
             status = f"dream return {dreamed:.2f}"

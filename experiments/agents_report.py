@@ -258,7 +258,7 @@ def plot_curves(file: Path, runs: Runs) -> None:
             for i, result in enumerate(results):
                 label = LABELS[agent] if i == 0 else None
                 step, reward = np.array(result[curve]).T
-                reward = 1000 * reward / result["curve_steps"]
+                reward = 1000 * reward / np.array(result["curve_steps"])
                 axes.plot(step, reward, color=colour_of(agent), label=label)
         axes.legend(fontsize=8)
         if curve == "curve":  # of real steps too, of which there may be many times as many

@@ -82,3 +82,9 @@ def read_curve(directory: Path, tag: str = "dream/episodic_return") -> list[list
     steps = sorted(points)
     chosen = np.unique(np.linspace(0, len(steps) - 1, min(200, len(steps))).astype(int))
     return [[steps[i], points[steps[i]]] for i in chosen]
+
+
+def read_lengths(directory: Path) -> list[float]:
+    """Of the episodes of every point of `read_curve`; empty where the logs do not tell them all."""
+    lengths = [length for _, length in read_curve(directory, "dream/episodic_length")]
+    return lengths if len(lengths) == len(read_curve(directory)) else []

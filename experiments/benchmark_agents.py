@@ -52,7 +52,7 @@ from experiments.agents_config import (
 )
 from experiments.agents_labels import LABELS
 from experiments.agents_report import write_report
-from experiments.agents_work import check_kept, check_work, read_curve
+from experiments.agents_work import check_kept, check_work, read_curve, read_lengths
 from experiments.command_line import CONTINUES, run_script
 from experiments.dream_judging import check_env, play_dreams, play_real_episodes
 from experiments.dream_train import main as dream_train
@@ -239,7 +239,8 @@ class AgentsBenchmark:
                 "real_steps": steps,
                 "training_minutes": training_seconds(work) / 60,
                 "curve": read_curve(work),
-                "curve_steps": episode_limit(
+                "curve_steps": read_lengths(work)
+                or episode_limit(
                     functools.partial(
                         envs.make, config.env, max_episode_steps=config.max_episode_steps
                     )
@@ -321,7 +322,7 @@ class AgentsBenchmark:
             "shaped_curve": read_curve(run.run_directory, "dream/shaped_return")
             if shaped
             else None,
-            "curve_steps": run.training_horizon,
+            "curve_steps": read_lengths(run.run_directory) or run.training_horizon,
         }
         return load_policy(run.policy_path, seed=seed), details
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from experiments.training_progress import TrainingProgress
@@ -15,9 +16,9 @@ class DreamProgress(BaseCallback):
 
     Args:
         progress: what shows it.
-        mean_return: return of a recent episode, to be shown; by default what the agent is rewarded
-            with. It is logged as "dream/episodic_return", and the agent's own beside it as
-            "dream/shaped_return".
+        reward_per_step: what a recent step made, of which the return of an episode is shown and
+            logged as "dream/episodic_return", where the agent is rewarded with something else,
+            whose return is logged as "dream/shaped_return"; by default the agent's own.
         label: of that return.
     """
 
@@ -25,34 +26,38 @@ class DreamProgress(BaseCallback):
         self,
         progress: TrainingProgress,
         *,
-        mean_return: Callable[[], float] | None = None,
+        reward_per_step: Callable[[], float] | None = None,
         label: str = "dream return",
     ) -> None:
         super().__init__()
-        self.progress, self.mean_return, self.label = progress, mean_return, label
+        self.progress, self.reward_per_step, self.label = progress, reward_per_step, label
 
     def _on_step(self) -> bool:
-        return_ = self._own_return() if self.mean_return is None else self.mean_return()
-        shown = "" if return_ is None else f"{self.label} {return_:.2f}"
+        returns = self._returns()
+        shown = f"{self.label} {returns['episodic_return']:.2f}" if returns else ""
         self.progress.update(self.num_timesteps, shown)
         return not self.progress.out_of_time  # SB3 counts the steps, and ends with a whole rollout
 
-    def _own_return(self) -> float | None:
+    def _returns(self) -> dict[str, float]:
+        """Of recent episodes, in the mean, and their length; nothing before the first has ended."""
         episodes = self.model.ep_info_buffer
         if not episodes:
-            return None
-        return float(sum(e["r"] for e in episodes) / len(episodes))
+            return {}
+        own, length = (float(np.mean([e[key] for e in episodes])) for key in ("r", "l"))
+        if self.reward_per_step is None:
+            return {"episodic_return": own, "episodic_length": length}
+        return {
+            "episodic_return": length * self.reward_per_step(),
+            "shaped_return": own,
+            "episodic_length": length,
+        }
 
     def _on_rollout_end(self) -> None:
         then, steps = self._rollout_start
         now = time.monotonic()
         self.logger.record("dream/steps_per_second", (self.num_timesteps - steps) / (now - then))
-        own = self._own_return()
-        if self.mean_return is not None:
-            self.logger.record("dream/episodic_return", self.mean_return())
-        if own is not None:
-            name = "episodic_return" if self.mean_return is None else "shaped_return"
-            self.logger.record(f"dream/{name}", own)
+        for name, value in self._returns().items():
+            self.logger.record(f"dream/{name}", value)
 
     def _on_rollout_start(self) -> None:
         self._rollout_start = (time.monotonic(), self.num_timesteps)

@@ -152,8 +152,6 @@ def train_with_sb3(
         if not progress.over:
             agent.learn(
                 sys.maxsize // 2 if limit is None else limit - agent.num_timesteps,
-                callback=DreamProgress(
-                    progress, mean_return=lambda: config.training_horizon * float(np.mean(recent))
-                ),
+                callback=DreamProgress(progress, reward_per_step=lambda: float(np.mean(recent))),
                 reset_num_timesteps=False,
             )
