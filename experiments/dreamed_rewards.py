@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from experiments.reward_events import events_in
 from worldsim.episodes import EpisodeDataset
 from worldsim.world_model import WorldModel
 
@@ -37,11 +38,6 @@ def arrivals_at_other_targets(infos: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.flatnonzero(at_other[1:] & ~at_other[:-1]) + 1
 
 
-def half_a_reward(dataset: EpisodeDataset) -> float:
-    """What counts as a reward is above half of the largest one."""
-    return 0.5 * max(max(float(dataset.rewards(i).max()) for i in range(len(dataset))), 1e-6)
-
-
 def find_moments(
     dataset: EpisodeDataset, context: int, before: int, after: int, seed: int = 0
 ) -> Moments:
@@ -52,11 +48,12 @@ def find_moments(
         "elsewhere": as many moments as rewarded ones, drawn from the rest. Around moments of the
         last two kinds there is no reward.
     """
-    rng, half = np.random.default_rng(seed), half_a_reward(dataset)
+    rng, events = np.random.default_rng(seed), events_in(dataset)
     moments: Moments = {"target": [], "other target": [], "elsewhere": []}
     free = []
     for i in range(len(dataset)):
-        rewarded = dataset.rewards(i) > half
+        rewarded = events.among(dataset.rewards(i))
+        rewarded[0] = False  # the first frame has no reward
         kernel = np.ones(2 * (before + after) + 1)
         quiet = np.convolve(rewarded, kernel, mode="same")[: len(rewarded)] < 0.5
         usable = np.zeros(len(rewarded), bool)
@@ -98,12 +95,12 @@ def dreamed_rewards(
 
     Returns:
         By lead, then by kind of moment (see `find_moments`): `count`; `rewarded`, the share of
-        dreams with a predicted reward above half of the largest recorded one, at the moment or at
+        dreams in which the predicted reward is an event (see `RewardEvents`) at the moment or at
         most two steps from it; and `expected`, the mean sum of the rewards predicted there, which
         is what a policy learns from.
     """
     result: dict[str, dict[str, dict[str, float]]] = {}
-    rng, half = np.random.default_rng(seed), half_a_reward(dataset)
+    rng, events = np.random.default_rng(seed), events_in(dataset)
     kinds = {
         kind: [found[k] for k in rng.permutation(len(found))[:max_moments]]
         for kind, found in find_moments(dataset, context, max(leads), SLACK, seed).items()
@@ -114,7 +111,8 @@ def dreamed_rewards(
         for lead in leads:
             row = result[str(lead)] = {}
             for kind, moments in kinds.items():
-                hits, sums = [], []
+                hits: list[bool] = []
+                sums: list[float] = []
                 for first in range(0, len(moments), batch_size):
                     part = moments[first : first + batch_size]
                     episodes = [
@@ -129,9 +127,9 @@ def dreamed_rewards(
                         model.initial_state(len(part)), actions[:, :context], frames[:, :context]
                     )
                     _, rewards = model.dream(state, actions[:, context:], generator=generator)
-                    near = rewards[:, max(lead - 1 - SLACK, 0) :]
-                    hits += (near > half).any(1).tolist()
-                    sums += near.sum(1).tolist()
+                    near = rewards[:, max(lead - 1 - SLACK, 0) :].cpu().numpy()
+                    hits += [bool(one.any()) for one in events.among(near)]
+                    sums += [float(one.sum()) for one in near]
                     bar.update(len(part))
                 if hits:
                     shares = {"rewarded": float(np.mean(hits)), "expected": float(np.mean(sums))}

@@ -31,6 +31,7 @@ from experiments.dreamed_poses import dreamed_poses
 from experiments.dreamed_rewards import dreamed_rewards, format_shares
 from experiments.platform_settings import keep_memory
 from experiments.report import provenance, write_json
+from experiments.reward_events import events_in
 from experiments.told_map import map_on_real_frames
 from experiments.told_places import places_on_real_frames
 from experiments.told_rewards import rewards_on_real_frames
@@ -121,12 +122,15 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     length = config.context + config.horizon
     stretches = draw_stretches(dataset, config.num_contexts, length, config.seed)
     result = dream_in_batches(model, stretches, config, "dream")
-    events = result.rewards > 0.5 * max(float(result.rewards.max()), 1e-6)
+    events = events_in(dataset)
+    happened = events.among(result.rewards)
     values: dict[str, Any] = {
         "open_loop": summarise_by_step(result.psnr, result.ssim),
         "rewards": {
-            "dreamed_average_precision": average_precision(result.dreamed_rewards, events),
-            "dreamed_events": int(events.sum()),
+            "dreamed_average_precision": average_precision(
+                events.distance(result.dreamed_rewards), happened
+            ),
+            "dreamed_events": int(happened.sum()),
             **rewards_on_real_frames(model, dataset, config.reward_episodes),
         },
         "dreamed_rewards": dreamed_rewards(

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from experiments.reward_events import events_in
 from worldsim.episodes import EpisodeDataset
 from worldsim.latents import discounted_returns
 from worldsim.metrics import average_precision
@@ -19,14 +20,14 @@ def rewards_on_real_frames(
 ) -> dict[str, float]:
     """Rewards and returns that are told, beside those that were.
 
-    Returns are compared where at least nine tenths of them were recorded; an event is a reward of
-    at least half the largest.
+    Returns are compared where at least nine tenths of them were recorded; for events see
+    `RewardEvents`. What cannot be told for want of any is NaN.
 
     Args:
         model: observes.
         dataset: real episodes.
         num_episodes: of the first ones.
-        length: frames of each, from its beginning; None for all.
+        length: frames of each, from its beginning, which has no reward; None for all.
     """
     scores, rewards, values, returns = [], [], [], []
     episodes = range(min(num_episodes, len(dataset)))
@@ -34,8 +35,8 @@ def rewards_on_real_frames(
         size = int(dataset.lengths[i])
         episode = dataset.episode(i, 0, size if length is None else min(size, length))
         features = read_out_episode(model, episode)
-        scores.append(model.predict_reward(features).cpu().numpy())
-        rewards.append(episode.rewards)
+        scores.append(model.predict_reward(features).cpu().numpy()[1:])
+        rewards.append(episode.rewards[1:])
         followed, known = discounted_returns(
             torch.from_numpy(episode.rewards),
             torch.from_numpy(episode.terminated),
@@ -45,16 +46,16 @@ def rewards_on_real_frames(
         returns.append(followed.numpy()[known > 0.9])
     value, made = np.concatenate(values), np.concatenate(returns)
     score, reward = np.concatenate(scores), np.concatenate(rewards)
-    half = 0.5 * max(float(reward.max()), 1e-6)
-    real, flagged = reward > half, score > half
-    hits = float((flagged & real).sum())
+    events = events_in(dataset)
+    real, flagged = events.among(reward), events.among(score)
+    hits, none = float((flagged & real).sum()), float("nan")
     return {
-        "real_average_precision": average_precision(score, real),
-        "real_precision": hits / max(float(flagged.sum()), 1.0),
-        "real_recall": hits / max(float(real.sum()), 1.0),
+        "real_average_precision": average_precision(events.distance(score), real),
+        "real_precision": hits / float(flagged.sum()) if real.any() and flagged.any() else none,
+        "real_recall": hits / float(real.sum()) if real.any() else none,
         "real_events": int(real.sum()),
         "real_frames": len(score),
-        "mean_predicted_where_rewarded": float(score[real].mean()) if real.any() else float("nan"),
+        "mean_predicted_where_rewarded": float(score[real].mean()) if real.any() else none,
         "mean_predicted_elsewhere": float(score[~real].mean()),
         **(compare_returns(value, made) if len(set(made.tolist())) > 1 else {}),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -13,6 +14,7 @@ import torch
 from tiny import NUM_ACTIONS, tiny_model
 
 import worldsim.checkpoint as checkpoint
+from experiments import told_rewards
 from experiments.dreamed_rewards import (
     arrivals_at_other_targets,
     dreamed_rewards,
@@ -20,6 +22,7 @@ from experiments.dreamed_rewards import (
 )
 from experiments.evaluate_world_model import EvaluateConfig
 from experiments.evaluate_world_model import main as evaluate_world_model
+from experiments.reward_events import events_of
 from worldsim.dataset_writer import DatasetWriter
 from worldsim.episodes import EpisodeDataset
 from worldsim.recording import RecordedEpisode
@@ -134,7 +137,7 @@ def test_shares_count_what_is_dreamed_at_the_moment(
 
 
 def test_rewards_of_any_size_count(tmp_path: Path) -> None:
-    for reward in (0.2, 10.0):
+    for reward in (0.2, 10.0, -5.0):
         dataset = record(tmp_path / str(reward), reward)
         dreamer: Any = Dreamer(reward=reward)
         (row,) = dreamed_rewards(dreamer, dataset, leads=(1,), context=8).values()
@@ -172,3 +175,30 @@ def test_a_model_is_judged_with_all_its_scores(dataset: EpisodeDataset, tmp_path
     assert levels["0.9"] == values["open_loop"]["dream"]["first_8"] != levels["0.1"]
     for name in ("quality_by_step.png", "strips.png", "dreams.gif"):
         assert (config.output / name).stat().st_size > 0
+
+
+@pytest.mark.parametrize(("usual", "rare"), [(0.0, 1.0), (0.0, -1.0), (-0.1, -10.0), (-1.0, 5.0)])
+def test_events_are_what_lies_furthest_from_what_is_usual(usual: float, rare: float) -> None:
+    rewards = np.full(100, usual, np.float32)
+    rewards[[3, 50]] = rare
+    rewards[7] = usual + 0.4 * (rare - usual)
+    assert np.flatnonzero(events_of(rewards).among(rewards)).tolist() == [3, 50]
+    assert not events_of(np.full(10, usual)).among(np.full(3, usual)).any()
+
+
+@pytest.mark.parametrize("reward", [1.0, -10.0])
+def test_what_is_told_of_penalties_counts_as_of_rewards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reward: float
+) -> None:
+    oracle: Any = SimpleNamespace(
+        config=SimpleNamespace(gamma=0.9), predict_reward=lambda x: x, predict_value=lambda x: x
+    )
+    monkeypatch.setattr(
+        told_rewards, "read_out_episode", lambda _, episode: torch.from_numpy(episode.rewards)
+    )
+    told = told_rewards.rewards_on_real_frames(oracle, record(tmp_path / "some", reward), 2)
+    scores = {name: told[f"real_{name}"] for name in ("precision", "recall", "average_precision")}
+    assert scores == dict.fromkeys(scores, 1.0) and told["real_events"] == 2
+    # Where nothing happened, nothing was missed.
+    none = told_rewards.rewards_on_real_frames(oracle, record(tmp_path / "none", 0.0), 2)
+    assert none["real_events"] == 0 and all(np.isnan(none[f"real_{name}"]) for name in scores)
