@@ -18,6 +18,7 @@ import gymnasium
 import numpy as np
 import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import set_random_seed
 from torch import nn
 
 from agents.actor_critic import (
@@ -327,7 +328,8 @@ def load_policy(
     Args:
         path: of the policy.
         deterministic: take the most likely action instead of drawing one.
-        seed: of an actor-critic's draws; those of SB3's policies come from torch's own generator.
+        seed: of its draws. Those of SB3's policies come from torch's own generator, which is
+            seeded with it.
         device: where it runs.
 
     Raises:
@@ -342,6 +344,7 @@ def load_policy(
         inner = ActorCriticPolicy(agent.to(device), deterministic=deterministic, seed=seed)
         return FeaturePolicy(model, inner)
     policy = SB3Policy.load(path, deterministic=deterministic, device=device)
+    set_random_seed(seed)
     space = policy.model.observation_space
     if space is None or len(space.shape or ()) != 1:
         return policy

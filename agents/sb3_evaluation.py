@@ -22,7 +22,7 @@ from gymnasium.vector import VectorEnv
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.actor_critic import world_model_note
-from agents.features import FeaturePolicy
+from agents.features import FeaturePolicy, check_policy_fits
 from agents.rollout import EpisodeResult, Policy, make_parallel, rollout
 from agents.sb3 import SB3Policy, save_agent
 from worldsim.checkpoint import load
@@ -95,6 +95,12 @@ class RealEnvEvaluation(BaseCallback):
         self._last = self.num_timesteps
         if self._envs is None or self._envs.closed:
             self._envs = make_parallel(self.make_env, min(self.num_workers, len(self.seeds)))
+        spaces = self._envs.single_observation_space, self._envs.single_action_space
+        try:
+            check_policy_fits(self._policy(), "the real env", *spaces)
+        except ValueError:
+            self._envs.close()
+            raise
 
     def _on_step(self) -> bool:
         if self.num_timesteps - self._last >= self.every:
@@ -109,18 +115,20 @@ class RealEnvEvaluation(BaseCallback):
             self._envs.close()
             self._envs = None
 
-    def _evaluate(self) -> None:
-        assert self._envs is not None
-        self._last = self.num_timesteps
-        policy: Policy = SB3Policy(
+    def _policy(self) -> Policy:
+        """The agent as it is, acting on real frames."""
+        policy = SB3Policy(
             self.model,
             deterministic=self.deterministic,
             normalize=self.model.get_vec_normalize_env(),
         )
-        if self.world_model is not None:
-            policy = FeaturePolicy(self.world_model, policy)
+        return policy if self.world_model is None else FeaturePolicy(self.world_model, policy)
+
+    def _evaluate(self) -> None:
+        assert self._envs is not None
+        self._last = self.num_timesteps
         recorded = 0 if self.videos is None else 1
-        results = rollout(policy, self._envs, self.seeds, num_recorded=recorded)
+        results = rollout(self._policy(), self._envs, self.seeds, num_recorded=recorded)
         mean = float(np.mean([r.episodic_return for r in results]))
         self.logger.record("eval/mean_reward", mean)
         self.logger.record("eval/mean_ep_length", float(np.mean([r.length for r in results])))

@@ -11,8 +11,10 @@ from agents.imagination import ActorCriticConfig
 from agents.on_the_way import WayConfig
 from agents.planner_search import FAST_PLANNER, PlannerConfig
 from agents.rollout import BEHAVIOUR_TEMPERATURE
+from agents.scripted import has_scripted_player
 from experiments.agents_labels import LABELS
-from experiments.sb3_training import PPOConfig
+from experiments.sb3_training import PPOConfig, too_small_for_pixels
+from worldsim.world_model_config import WorldModelConfig
 
 DREAM_TRAINED: dict[str, dict[str, Any]] = {
     "ppo_pixels": {"agent": "ppo", "obs": "pixels"},
@@ -188,3 +190,31 @@ class BenchmarkAgentsConfig:
     @property
     def work_directory(self) -> Path:
         return self.work or Path("runs/agents") / self.env
+
+
+def obstacle(
+    agent: str, config: BenchmarkAgentsConfig, model: WorldModelConfig, world_model: str
+) -> str | None:
+    """Why an agent cannot be had with an env and a world model, if so.
+
+    Args:
+        agent: one of `LABELS`.
+        config: names the env.
+        model: config of the world model.
+        world_model: its name.
+    """
+    if agent == "oracle" and not config.env.startswith("memory-maze-"):
+        return f"no oracle is known for {config.env}"
+    if agent == "data" and not has_scripted_player(config.env):
+        return f"no scripted player is known for {config.env}"
+    if agent in (*WALKERS, "actor_critic_from_cloning") and model.places is None:
+        return f"{world_model} has no memory of places"
+    if agent == "model_free" or DREAM_TRAINED.get(agent, {}).get("obs") == "pixels":
+        if (reason := too_small_for_pixels(model.frame_shape)) is not None:
+            return reason
+    if not model.draws_map:
+        if agent == "walker_without_map":
+            return f"{world_model} draws no map"
+        if agent in PLANNERS and config.planner.bootstrap == "map":
+            return f"{world_model} draws no map to plan by (planner.bootstrap)"
+    return None

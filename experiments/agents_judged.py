@@ -19,7 +19,7 @@ JUDGES = {"dream": "rewards", "dream_way": "reward by the way on the map"}
 """What policies are judged by in dreams: name in results, and in words."""
 
 Pair: TypeAlias = tuple[str, float, float]
-"""Agent, dreamed and real reward per 1,000 steps."""
+"""Agent, mean return of dreams and of real episodes."""
 
 
 def report_judges(file: Path, runs: Runs) -> list[str]:
@@ -51,9 +51,9 @@ def report_judges(file: Path, runs: Runs) -> list[str]:
 
 
 def judge_pairs(runs: Runs, judge: str = "dream") -> list[Pair]:
-    """(agent, dreamed, real) mean reward per 1,000 steps of every policy judged in both."""
+    """(agent, dreamed, real) mean return of every policy judged in both."""
     return [
-        (agent, *(1000 * sum(r[w]["returns"]) / sum(r[w]["lengths"]) for w in (judge, "real")))
+        (agent, float(np.mean(r[judge]["returns"])), float(np.mean(r["real"]["returns"])))
         for agent, results in runs.items()
         for r in results
         if r.get(judge) is not None
@@ -61,7 +61,7 @@ def judge_pairs(runs: Runs, judge: str = "dream") -> list[Pair]:
 
 
 def means_of(pairs: list[Pair]) -> np.ndarray:
-    """Dreamed and real reward of every agent, (2, n): seeds differ by chance, so their means."""
+    """Dreamed and real return of every agent, (2, n): seeds differ by chance, so their means."""
     agents = dict.fromkeys(agent for agent, _, _ in pairs)
     means = [np.mean([p[1:] for p in pairs if p[0] == agent], axis=0) for agent in agents]
     return np.array(means).reshape(-1, 2).T
@@ -78,24 +78,19 @@ def rank_interval(
     rng = np.random.default_rng(seed)
     judged = {agent: [r for r in rs if r.get(judge) is not None] for agent, rs in runs.items()}
     seeds = {a: rng.integers(len(rs), size=(num_resamples, len(rs), 1)) for a, rs in judged.items()}
-    rates = []
+    returns = []
     for where in (judge, "real"):
         played = {tuple(r[where]["seeds"]) for rs in judged.values() for r in rs}
         if len(played) != 1:
             return None
         count = len(played.pop())
         episodes = rng.integers(count, size=(num_resamples, 1, count))
-        returns, lengths = (
-            np.array(
-                [
-                    np.array([r[where][key] for r in rs])[seeds[agent], episodes].sum(axis=(1, 2))
-                    for agent, rs in judged.items()
-                ]
-            )
-            for key in ("returns", "lengths")
+        drawn = (
+            np.array([r[where]["returns"] for r in rs])[seeds[agent], episodes].mean(axis=(1, 2))
+            for agent, rs in judged.items()
         )
-        rates.append((returns / lengths).T)
-    dreamed, real = (rankdata(rate, axis=1) for rate in rates)
+        returns.append(np.stack(list(drawn), axis=1))
+    dreamed, real = (rankdata(one, axis=1) for one in returns)
     dreamed, real = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (dreamed, real))
     spread = np.sqrt((dreamed**2).sum(axis=1) * (real**2).sum(axis=1))
     correlations = (dreamed * real).sum(axis=1)[spread > 0] / spread[spread > 0]
@@ -111,7 +106,7 @@ def can_rank(pairs: list[Pair]) -> bool:
 
 
 def plot_judges(file: Path, judges: dict[str, list[Pair]]) -> None:
-    """Dreamed against real reward, one dot per policy and seed, for each way to judge."""
+    """Dreamed against real returns, one dot per policy and seed, for each way to judge."""
     figure, all_axes = plt.subplots(
         1, len(judges), figsize=(5.5 * len(judges), 5), layout="constrained", squeeze=False
     )
@@ -119,11 +114,10 @@ def plot_judges(file: Path, judges: dict[str, list[Pair]]) -> None:
         for agent in dict.fromkeys(agent for agent, _, _ in judged):
             points = [(d, r) for a, d, r in judged if a == agent]
             axes.plot(*zip(*points, strict=True), "o", color=colour_of(agent), label=LABELS[agent])
-        limit = max(max(d, r) for _, d, r in judged) * 1.05 + 1e-6
-        axes.plot([0, limit], [0, limit], "--", color="grey", linewidth=1)
+        axes.grid(alpha=0.3)
         axes.set(
-            xlabel=f"{JUDGES[name]} per 1,000 dreamed steps",
-            ylabel="reward per 1,000 real steps",
+            xlabel=f"{JUDGES[name]} in a dream",
+            ylabel="return of a real episode",
             title=f"rank correlation {spearmanr(*means_of(judged)).statistic:.2f}",
         )
     all_axes[0, 0].legend(fontsize=8)

@@ -35,7 +35,7 @@ from agents.features import FeaturePolicy, ShortMemoryPolicy, behaviour_policy, 
 from agents.on_the_way import WayConfig, shaping_of
 from agents.planner import Planner, bootstrap_of
 from agents.rollout import Policy
-from agents.scripted import has_scripted_player, scripted_player
+from agents.scripted import scripted_player
 from experiments.actor_critic_training import check_episodes, cloned_agent, read_out_dataset
 from experiments.agents_config import (
     CLONED,
@@ -47,8 +47,8 @@ from experiments.agents_config import (
     PLANNERS,
     PLANS_WITH,
     REAL_ENV_ONLY,
-    WALKERS,
     BenchmarkAgentsConfig,
+    obstacle,
 )
 from experiments.agents_labels import LABELS
 from experiments.agents_report import write_report
@@ -107,19 +107,7 @@ class AgentsBenchmark:
 
     def _obstacle(self, agent: str) -> str | None:
         """Why an agent cannot be had with this env and world model, if so."""
-        config, places = self.config, self.model.config.places
-        if agent == "oracle" and not config.env.startswith("memory-maze-"):
-            return f"no oracle is known for {config.env}"
-        if agent == "data" and not has_scripted_player(config.env):
-            return f"no scripted player is known for {config.env}"
-        if agent in (*WALKERS, "actor_critic_from_cloning") and places is None:
-            return f"{self.name} has no memory of places"
-        if not self.model.config.draws_map:
-            if agent == "walker_without_map":
-                return f"{self.name} draws no map"
-            if agent in PLANNERS and config.planner.bootstrap == "map":
-                return f"{self.name} draws no map to plan by (planner.bootstrap)"
-        return None
+        return obstacle(agent, self.config, self.model.config, self.name)
 
     def _check_agents(self) -> None:
         """Refuse at once what would fail after hours, when its turn comes.

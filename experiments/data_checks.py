@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from minari.dataset.minari_storage import METADATA_FILE_NAME
 
 import worldsim.checkpoint as checkpoint
 from experiments.report import write_json
@@ -73,12 +74,22 @@ def learned_before(
     return sorted(name for name in {*datasets} if name in known or folder(name) in known)
 
 
-def env_of(dataset: EpisodeDataset) -> str | None:
-    """Name of the env that was played, where all episodes tell the same one."""
+def env_of(dataset: EpisodeDataset, root: str | Path | None = None) -> str | None:
+    """Name of the env that was played, where all episodes tell the same one.
+
+    Args:
+        dataset: its episodes tell it, or the metadata of its folders.
+        root: folder of all datasets, for ids; None for Minari's own.
+    """
     names = set()
     for i in range(len(dataset)):
         with contextlib.suppress(DamagedEpisodeError):
             names.add(dataset.episode(i, 0, 1).metadata.get("env"))
+    if names == {None}:
+        for source in dataset.sources:
+            metadata = json.loads((find_dataset(source, root) / METADATA_FILE_NAME).read_text())
+            names.add(json.loads(metadata.get("env_spec") or "{}").get("id"))
+        names.discard(None)
     return names.pop() if len(names) == 1 else None
 
 

@@ -107,7 +107,8 @@ def play_real_episodes(
 def check_env(name: str, world_model: str) -> None:
     """Refuse a real env that is not the one that a world model dreams, as far as spaces tell.
 
-    Of one with the same frames and actions that the model has not learned from, it is warned.
+    Of one with the same frames and actions that the model is not known to have learned from, it is
+    warned.
 
     Raises:
         ValueError: it has other frames or actions.
@@ -130,10 +131,14 @@ def check_env(name: str, world_model: str) -> None:
             "--no-judge"
         ) from error
     learned = load_metadata(world_model).get("env")
-    if learned is not None and learned != name:
+    if learned != name:
+        of_what = (
+            "does not tell what env it has learned from"
+            if learned is None
+            else (f"has learned from {learned}")
+        )
         warnings.warn(
-            f"{world_model} has learned from {learned}, and policies are judged on {name} (--env)",
-            stacklevel=2,
+            f"{world_model} {of_what}, and policies are judged on {name} (--env)", stacklevel=2
         )
 
 

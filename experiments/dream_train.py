@@ -47,7 +47,7 @@ from experiments.improve_world_model import improve_world_model
 from experiments.platform_settings import keep_memory
 from experiments.report import format_table
 from experiments.run_directory import RunDirectory
-from experiments.sb3_training import train_with_sb3
+from experiments.sb3_training import too_small_for_pixels, train_with_sb3
 from worldsim.checkpoint import fingerprint, load, load_config
 from worldsim.contexts import open_contexts
 from worldsim.storage import find_dataset
@@ -139,6 +139,8 @@ def check_first(config: DreamTrainConfig) -> None:
         find_dataset(config.contexts)
     if config.clone is not None:
         check_episodes(model, config.clone)
+    if config.obs == "pixels" and (reason := too_small_for_pixels(model.frame_shape)) is not None:
+        raise ValueError(f"{reason}: give --obs features")
     by_map = config.agent == "planner" and config.planner.bootstrap == "map"
     if by_map and not model.draws_map:
         raise ValueError(f"{name} draws no map to plan by: leave --planner.bootstrap out")

@@ -75,6 +75,21 @@ IMPROVING = dict(learning_rate=1e-3, num_steps=16, num_epochs=6, gae_lambda=0.9,
 FROM_NOTHING = dict(learning_rate=3e-4, num_steps=64, num_epochs=4, gae_lambda=0.95, ent_coef=0.01)
 
 
+LEAST_SIDE = 36
+"""Pixels that frames must have in height and width for SB3's network for images."""
+
+
+def too_small_for_pixels(frame_shape: tuple[int, int, int]) -> str | None:
+    """Why SB3's policies cannot act on frames (height, width, channels), if so."""
+    height, width, _ = frame_shape
+    if min(height, width) >= LEAST_SIDE:
+        return None
+    return (
+        f"frames of {height} x {width} pixels are too small for SB3's network for images, which "
+        f"needs {LEAST_SIDE} x {LEAST_SIDE}"
+    )
+
+
 def make_agent(config: Any, env: VecEnv, model: WorldModel) -> OnPolicyAlgorithm:
     """Make the SB3 agent; on features it starts from the behaviour that the model predicts."""
     recurrent = config.agent == "recurrent-ppo"

@@ -125,7 +125,7 @@ def main(config: TrainConfig) -> Path:
     if model.places is not None:
         model.places.requires_grad_(False)
     started = time.monotonic()
-    env = env_of(train)
+    env = env_of(train, config.datasets_root)
     learned = {"env": env, "learned_from": train.sources}
     model = train_dynamics(config, model, episodes, held_out, accelerator, learned)
     if config.places or config.occupancy or model.places is not None:

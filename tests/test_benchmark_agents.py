@@ -227,15 +227,17 @@ def test_agents_that_learn_from_episodes_need_some(tmp_path: Path) -> None:
         dataclasses.replace(config, dataset=None)
 
 
-def test_the_judge_compares_reward_per_step_of_policies_that_acted_in_both(tmp_path: Path) -> None:
+def test_the_judge_compares_returns_of_policies_that_acted_in_both(tmp_path: Path) -> None:
     def summary(reward: float, length: int) -> dict[str, object]:
         return {"returns": [reward], "lengths": [length], "mean_return": reward, "seeds": [7]}
 
     agents = ("ppo_pixels", "ppo_features", "actor_critic")
-    for agent, (dreamed, real) in zip(agents, [(1.0, 20.0), (2.0, 30.0), (3.0, 40.0)], strict=True):
+    returns = [(1.0, 20.0), (2.0, 30.0), (3.0, 40.0)]
+    for agent, (dreamed, real) in zip(agents, returns, strict=True):
         result = {
             "dream": summary(dreamed, 10),
-            "real": summary(real, 100),
+            # Who makes more because its episodes last longer is better, by so many rewards.
+            "real": summary(real, int(real**2)),
             "real_steps": 0,
             "training_minutes": 0.0,
             "seconds_per_decision": 0.0,
@@ -244,8 +246,8 @@ def test_the_judge_compares_reward_per_step_of_policies_that_acted_in_both(tmp_p
     (tmp_path / "data-seed0.json").write_text(json.dumps(result | {"dream": None}))
     (tmp_path / "actor_critic-seed1.json").write_text(json.dumps(result))
     pairs = judge_pairs(read_runs(tmp_path, LABELS))
-    assert pairs == [("ppo_pixels", 100.0, 200.0), ("ppo_features", 200.0, 300.0)] + 2 * [
-        ("actor_critic", 300.0, 400.0)
+    assert pairs == [("ppo_pixels", 1.0, 20.0), ("ppo_features", 2.0, 30.0)] + 2 * [
+        ("actor_critic", 3.0, 40.0)
     ]
     ranked = (
         "Rank correlation of rewards in dreams and real returns, 3 policies (means over seeds): "
@@ -259,7 +261,7 @@ def test_the_judge_compares_reward_per_step_of_policies_that_acted_in_both(tmp_p
         file.write_text(
             json.dumps(json.loads(file.read_text()) | {"dream_way": summary(promised, 10)})
         )
-    assert judge_pairs(read_runs(tmp_path, LABELS), "dream_way")[0] == ("ppo_pixels", 300.0, 200.0)
+    assert judge_pairs(read_runs(tmp_path, LABELS), "dream_way")[0] == ("ppo_pixels", 3.0, 20.0)
     table = write_report(tmp_path)
     assert f"{ranked}1.00 [1.00, 1.00]." in table
     other = "by the way on the map in dreams and real returns, 3 policies (means over seeds)"

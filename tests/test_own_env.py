@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
-from tiny import tiny_model
+from tiny import tiny_model, write_dataset
 
 import envs
 from experiments import (
@@ -22,12 +23,12 @@ from experiments import (
     train_world_model,
 )
 from experiments.agents_config import BenchmarkAgentsConfig
-from experiments.data_checks import check_training_data
+from experiments.data_checks import check_training_data, env_of
 from experiments.dream_train_config import DreamTrainConfig
 from experiments.sb3_training import PPOConfig
 from experiments.train_config import ValidationConfig, presets
 from experiments.videos import encode_gif
-from worldsim.checkpoint import save
+from worldsim.checkpoint import Contexts, save
 from worldsim.contexts import sample_contexts
 from worldsim.episodes import EpisodeDataset
 from worldsim.open_loop import draw_stretches
@@ -112,6 +113,35 @@ def test_what_training_would_leave_out_is_said(episodes: EpisodeDataset) -> None
     longer = dataclasses.replace(training, curriculum=((32, 0.5), (64, 0.5)))
     with pytest.raises(ValueError, match=r"64 frames; the longest.*--dynamics.curriculum"):
         check_training_data(episodes, model, longer)
+
+
+@pytest.mark.filterwarnings("ignore:.*has learned from")
+def test_frames_too_small_for_policies_on_pixels_are_told_at_once(tmp_path: Path) -> None:
+    tokenizer = dataclasses.replace(
+        tiny_model().config.tokenizer, frame_shape=(32, 32, 1), patch_size=16
+    )
+    small = tiny_model(num_actions=3, tokenizer=tokenizer)
+    contexts = Contexts(np.zeros((2, 4, 32, 32, 1), np.uint8), np.zeros((2, 4), np.int64))
+    save(small, tmp_path / "model", contexts=contexts)
+    model = {"env": LAMP, "world_model": str(tmp_path / "model")}
+    pixels = {"agent": "ppo", "obs": "pixels", "output": tmp_path / "x"}
+    with pytest.raises(ValueError, match=r"32 x 32 pixels are too small .* give --obs features"):
+        dream_train.main(DreamTrainConfig(**model, **pixels))
+    assert not (tmp_path / "x").exists()
+    agents = benchmark_agents.AgentsBenchmark(BenchmarkAgentsConfig(**model)).agents
+    assert "ppo_features" in agents and "ppo_pixels" not in agents
+    with pytest.raises(ValueError, match=r"too small .*: leave out 'model_free'"):
+        benchmark_agents.AgentsBenchmark(BenchmarkAgentsConfig(**model, agents=("model_free",)))
+
+
+def test_the_env_of_recordings_of_others_is_known_by_their_metadata(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path)
+    assert env_of(EpisodeDataset(path)) is None
+    metadata = json.loads((path / "data/metadata.json").read_text())
+    spec = gymnasium.spec("CartPole-v1").to_json()
+    (path / "data/metadata.json").write_text(json.dumps(metadata | {"env_spec": spec}))
+    assert env_of(EpisodeDataset(path)) == "CartPole-v1"
+    assert env_of(EpisodeDataset("tiny/episodes-v0", tmp_path), tmp_path) == "CartPole-v1"
 
 
 def test_grey_frames_make_videos() -> None:

@@ -196,6 +196,12 @@ class Counting(gymnasium.Env):
         return np.full((64, 64, 3), 20 * self.steps, np.uint8)
 
 
+class Shifted(Counting):
+    """Counts its actions from 1."""
+
+    action_space = gymnasium.spaces.Discrete(6, start=1)
+
+
 @pytest.mark.parametrize("obs", ["pixels", "features"])
 def test_real_episodes_are_played_while_the_dream_trains(
     model: WorldModel, bank: ContextBank, tmp_path: Path, obs: str
@@ -226,6 +232,15 @@ def test_real_episodes_are_played_while_the_dream_trains(
     assert PPO.load(tmp_path / "best.zip").num_timesteps == 20  # no later one was better
     best = load_policy(tmp_path / "best.zip")  # it knows whose features it acts on
     assert isinstance(best, FeaturePolicy if obs == "features" else SB3Policy)
+    frames, start = np.zeros((99, 64, 64, 3), np.uint8), np.ones(99, bool)
+    drawn = [
+        load_policy(tmp_path / "best.zip", seed=seed).act(frames, None, start)[0].tolist()
+        for seed in (4, 4, 5)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    shifted = RealEnvEvaluation(Shifted, every=20, world_model=callback.world_model, num_workers=0)
+    with pytest.raises(ValueError, match=r"the real env has .*start=1"):
+        agent.learn(8, callback=shifted)
     blind = RealEnvEvaluation(Counting, every=20, num_workers=0)
     if obs == "features":
         with pytest.raises(ValueError, match=r"give RealEnvEvaluation\(..., world_model=\)"):
