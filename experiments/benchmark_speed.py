@@ -3,14 +3,14 @@
     python experiments/benchmark_speed.py --output results/speed
 
 Compares the real Memory Maze as its package ships it, the same env of this project and the dream
-by batch size and number of denoising steps; times resets, snapshots and forks; and relates the
-model's useful floating-point operations to the matrix-product peak measured here. Medians over
-repetitions. That cost stays constant over a long dream is shown by benchmark_dream.py.
+by batch size and number of denoising steps; times resets, snapshots, forks and training, of the
+model and of an actor-critic in its dreams; and relates the model's useful floating-point operations
+to the matrix-product peak measured here. Medians over repetitions. That cost stays constant over a
+long dream is shown by benchmark_dream.py.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,16 +27,14 @@ from experiments.command_line import run_script
 from experiments.platform_settings import keep_memory
 from experiments.real_env_speed import time_real
 from experiments.report import provenance, write_json
-from experiments.train_config import TrainConfig, presets
+from experiments.timing import median_time, time_actor_critic, time_training
+from experiments.train_config import presets
 from experiments.train_stages import places_config
-from experiments.train_world_model import make_accelerator, near, new_model
+from experiments.train_world_model import new_model
 from worldsim.checkpoint import for_inference, load_config, resolve
 from worldsim.contexts import ContextBank
 from worldsim.dream import DreamVectorEnv
-from worldsim.latents import LatentEpisodes
 from worldsim.state import WorldState
-from worldsim.training import Trainer, dynamics_loss
-from worldsim.training_config import DynamicsTraining, OptimizerConfig
 from worldsim.world_model import WorldModel
 
 matplotlib.use("Agg")
@@ -63,6 +61,9 @@ class SpeedConfig:
     """Frames per segment where training is timed; 0 leaves it out."""
     training_frames: int = 512
     """Frames per step where training is timed."""
+    agent_envs: int = 64
+    """Dreams side by side where the training of an actor-critic in them is timed; 0 leaves it
+    out."""
     compile: bool = False
     """Compile the network (torch.compile); the first steps of each batch size take minutes."""
     cuda_graphs: bool = False
@@ -74,6 +75,8 @@ class SpeedConfig:
     def __post_init__(self) -> None:
         if min((*self.num_envs, *self.num_denoising_steps, self.steps)) < 1:
             raise ValueError("num_envs, num_denoising_steps and steps must be at least 1")
+        if self.agent_envs < 0:
+            raise ValueError(f"agent_envs must be at least 0, got {self.agent_envs}")
 
 
 def main(config: SpeedConfig) -> dict[str, Any]:
@@ -120,30 +123,23 @@ def main(config: SpeedConfig) -> dict[str, Any]:
     results["parts"] = time_parts(model, bank, max(config.num_envs[:3]))
     model.cuda_graphs = graphs
     if config.training_length:
-        training = time_training(config)
+        training = time_training(
+            make_model(config, torch.float32),
+            config.training_length,
+            config.training_frames,
+            compiled=config.compile,
+            seed=config.seed,
+        )
         training["share_of_peak"] = training["gflops"] / results["matrix_product_peak_gflops"]
         results["training"] = training
+    if config.agent_envs:
+        results["actor_critic"] = time_actor_critic(model, bank, config.agent_envs)
     results |= {"config": config, "provenance": provenance()}
     write_json(config.output / "results.json", results)
     plot(results, config.output / "dream_speed.png")
     print_table(results)
     print(f"everything is in {config.output}")
     return results
-
-
-def median_time(
-    function: Callable[[], object], repetitions: int, device: torch.device, warm_up: int = 2
-) -> float:
-    """Median seconds of a call."""
-    times = []
-    for i in range(repetitions + warm_up):
-        started = time.perf_counter()
-        function()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        if i >= warm_up:
-            times.append(time.perf_counter() - started)
-    return float(np.median(times))
 
 
 def matrix_peak(model: WorldModel) -> float:
@@ -176,50 +172,6 @@ def make_model(config: SpeedConfig, dtype: torch.dtype | None = None) -> WorldMo
     if training.places or training.occupancy:  # which training adds at its end
         model = model.reconfigured(places=places_config(training, model.config))
     return for_inference(model, config.device, dtype)
-
-
-def time_training(config: SpeedConfig, repetitions: int = 5) -> dict[str, Any]:
-    """Frames/s of training steps on noise, optimiser included."""
-    accelerator = make_accelerator(TrainConfig(device=config.device))
-    model = make_model(config, torch.float32)
-    model.denoiser.requires_grad_(True)
-    length = config.training_length
-    batch = max(config.training_frames // length, 1)
-    rng = np.random.default_rng(config.seed)
-    c = model.config
-    tokens = int(np.prod(c.tokenizer.grid))
-    shape = (batch * length, tokens, c.tokenizer.latent_channels)
-    episodes = LatentEpisodes(
-        latents=torch.from_numpy(rng.standard_normal(shape, np.float32)).half(),
-        actions=torch.from_numpy(rng.integers(c.num_actions, size=batch * length)),
-        rewards=torch.zeros(batch * length),
-        terminated=torch.zeros(batch * length, dtype=torch.bool),
-        lengths=np.full(batch, length),
-        poses=None
-        if c.pose is None
-        else torch.from_numpy(rng.random((batch * length, 3), np.float32)),
-    )
-    training = DynamicsTraining(
-        optimizer=OptimizerConfig(steps=repetitions + 2),
-        frames_per_step=batch * length,
-        curriculum=((length, 1.0),),
-    )
-    loss = dynamics_loss(near(model.device, episodes), training, model, accelerator)
-    with FlopCounterMode(display=False) as counter:  # forwards and back; not the optimiser's
-        loss(model, 0)[0].backward()
-    model.zero_grad(set_to_none=True)
-    if config.compile:
-        model.compile_network()
-    steps = Trainer(model, loss, training.optimizer, accelerator).run()
-    seconds = median_time(lambda: next(steps), repetitions, model.device)
-    flops = counter.get_total_flops() / seconds
-    return {
-        "frames_per_second": batch * length / seconds,
-        "segment_length": length,
-        "frames_per_step": batch * length,
-        "gflops": flops / 1e9,
-        "precision": str(accelerator.mixed_precision),
-    }
 
 
 @torch.no_grad()
@@ -384,6 +336,12 @@ def print_table(results: dict[str, Any]) -> None:
         print(
             f"training {training['frames_per_second']:.0f} frames/s, "
             f"{100 * training['share_of_peak']:.0f} % of peak"
+        )
+    if "actor_critic" in results:
+        agent = results["actor_critic"]
+        print(
+            f"actor-critic in {agent['num_envs']} dreams {agent['steps_per_second']:.0f} steps/s, "
+            f"{100 * agent['share_of_dreaming']:.0f} % of bare dreams"
         )
     print("parts, ms:", {k: round(v, 2) for k, v in results["parts"].items()})
 

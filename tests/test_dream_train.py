@@ -594,9 +594,13 @@ def test_benchmark_of_speed_measures_every_part(checkpoint: Path, tmp_path: Path
         steps=2,
         real_steps=3,
         training_length=4,
+        agent_envs=2,
         output=tmp_path,
     )
     results = benchmark_speed.main(config)
+    trained = results["actor_critic"]
+    rates = [trained[f"{name}steps_per_second"] for name in ("", "dream_")]
+    assert min(rates) > 0 and trained["share_of_dreaming"] == pytest.approx(rates[0] / rates[1])
     assert [(row["num_envs"], row["obs"]) for row in results["dream"]] == [
         (1, "pixels"),
         (1, "features"),
