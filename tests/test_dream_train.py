@@ -46,6 +46,10 @@ from experiments.train_config import TrainConfig
 from experiments.training_progress import TrainingProgress
 from worldsim.checkpoint import CheckpointError, load, save
 from worldsim.episodes import EpisodeDataset
+from worldsim.occupancy_config import OccupancyConfig
+from worldsim.odometry import OdometryConfig
+from worldsim.places import PlacesConfig
+from worldsim.pose import PoseConfig
 
 
 @pytest.fixture(scope="module")
@@ -615,6 +619,26 @@ def test_benchmark_of_speed_measures_every_part(checkpoint: Path, tmp_path: Path
     assert parts["step"] == pytest.approx(inner + parts["env_overhead"])
     assert min(results["real"].values()) > 0 and results["training"]["frames_per_second"] > 0
     assert (tmp_path / "dream_speed.png").is_file() and (tmp_path / "results.json").is_file()
+
+
+def test_same_seed_same_results(tmp_path: Path) -> None:
+    """All of a run: a map to walk by, training, and every dream and real episode to judge it."""
+    occupancy = OccupancyConfig(side=12, reach=3.0, width=32)
+    places = PlacesConfig(slots=4, width=32, occupancy=occupancy)
+    model = tiny_model(pose=PoseConfig(), odometry=OdometryConfig(hidden=16), places=places)
+    save(model, tmp_path / "model", contexts=tiny_contexts())
+    first, again, other = (
+        dream_train.main(
+            make_config(tmp_path / "model", tmp_path / name, agent="actor-critic", seed=seed)
+        )["evaluations"]
+        for name, seed in (("first", 3), ("again", 3), ("other", 4))
+    )
+    for name, evaluation in first.items():
+        for key in ("seeds", "returns", "lengths"):
+            assert again[name][key] == evaluation[key], name
+    dreams = "round 1 in dream"
+    assert len(set(first[dreams]["returns"])) > 1
+    assert other[dreams]["returns"] != first[dreams]["returns"]
 
 
 @pytest.mark.parametrize(("agent", "obs"), [("actor-critic", "features"), ("ppo", "features")])
