@@ -76,8 +76,9 @@ class ActorCriticConfig:
     blurred, a policy could collect small shares of a reward wherever its target may be. By default
     0, and 0.5 where progress on the way is rewarded, which rests on rewards of 1."""
     max_doubt: float | None = None
-    """Dreams end with a step that is doubtful: features of two dreams of it differ by more than
-    this, as a root mean square. Every step is dreamed twice for that, which is not counted."""
+    """Dreams end with a step that is doubtful: what two dreams of it tell (of places, where the
+    model remembers some, else all features) differs by more than this, as a root mean square. Every
+    step is dreamed twice for that, which is not counted."""
     doubt_coef: float = 0.0
     """What such a difference of 1 costs. It, too, has every step dreamed twice."""
 

@@ -64,6 +64,7 @@ from experiments.report import as_json, provenance, summarise, write_json
 from experiments.videos import save_video
 from worldsim.contexts import ContextBank, open_contexts
 from worldsim.dream import RewardFunction
+from worldsim.storage import find_dataset
 from worldsim.world_model import WorldModel
 
 
@@ -100,9 +101,13 @@ class AgentsBenchmark:
         self.agents = config.agents or tuple(possible)
         self.provenance = provenance()  # of the code that runs, whatever becomes of the files
         self._check_agents()
-        # Of a dataset, drawn otherwise than those to train in; of shipped contexts, the same.
-        self.bank: ContextBank = open_contexts(
-            self.model, config.judge_contexts, world_model=self.name, seed=JUDGE_SEED
+
+    @functools.cached_property
+    def bank(self) -> ContextBank:
+        """Where dreams to judge by start. Of a dataset they are drawn otherwise than those to train
+        in; of shipped contexts, they are the same."""
+        return open_contexts(
+            self.model, self.config.judge_contexts, world_model=self.name, seed=JUDGE_SEED
         )
 
     def _obstacle(self, agent: str) -> str | None:
@@ -113,10 +118,13 @@ class AgentsBenchmark:
         """Refuse at once what would fail after hours, when its turn comes.
 
         Raises:
+            FileNotFoundError: there is no such dataset to judge by.
             ValueError: the env is not the model's, an agent cannot be had with these two, or a kept
                 result is of another model or other settings.
         """
         config = self.config
+        if config.judge_contexts is not None:
+            find_dataset(config.judge_contexts)
         for agent in self.agents:
             if (reason := self._obstacle(agent)) is not None:
                 raise ValueError(f"{reason}: leave out {agent!r}")

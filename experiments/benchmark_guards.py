@@ -54,7 +54,8 @@ GUARDS: dict[str, dict[str, Any]] = {
     "doubt_costs": {"actor_critic": {"doubt_coef": 1.0}},
 }
 """What is compared: settings in place of those given. Progress on the way is no guard, but with it
-there is much less that a dreamed reward can deceive about."""
+there is much less that a dreamed reward can deceive about; without it, dreamed rewards are taken as
+they are, and advantages are scaled as for these."""
 GUARD_LABELS = {
     AS_GIVEN: "all guards, as given",
     "horizon_64": "dreams of 64 steps, not 16",
@@ -62,9 +63,9 @@ GUARD_LABELS = {
     "small_rewards": "small dreamed rewards count",
     "free_of_behaviour": "leaving the cloned behaviour costs nothing",
     "none": "none of these four",
-    "rewards_alone": "dreamed rewards alone, no progress on the way",
-    "doubt_ends": "besides, doubtful dreams end",
-    "doubt_costs": "besides, doubt costs something",
+    "rewards_alone": "dreamed rewards alone: no progress, walls free, small rewards count",
+    "doubt_ends": "all, and doubtful dreams end",
+    "doubt_costs": "all, and doubt costs something",
 }
 
 

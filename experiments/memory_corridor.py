@@ -1,10 +1,10 @@
 """The memory benchmark's instrument: recall of panels in the corridor (`envs.corridor`).
 
-Walks are simulated with arrays, and since a world of 16 cells has only 1,024 different frames,
-those are drawn and encoded once. Two things are measured on episodes never trained on: at every
-step of real episodes the next frame is dreamed and its panel read off the pixels, which gives
-recall against distance free of accumulated error; and long dreams under the true actions are
-compared with the truth step by step.
+Walks are simulated with arrays, and since a world of few cells has few different frames (of 16
+cells 1,024), those are drawn and encoded once. Two things are measured on episodes never trained
+on: at every step of real episodes the next frame is dreamed and its panel read off the pixels,
+which gives recall against distance free of accumulated error; and long dreams under the true
+actions are compared with the truth step by step.
 """
 
 from __future__ import annotations
