@@ -63,7 +63,7 @@ GUARD_LABELS = {
     "small_rewards": "small dreamed rewards count",
     "free_of_behaviour": "leaving the cloned behaviour costs nothing",
     "none": "none of these four",
-    "rewards_alone": "dreamed rewards alone: no progress, walls free, small rewards count",
+    "rewards_alone": "dreamed rewards alone, small ones too, without the map",
     "doubt_ends": "all, and doubtful dreams end",
     "doubt_costs": "all, and doubt costs something",
 }
