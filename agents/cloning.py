@@ -9,6 +9,7 @@ exp(advantage / temperature).
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -156,6 +157,8 @@ def fit_critic(agent: ActorCritic, data: ReadOuts, config: CloningConfig, seed: 
 
 def advantage_weights(agent: ActorCritic, data: ReadOuts, config: CloningConfig) -> Tensor:
     """How much each recorded action counts, (n,) float32 with mean 1; see the module's words."""
+    if math.isinf(config.temperature):
+        return torch.ones(len(data.actions))  # also where the return was not recorded
     advantages = data.returns - _values(agent, data)
     scale = config.temperature * advantages.std().clamp(min=1e-6)
     largest = torch.tensor(config.max_weight).log()

@@ -74,6 +74,17 @@ def test_advantage_weighting_finds_the_action_that_plain_cloning_does_not() -> N
     assert values["effective_share"] == pytest.approx(1 / 3, abs=0.05)
 
 
+def test_with_infinite_temperature_all_actions_count_alike() -> None:
+    data = bandit()
+    data = data._replace(weights=(torch.arange(len(data.actions)) % 2).float())  # half unrecorded
+    plain, weighted = make_agent(), make_agent()
+    clone_behaviour(plain, data, CONFIG)
+    clone_advantages(weighted, data, dataclasses.replace(CONFIG, temperature=float("inf")))
+    heads = (plain.policy_head.parameters(), weighted.policy_head.parameters())
+    for one, other in zip(*heads, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_the_critic_learns_returns_and_ignores_what_was_not_recorded() -> None:
     agent, data = make_agent(), bandit()
     expected = data.features.argmax(-1).float() / 6
