@@ -18,7 +18,6 @@ import gymnasium
 import numpy as np
 import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.utils import set_random_seed
 from torch import nn
 
 from agents.actor_critic import (
@@ -344,7 +343,7 @@ def load_policy(
         inner = ActorCriticPolicy(agent.to(device), deterministic=deterministic, seed=seed)
         return FeaturePolicy(model, inner)
     policy = SB3Policy.load(path, deterministic=deterministic, device=device)
-    set_random_seed(seed)
+    torch.manual_seed(seed)
     space = policy.model.observation_space
     if space is None or len(space.shape or ()) != 1:
         return policy

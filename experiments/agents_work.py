@@ -86,5 +86,6 @@ def read_curve(directory: Path, tag: str = "dream/episodic_return") -> list[list
 
 def read_lengths(directory: Path) -> list[float]:
     """Of the episodes of every point of `read_curve`; empty where the logs do not tell them all."""
-    lengths = [length for _, length in read_curve(directory, "dream/episodic_length")]
-    return lengths if len(lengths) == len(read_curve(directory)) else []
+    curve, lengths = read_curve(directory), read_curve(directory, "dream/episodic_length")
+    of_all = [step for step, _ in lengths] == [step for step, _ in curve]
+    return [length for _, length in lengths] if of_all else []

@@ -64,7 +64,6 @@ from experiments.report import as_json, provenance, summarise, write_json
 from experiments.videos import save_video
 from worldsim.contexts import ContextBank, open_contexts
 from worldsim.dream import RewardFunction
-from worldsim.storage import find_dataset
 from worldsim.world_model import WorldModel
 
 
@@ -118,13 +117,16 @@ class AgentsBenchmark:
         """Refuse at once what would fail after hours, when its turn comes.
 
         Raises:
-            FileNotFoundError: there is no such dataset to judge by.
+            CheckpointError: the model ships no contexts to judge in.
+            FileNotFoundError: there is no such dataset.
             ValueError: the env is not the model's, an agent cannot be had with these two, or a kept
                 result is of another model or other settings.
         """
         config = self.config
         if config.judge_contexts is not None:
-            find_dataset(config.judge_contexts)
+            check_episodes(self.model.config, config.judge_contexts)
+        else:
+            checkpoint.load_contexts(self.name)
         for agent in self.agents:
             if (reason := self._obstacle(agent)) is not None:
                 raise ValueError(f"{reason}: leave out {agent!r}")

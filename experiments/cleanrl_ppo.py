@@ -19,7 +19,6 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -41,7 +40,7 @@ class Args:
     world_model: str | None = None
     """Shipped name or checkpoint directory; by default the shipped model of the env's name."""
     progress: bool = False
-    """Reward progress on the model's map too, where it draws one."""
+    """Reward progress on the map too, of a model that draws one."""
     seed: int = 1
     total_timesteps: int = 100_000
     """Dreamed steps."""
@@ -74,10 +73,11 @@ class Args:
         ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.num_envs * self.num_steps % self.num_minibatches:
+        size, rest = divmod(self.num_envs * self.num_steps, self.num_minibatches)
+        if rest or size < 2:
             raise ValueError(
                 f"{self.num_envs} envs of {self.num_steps} steps do not divide into "
-                f"{self.num_minibatches} minibatches"
+                f"{self.num_minibatches} minibatches of two steps or more"
             )
 
 
@@ -119,17 +119,16 @@ def main(args: Args) -> list[float]:
     torch.manual_seed(args.seed)
     name = args.world_model or args.env
     model = worldsim.load(name)
-    dreams = RecordEpisodeStatistics(
-        gymnasium.make_vec(
-            "worldsim/Dream-v0",
-            num_envs=args.num_envs,
-            world_model=model,
-            contexts=worldsim.load_contexts(name),
-            horizon=args.horizon,
-            obs="features",
-            reward_function=WayReward(model).of_dream if args.progress else None,
-            autoreset_mode="SameStep",
-        )
+    real = MemoryFeatures(envs.make(args.env, max_episode_steps=args.max_episode_steps), model)
+    dreams = gymnasium.make_vec(
+        "worldsim/Dream-v0",
+        num_envs=args.num_envs,
+        world_model=model,
+        contexts=worldsim.load_contexts(name),
+        horizon=args.horizon,
+        obs="features",
+        reward_function=WayReward(model).of_dream if args.progress else None,
+        autoreset_mode="SameStep",
     )
     agent = Agent(model.config.num_features, model.config.num_actions)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5)
@@ -140,6 +139,7 @@ def main(args: Args) -> list[float]:
     actions = torch.zeros(shape, dtype=torch.int64)
     logprobs, rewards, dones, values = (torch.zeros(shape) for _ in range(4))
     next_obs = torch.as_tensor(dreams.reset(seed=args.seed)[0])
+    dream_returns = np.zeros(args.num_envs)
     step, started = 0, time.time()
     progress = tqdm(total=args.total_timesteps, desc="PPO", unit="step")
     while step < args.total_timesteps:
@@ -151,13 +151,15 @@ def main(args: Args) -> list[float]:
                 actions[t], logprobs[t], _, values[t] = agent.get_action_and_value(next_obs)
             result, reward, terminated, truncated, infos = dreams.step(actions[t].numpy())
             next_obs, rewards[t] = torch.as_tensor(result), torch.as_tensor(reward)
-            dones[t] = torch.as_tensor(terminated | truncated)
+            done = terminated | truncated
+            dones[t] = torch.as_tensor(done)
+            dream_returns += reward
+            finished += dream_returns[done].tolist()
+            dream_returns[done] = 0.0
             for i in np.flatnonzero(truncated & ~terminated).tolist():  # it would have gone on
                 with torch.no_grad():
                     last = agent.get_value(torch.as_tensor(infos["final_obs"][i]))
                 rewards[t, i] += args.gamma * last
-            if "episode" in infos:
-                finished += infos["episode"]["r"][infos["_episode"]].tolist()
         step += args.num_envs * args.num_steps
         progress.update(args.num_envs * args.num_steps)
 
@@ -198,7 +200,7 @@ def main(args: Args) -> list[float]:
     progress.close()
     dreams.close()
     torch.save(agent.state_dict(), args.output / "agent.pt")
-    real_returns = evaluate(agent, args, model)
+    real_returns = evaluate(agent, real, args.eval_episodes)
     for i, one in enumerate(real_returns):
         writer.add_scalar("eval/episodic_return", one, i)
     writer.close()
@@ -206,11 +208,10 @@ def main(args: Args) -> list[float]:
     return real_returns
 
 
-def evaluate(agent: Agent, args: Args, model: worldsim.WorldModel) -> list[float]:
+def evaluate(agent: Agent, real: MemoryFeatures, num_episodes: int) -> list[float]:
     """Returns of real episodes, in which the model observes every frame."""
-    real = MemoryFeatures(envs.make(args.env, max_episode_steps=args.max_episode_steps), model)
     real_returns = []
-    for i in tqdm(range(args.eval_episodes), desc="real episodes"):
+    for i in tqdm(range(num_episodes), desc="real episodes"):
         features, _ = real.reset(seed=FIRST_EVALUATION_SEED + i)
         total, over = 0.0, False
         while not over:

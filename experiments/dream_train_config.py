@@ -57,7 +57,8 @@ class DreamTrainConfig:
     """Dream steps per round; by default as many as --minutes allow."""
     minutes: float = 5.0
     """Time for dream training per round, where --total-timesteps is not given. How many steps that
-    is differs from run to run: runs of the same seed are the same with --total-timesteps alone."""
+    is differs from run to run: runs of the same seed are the same with --total-timesteps alone,
+    on the same machine and with as many threads."""
     num_envs: int = 64
     """Dreams in the batch."""
     num_starts: int = 256

@@ -13,6 +13,7 @@ import pytest
 import torch
 from test_features import Spy
 from tiny import tiny_contexts, tiny_model, write_dataset
+from torch.utils.tensorboard import SummaryWriter
 
 from agents.cloning import CloningConfig
 from agents.features import FeaturePolicy, ShortMemoryPolicy, load_policy
@@ -39,9 +40,10 @@ from experiments.agents_report import (
     ways_to_targets,
     write_report,
 )
+from experiments.agents_work import read_curve, read_lengths
 from experiments.dream_train_config import DreamTrainConfig
 from experiments.report import read_runs
-from worldsim.checkpoint import save
+from worldsim.checkpoint import CheckpointError, save
 from worldsim.occupancy_config import OccupancyConfig
 from worldsim.odometry import OdometryConfig
 from worldsim.places import NUM_PLACE_FEATURES, PlacesConfig
@@ -225,6 +227,27 @@ def test_agents_that_learn_from_episodes_need_some(tmp_path: Path) -> None:
         benchmark_agents.main(anew)
     with pytest.raises(ValueError, match="cloned learns from recorded episodes"):
         dataclasses.replace(config, dataset=None)
+
+
+def test_dreams_without_a_beginning_are_told_at_once(tmp_path: Path) -> None:
+    config = dataclasses.replace(make_config(tmp_path), agents=("behaviour",))
+    save(tiny_model(), tmp_path / "model")
+    with pytest.raises(CheckpointError, match="ships no contexts"):
+        benchmark_agents.AgentsBenchmark(config)
+    with pytest.raises(FileNotFoundError, match="no dataset 'no/where-v0'"):
+        benchmark_agents.AgentsBenchmark(dataclasses.replace(config, judge_contexts="no/where-v0"))
+
+
+def test_lengths_are_those_of_the_curve_or_none(tmp_path: Path) -> None:
+    with SummaryWriter(tmp_path / "all") as whole, SummaryWriter(tmp_path / "part") as part:
+        for step in range(600):
+            for writer in (whole, part):
+                writer.add_scalar("dream/episodic_return", 1.0, step)
+            whole.add_scalar("dream/episodic_length", step, step)
+            if step >= 300:  # begun by a version that did not log it
+                part.add_scalar("dream/episodic_length", step, step)
+    assert read_lengths(tmp_path / "all") == [step for step, _ in read_curve(tmp_path / "all")]
+    assert len(read_curve(tmp_path / "part")) == 200 and read_lengths(tmp_path / "part") == []
 
 
 def test_the_judge_compares_returns_of_policies_that_acted_in_both(tmp_path: Path) -> None:

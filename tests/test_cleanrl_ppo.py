@@ -78,5 +78,7 @@ def test_it_trains_in_the_dream_and_plays_real_episodes(tmp_path: Path) -> None:
 
 
 def test_minibatches_must_divide_the_steps() -> None:
-    with pytest.raises(ValueError, match="3 envs of 5 steps do not divide into 4 minibatches"):
+    with pytest.raises(
+        ValueError, match="3 envs of 5 steps do not divide into 4 minibatches of two"
+    ):
         cleanrl_ppo.Args(num_envs=3, num_steps=5)

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
@@ -622,7 +623,7 @@ def test_benchmark_of_speed_measures_every_part(checkpoint: Path, tmp_path: Path
 
 
 def test_same_seed_same_results(tmp_path: Path) -> None:
-    """All of a run: a map to walk by, training, and every dream and real episode to judge it."""
+    """All of a run: a map to walk by, training, and the dreams and real episodes to judge it by."""
     occupancy = OccupancyConfig(side=12, reach=3.0, width=32)
     places = PlacesConfig(slots=4, width=32, occupancy=occupancy)
     model = tiny_model(pose=PoseConfig(), odometry=OdometryConfig(hidden=16), places=places)
@@ -639,6 +640,11 @@ def test_same_seed_same_results(tmp_path: Path) -> None:
     dreams = "round 1 in dream"
     assert len(set(first[dreams]["returns"])) > 1
     assert other[dreams]["returns"] != first[dreams]["returns"]
+    # What was seen in the real env tells what was done there.
+    videos = [iio.imread(tmp_path / name / "videos/round-1.mp4") for name in ("first", "again")]
+    np.testing.assert_array_equal(*videos)
+    other_video = iio.imread(tmp_path / "other/videos/round-1.mp4")
+    assert not np.array_equal(other_video, videos[0])
 
 
 @pytest.mark.parametrize(("agent", "obs"), [("actor-critic", "features"), ("ppo", "features")])

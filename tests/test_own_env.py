@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
-from tiny import tiny_model, write_dataset
+from tiny import tiny_config, tiny_model, write_dataset
 
 import envs
 from experiments import (
     benchmark_agents,
     collect,
+    dream_judging,
     dream_train,
     evaluate,
     evaluate_world_model,
@@ -115,6 +118,14 @@ def test_what_training_would_leave_out_is_said(episodes: EpisodeDataset) -> None
         check_training_data(episodes, model, longer)
 
 
+def save_small(path: Path, **options: Any) -> None:
+    """Save a model of lamps."""
+    smaller: dict[str, Any] = {"frame_shape": (32, 32, 1), "patch_size": 16}
+    tokenizer = dataclasses.replace(tiny_config().tokenizer, **smaller)
+    contexts = Contexts(np.zeros((2, 4, 32, 32, 1), np.uint8), np.zeros((2, 4), np.int64))
+    save(tiny_model(num_actions=3, tokenizer=tokenizer), path, contexts=contexts, **options)
+
+
 @pytest.mark.filterwarnings("ignore:.*has learned from")
 def test_frames_too_small_for_policies_on_pixels_are_told_at_once(tmp_path: Path) -> None:
     tokenizer = dataclasses.replace(
@@ -142,6 +153,11 @@ def test_the_env_of_recordings_of_others_is_known_by_their_metadata(tmp_path: Pa
     (path / "data/metadata.json").write_text(json.dumps(metadata | {"env_spec": spec}))
     assert env_of(EpisodeDataset(path)) == "CartPole-v1"
     assert env_of(EpisodeDataset("tiny/episodes-v0", tmp_path), tmp_path) == "CartPole-v1"
+    # Such an id does not say what module registers it.
+    save_small(tmp_path / "model", metadata={"env": "Lamp-v0"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dream_judging.check_env(LAMP, str(tmp_path / "model"))
 
 
 def test_grey_frames_make_videos() -> None:
