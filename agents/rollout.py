@@ -95,17 +95,19 @@ def make_parallel(make_env: Callable[[], gymnasium.Env], num_workers: int) -> Ve
     Raises:
         RuntimeError: the processes ended as they began.
     """
-
-    def make(within: bool = False) -> gymnasium.Env:
-        if not within and multiprocessing.parent_process() is not None:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return _WholeInfos(make_env())
-
     if num_workers == 0:
-        return SyncVectorEnv([lambda: make(True)], autoreset_mode=AutoresetMode.DISABLED)
+        return SyncVectorEnv(
+            [lambda: _WholeInfos(make_env())], autoreset_mode=AutoresetMode.DISABLED
+        )
     # Forking this process would copy the threads' locks of torch and the renderer, held or not.
     methods = multiprocessing.get_all_start_methods()
     context = "forkserver" if "forkserver" in methods else "spawn"
+
+    def make() -> gymnasium.Env:
+        if multiprocessing.parent_process() is not None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return _WholeInfos(make_env())
+
     try:
         return AsyncVectorEnv(
             [make] * num_workers, context=context, autoreset_mode=AutoresetMode.DISABLED

@@ -147,7 +147,7 @@ def train_actor_critic(
             rewards = metrics["reward_per_step"], metrics["shaped_reward_per_step"]
             recent.append((*rewards, metrics["ended_per_step"]))
             dreamed, shaped, ended = np.mean(recent, axis=0)
-            length = min(1 / ended, options.training_horizon) if ended else options.training_horizon
+            length = options.training_horizon / max(options.training_horizon * ended, 1.0)
             dreamed, shaped = length * dreamed, length * shaped
             logged = {f"actor_critic/{name}": value for name, value in metrics.items()}
             logged |= {"dream/episodic_return": dreamed, "dream/shaped_return": shaped}

@@ -134,11 +134,9 @@ def check_env(name: str, world_model: str) -> None:
         ) from error
     learned = load_metadata(world_model).get("env")
     if learned not in names:
-        of_what = (
-            "does not tell what env it has learned from"
-            if learned is None
-            else (f"has learned from {learned}")
-        )
+        of_what = f"has learned from {learned}"
+        if learned is None:
+            of_what = "does not tell what env it has learned from"
         warnings.warn(
             f"{world_model} {of_what}, and policies are judged on {name} (--env)", stacklevel=2
         )

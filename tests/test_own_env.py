@@ -128,12 +128,7 @@ def save_small(path: Path, **options: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*has learned from")
 def test_frames_too_small_for_policies_on_pixels_are_told_at_once(tmp_path: Path) -> None:
-    tokenizer = dataclasses.replace(
-        tiny_model().config.tokenizer, frame_shape=(32, 32, 1), patch_size=16
-    )
-    small = tiny_model(num_actions=3, tokenizer=tokenizer)
-    contexts = Contexts(np.zeros((2, 4, 32, 32, 1), np.uint8), np.zeros((2, 4), np.int64))
-    save(small, tmp_path / "model", contexts=contexts)
+    save_small(tmp_path / "model")
     model = {"env": LAMP, "world_model": str(tmp_path / "model")}
     pixels = {"agent": "ppo", "obs": "pixels", "output": tmp_path / "x"}
     with pytest.raises(ValueError, match=r"32 x 32 pixels are too small .* give --obs features"):
