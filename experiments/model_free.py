@@ -8,7 +8,9 @@ import signal
 from pathlib import Path
 
 import gymnasium
+import torch
 from sb3_contrib import RecurrentPPO
+from sb3_contrib.ppo_recurrent import CnnLstmPolicy
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecMonitor
 
 import envs
@@ -21,6 +23,30 @@ from experiments.training_progress import TrainingProgress
 # Apart from the seeds of the world model's data (0 and up), of validation (1,000,000 and up) and of
 # evaluation (2,000,000 and up).
 MODEL_FREE_SEED = 3_000_000
+
+
+class WholeSequencesPolicy(CnnLstmPolicy):
+    """`CnnLstmPolicy`, with each sequence of a minibatch given to its LSTMs as a whole.
+
+    sb3-contrib goes through a minibatch step by step as soon as an episode begins in it. Its
+    buffers let a sequence begin wherever an episode does, so all there is to forget is what came
+    before the first step: the same outputs and gradients, several times as fast on a CPU.
+    """
+
+    @staticmethod
+    def _process_sequence(
+        features: torch.Tensor,
+        lstm_states: tuple[torch.Tensor, torch.Tensor],
+        episode_starts: torch.Tensor,
+        lstm: torch.nn.LSTM,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        num_sequences = lstm_states[0].shape[1]
+        starts = episode_starts.reshape(num_sequences, -1)
+        if not starts[:, 1:].any():
+            kept = (1.0 - starts[:, 0]).view(1, num_sequences, 1)
+            lstm_states = (kept * lstm_states[0], kept * lstm_states[1])
+            episode_starts = torch.zeros_like(episode_starts)
+        return CnnLstmPolicy._process_sequence(features, lstm_states, episode_starts, lstm)
 
 
 def make_worker_env(env_name: str, max_episode_steps: int | None) -> gymnasium.Env:
@@ -72,7 +98,7 @@ def train_model_free(
             agent.set_random_seed(seed + agent.num_timesteps)
         else:
             agent = RecurrentPPO(
-                "CnnLstmPolicy",
+                WholeSequencesPolicy,
                 env,
                 n_steps=128,
                 batch_size=min(256, 128 * num_workers // 2),
@@ -84,6 +110,9 @@ def train_model_free(
                 tensorboard_log=str(work),
                 device="cpu",
             )
+
+        # Convolutions of small images are faster so, on CPU.
+        agent.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
         # Afterwards, for SB3 seeds envs with the agent's own seed, every time the same.
         env.seed(MODEL_FREE_SEED + 1_000_000 * seed + agent.num_timesteps)
