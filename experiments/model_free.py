@@ -6,6 +6,7 @@ import functools
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import torch
@@ -26,12 +27,20 @@ MODEL_FREE_SEED = 3_000_000
 
 
 class WholeSequencesPolicy(CnnLstmPolicy):
-    """`CnnLstmPolicy`, with each sequence of a minibatch given to its LSTMs as a whole.
+    """`CnnLstmPolicy` that does the same with less work: several times as fast on a CPU.
 
     sb3-contrib goes through a minibatch step by step as soon as an episode begins in it. Its
     buffers let a sequence begin wherever an episode does, so all there is to forget is what came
-    before the first step: the same outputs and gradients, several times as fast on a CPU.
+    before the first step, and the LSTMs take whole sequences. It also pads sequences with black
+    frames to equal length, a third of a minibatch, all of which look the same to the convolutions.
     """
+
+    def extract_features(self, obs: Any, *args: Any) -> Any:
+        black = ~obs.flatten(1).any(dim=1)
+        if not black.any():
+            return super().extract_features(obs, *args)
+        seen = super().extract_features(torch.cat((torch.zeros_like(obs[:1]), obs[~black])), *args)
+        return seen[torch.where(black, 0, (~black).cumsum(0))]
 
     @staticmethod
     def _process_sequence(
@@ -110,9 +119,6 @@ def train_model_free(
                 tensorboard_log=str(work),
                 device="cpu",
             )
-
-        # Convolutions of small images are faster so, on CPU.
-        agent.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
         # Afterwards, for SB3 seeds envs with the agent's own seed, every time the same.
         env.seed(MODEL_FREE_SEED + 1_000_000 * seed + agent.num_timesteps)

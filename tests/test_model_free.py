@@ -1,5 +1,7 @@
-"""The model-free baseline: its LSTMs do what sb3-contrib's do."""
+"""The model-free baseline: its networks do what sb3-contrib's do."""
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
 from sb3_contrib.ppo_recurrent import CnnLstmPolicy
@@ -28,3 +30,17 @@ def test_whole_sequences_give_what_single_steps_give(begins: list[tuple[int, int
         found.append([outputs, *after, *gradients])
     for expected, ours in zip(*found, strict=True):
         torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("black", [[], [0], [1, 4, 5], [0, 1, 2, 3, 4, 5]])
+def test_black_frames_have_the_features_of_black_frames(black: list[int]) -> None:
+    torch.manual_seed(0)
+    space = gymnasium.spaces.Box(0, 255, (3, 36, 36), np.uint8)
+    policy = WholeSequencesPolicy(space, gymnasium.spaces.Discrete(6), lambda _: 3e-4)
+    frames = torch.randint(1, 256, (6, 3, 36, 36)).float()
+    frames[black] = 0.0
+    frames[2, 0] = 0.0
+
+    expected = super(WholeSequencesPolicy, policy).extract_features(frames)
+    assert not torch.equal(expected[0], expected[1]) or len(black) == 6
+    torch.testing.assert_close(policy.extract_features(frames), expected)
