@@ -47,7 +47,7 @@ def check_episodes(model: WorldModelConfig, dataset: str) -> EpisodeDataset:
     Raises:
         ValueError: they have other frames or actions than the model's.
     """
-    episodes = EpisodeDataset(dataset)
+    episodes = EpisodeDataset(dataset, image_key=model.image_key)
     check_same_kind(dataset, episodes, "the model", model)
     return episodes
 

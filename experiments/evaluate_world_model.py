@@ -118,7 +118,8 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     judged_on = (*config.dataset, *config.map_dataset)
     for name in learned_before(config.world_model, judged_on, config.datasets_root):
         warnings.warn(f"{config.world_model} has learned from {name}", stacklevel=2)
-    dataset = EpisodeDataset(config.dataset, config.datasets_root).readable()
+    root, image_key = config.datasets_root, model.config.image_key
+    dataset = EpisodeDataset(config.dataset, root, image_key).readable()
     length = config.context + config.horizon
     stretches = draw_stretches(dataset, config.num_contexts, length, config.seed)
     result = dream_in_batches(model, stretches, config, "dream")
@@ -159,7 +160,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     if model.places is not None and has_poses(dataset.infos(0)):
         values["places"] = places_on_real_frames(model, dataset, config.reward_episodes)
     if config.map_dataset:
-        tours = EpisodeDataset(config.map_dataset, config.datasets_root).readable()
+        tours = EpisodeDataset(config.map_dataset, root, image_key).readable()
         values["map"] = map_on_real_frames(model, tours, config.num_contexts)
     for steps in config.num_denoising_steps:
         other = dream_in_batches(model, stretches, config, f"{steps} steps", steps, floors=False)

@@ -88,7 +88,9 @@ def improve_world_model(
     if not finished.is_file():
         learned = (str(collected.path), *datasets)
         # Segments as long as the real episodes allow: memory is not to be unlearned.
-        length = min(SEGMENT_LENGTH, int(EpisodeDataset(learned).lengths.max()))
+        image_key = load_config(world_model).image_key
+        lengths = EpisodeDataset(learned, image_key=image_key).lengths
+        length = min(SEGMENT_LENGTH, int(lengths.max()))
         dreamed = max(length // 4, 1)
         train_world_model.main(
             TrainConfig(

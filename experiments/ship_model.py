@@ -22,7 +22,7 @@ from experiments.data_checks import learned_before
 from experiments.dreamed_rewards import format_shares
 from experiments.evaluate_memory import describe
 from worldsim.backbone import count_parameters
-from worldsim.checkpoint import PRETRAINED, Contexts, load_contexts, load_metadata
+from worldsim.checkpoint import PRETRAINED, Contexts, load_config, load_contexts, load_metadata
 from worldsim.episodes import EpisodeDataset
 from worldsim.open_loop import draw_stretches
 from worldsim.world_model import WorldModel
@@ -97,7 +97,8 @@ def choose_contexts(config: ShipConfig) -> Contexts:
         return load_contexts(config.checkpoint)
     if known := learned_before(config.checkpoint, config.dataset, config.datasets_root):
         raise ValueError(f"{', '.join(known)} was trained on: take contexts from other episodes")
-    dataset = EpisodeDataset(config.dataset, config.datasets_root).readable()
+    image_key = load_config(config.checkpoint).image_key
+    dataset = EpisodeDataset(config.dataset, config.datasets_root, image_key).readable()
     drawn = draw_stretches(
         dataset, config.num_contexts, config.context_length, config.seed, going_on=True
     )

@@ -165,10 +165,13 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 def open_datasets(config: TrainConfig) -> tuple[EpisodeDataset, EpisodeDataset]:
     """Training episodes and episodes never trained on."""
-    train = EpisodeDataset(config.dataset, config.datasets_root, config.image_key)
+    image_key = config.image_key
+    if image_key is None and config.init is not None:
+        image_key = checkpoint.load_config(config.init).image_key
+    train = EpisodeDataset(config.dataset, config.datasets_root, image_key)
     if not config.validation_dataset:
         return held_out_of(train, config.output / HELD_OUT)
-    held_out = EpisodeDataset(config.validation_dataset, config.datasets_root, config.image_key)
+    held_out = EpisodeDataset(config.validation_dataset, config.datasets_root, image_key)
     check_same_kind("validation_dataset", held_out, "dataset", train)
     return train, held_out
 
@@ -181,7 +184,7 @@ def build_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:
         if config.tokenizer_of is not None:
             raise ValueError("init takes over a whole world model: leave tokenizer_of out")
         model = checkpoint.load(config.init, dtype=torch.float32)
-        model = model.reconfigured(**_dreaming(config)).requires_grad_(True)
+        model = model.reconfigured(**_always_taken(config)).requires_grad_(True)
         check_same_kind(config.init, model.config, "the dataset", dataset)
         if model.told_poses:
             raise ValueError(
@@ -228,9 +231,10 @@ def check_kept_settings(config: TrainConfig, model: WorldModelConfig) -> None:
         tqdm.write(f"{config.init} keeps its own {', '.join(others)}")
 
 
-def _dreaming(config: TrainConfig) -> dict[str, Any]:
-    """What of a model's config says how it dreams, where that is set."""
-    values = {name: getattr(config, name) for name in ("num_denoising_steps", "dream_signal")}
+def _always_taken(config: TrainConfig) -> dict[str, Any]:
+    """What a model takes over where it is set, also one that goes on learning."""
+    names = ("image_key", "num_denoising_steps", "dream_signal")
+    values = {name: getattr(config, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -238,7 +242,6 @@ def new_model(
     config: TrainConfig, frame_shape: tuple[int, int, int], num_actions: int
 ) -> WorldModel:
     """A new model for such frames and so many actions, with the tokenizer of another if wanted."""
-    dreaming = _dreaming(config)
     if not config.odometry and config.pose not in [preset.pose for preset in PRESETS]:
         raise ValueError("the pose settings are of odometry: give --odometry, or leave them out")
     taken: Tokenizer | None = None
@@ -259,7 +262,7 @@ def new_model(
             backbone=config.backbone,
             latent_patch=config.latent_patch,
             diffusion=config.diffusion,
-            **dreaming,
+            **_always_taken(config),
             pose=config.pose if config.odometry else None,
             odometry=OdometryConfig(grid=config.grid) if config.odometry else None,
             reward_limit=config.reward_limit,

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import minari
 import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
+from minari.data_collector import EpisodeBuffer
 from tiny import tiny_config, tiny_model, write_dataset
 
 import envs
@@ -25,14 +27,16 @@ from experiments import (
     play,
     train_world_model,
 )
+from experiments.actor_critic_training import check_episodes
 from experiments.agents_config import BenchmarkAgentsConfig
 from experiments.data_checks import check_training_data, env_of
 from experiments.dream_train_config import DreamTrainConfig
 from experiments.sb3_training import PPOConfig
+from experiments.ship_model import ShipConfig, choose_contexts
 from experiments.train_config import ValidationConfig, presets
 from experiments.videos import encode_gif
-from worldsim.checkpoint import Contexts, save
-from worldsim.contexts import sample_contexts
+from worldsim.checkpoint import Contexts, load, save
+from worldsim.contexts import open_contexts, sample_contexts
 from worldsim.episodes import EpisodeDataset
 from worldsim.open_loop import draw_stretches
 from worldsim.training_config import OptimizerConfig
@@ -118,12 +122,56 @@ def test_what_training_would_leave_out_is_said(episodes: EpisodeDataset) -> None
         check_training_data(episodes, model, longer)
 
 
-def save_small(path: Path, **options: Any) -> None:
+def save_small(path: Path, image_key: str | None = None, **options: Any) -> None:
     """Save a model of lamps."""
     smaller: dict[str, Any] = {"frame_shape": (32, 32, 1), "patch_size": 16}
     tokenizer = dataclasses.replace(tiny_config().tokenizer, **smaller)
     contexts = Contexts(np.zeros((2, 4, 32, 32, 1), np.uint8), np.zeros((2, 4), np.int64))
-    save(tiny_model(num_actions=3, tokenizer=tokenizer), path, contexts=contexts, **options)
+    model = tiny_model(num_actions=3, tokenizer=tokenizer, image_key=image_key)
+    save(model, path, contexts=contexts, **options)
+
+
+@pytest.mark.filterwarnings("ignore")  # Minari asks for author and the like
+def test_a_model_knows_which_of_several_images_it_sees(tmp_path: Path) -> None:
+    image = gymnasium.spaces.Box(0, 255, (32, 32, 1), np.uint8)
+    frames = {name: [np.full((32, 32, 1), i, np.uint8)] * 40 for i, name in enumerate(("l", "r"))}
+    steps = np.zeros(39)
+    buffer = EpisodeBuffer(
+        observations=frames,  # type: ignore[arg-type]
+        actions=[0] * 39,
+        rewards=list(steps),
+        terminations=list(steps > 0),
+        truncations=[*(steps[1:] > 0), True],
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+        minari.create_dataset_from_buffers(
+            "two-v0",
+            [buffer] * 2,
+            observation_space=gymnasium.spaces.Dict({"l": image, "r": image}),
+            action_space=gymnasium.spaces.Discrete(3),
+            jpeg_encoding=False,
+        )
+    dataset = (str(tmp_path / "two-v0"),)
+    config = dataclasses.replace(presets()["tiny"][1], dataset=dataset, output=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"several images.*l, r"):
+        train_world_model.open_datasets(config)
+    config = dataclasses.replace(config, image_key="r")
+    for episodes in train_world_model.open_datasets(config):
+        assert (episodes.episode(0).frames == 1).all()
+    assert train_world_model.new_model(config, (32, 32, 1), 3).config.image_key == "r"
+
+    save_small(tmp_path / "model", image_key="r")
+    model = load(tmp_path / "model")
+    assert (open_contexts(model, dataset[0], context_length=4).frames == 1).all()
+    assert (check_episodes(model.config, dataset[0]).episode(0).frames == 1).all()
+    config = dataclasses.replace(config, image_key=None, init=str(tmp_path / "model"))
+    for episodes in train_world_model.open_datasets(config):
+        assert (episodes.episode(0).frames == 1).all()
+    shipped = ShipConfig(
+        checkpoint=tmp_path / "model", name="x", dataset=dataset, context_length=4, num_contexts=1
+    )
+    assert (choose_contexts(shipped).frames == 1).all()
 
 
 @pytest.mark.filterwarnings("ignore:.*has learned from")

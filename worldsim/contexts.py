@@ -212,7 +212,7 @@ def open_contexts(
             )
         contexts = load_contexts(world_model)
     elif isinstance(contexts, str | Path):
-        dataset = EpisodeDataset(contexts)
+        dataset = EpisodeDataset(contexts, image_key=model.config.image_key)
         known = model.config.num_actions
         if dataset.num_actions != known:
             raise ValueError(

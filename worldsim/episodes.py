@@ -90,7 +90,7 @@ class EpisodeDataset:
     Args:
         sources: Minari id or path of a dataset, or several.
         root: Folder of all datasets, for ids; None for Minari's own.
-        image_key: Key of the images, where observations are dicts with several.
+        image_key: Key of the images, where observations are dicts with several of them.
 
     Raises:
         FileNotFoundError: If there is no such dataset.

@@ -218,7 +218,8 @@ def find_image(
 
     Args:
         space: Of single observations.
-        image_key: Key of the images in a dict; None if there is only one that could be it.
+        image_key: Key of the images in a dict, which plain images do without; None if there is only
+            one that could be it.
         name: What has this space, for the error message.
 
     Returns:
@@ -244,8 +245,6 @@ def find_image(
                 f"{', '.join(sorted(images))} with image_key"
             )
     elif _is_image(space):
-        if image_key is not None:
-            raise ValueError(f"{name} has plain images as observations, so no key {image_key!r}")
         return None, space  # type: ignore[return-value]
     raise ValueError(f"{name} has observations {space}; {needed}")
 

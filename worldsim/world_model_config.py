@@ -21,6 +21,8 @@ class WorldModelConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     backbone: BackboneConfig = field(default_factory=BlockSSMConfig)
     diffusion: DiffusionForcingConfig = field(default_factory=DiffusionForcingConfig)
+    image_key: str | None = None
+    """Key of its frames in recorded observations that are dicts with several images."""
     pose: PoseConfig | None = None
     """Where set, the model is told from where each frame is seen instead of the action that led
     there, as in Po et al. 2025: wherever actions are asked for it takes poses, float32 (..., 3)."""
