@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from worldsim.checkpoint import CheckpointError, fingerprint
+from worldsim.checkpoint import PRETRAINED, CheckpointError, fingerprint, resolve
 from worldsim.heads import SymlogHead, make_head
 from worldsim.world_model import WorldModel
 
@@ -27,11 +27,13 @@ def world_model_note(world_model: str | Path) -> dict[str, str]:
 
     A directory is noted as an absolute path, so that the policy can be loaded from anywhere.
     """
-    name = str(Path(world_model).resolve() if Path(world_model).is_dir() else world_model)
     try:
+        # A directory of a shipped model's name that holds no model is not the one.
+        shipped = resolve(world_model) == PRETRAINED / world_model
+        name = str(world_model if shipped else Path(world_model).resolve())
         return {"world_model": name, "world_model_sha256": fingerprint(world_model)}
     except CheckpointError:  # a model that was never saved
-        return {"world_model": name}
+        return {"world_model": str(world_model)}
 
 
 def check_world_model(note: Mapping[str, str], path: Path) -> None:

@@ -10,10 +10,11 @@ one object that steps all of them at once, so `BatchedVecEnv` presents it as SB3
 
 from __future__ import annotations
 
-import glob
+import base64
 import hashlib
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -197,9 +198,10 @@ def save_agent(agent: BaseAlgorithm, path: Path) -> None:
         normalize.save(str(statistics.with_suffix(".tmp")))
         statistics.with_suffix(".tmp").replace(statistics)
     temporary.replace(path)
-    for other in path.parent.glob(f"{glob.escape(path.stem)}.*.vecnormalize.pkl"):
-        if other != statistics:  # of an agent that was there before
-            other.unlink()
+    of_this_name = re.compile(rf"{re.escape(path.stem)}\.[0-9a-f]{{16}}\.vecnormalize\.pkl")
+    for other in path.parent.iterdir():
+        if of_this_name.fullmatch(other.name) and other != statistics:
+            other.unlink()  # of an agent that was there before
 
 
 def _statistics_path(path: Path, content: Path) -> Path:
@@ -211,12 +213,19 @@ def _statistics_path(path: Path, content: Path) -> Path:
 def algorithm_of(path: str | Path) -> type[BaseAlgorithm]:
     """Return the class that saved a model, told by its policy class and settings.
 
+    That class is unpickled: trust the file first.
+
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is not a saved model, or of an algorithm not known here.
+        ValueError: the file is not a saved model, or of an algorithm not known here, or its policy
+            class cannot be imported.
     """
     import sb3_contrib
     import stable_baselines3
+    from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+    from sb3_contrib.qrdqn.policies import QRDQNPolicy
+    from stable_baselines3.common.policies import ActorCriticPolicy
+    from stable_baselines3.dqn.policies import DQNPolicy
 
     path = Path(path)
     if not path.is_file():
@@ -224,18 +233,25 @@ def algorithm_of(path: str | Path) -> type[BaseAlgorithm]:
     try:
         with zipfile.ZipFile(path) as archive:
             data = json.loads(archive.read("data"))
-        module = data["policy_class"]["__module__"]
+        kept = base64.b64decode(data["policy_class"][":serialized:"])
     except (zipfile.BadZipFile, KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a model saved by Stable-Baselines3: {error}") from error
-    if module.startswith("sb3_contrib.common.recurrent"):
-        return sb3_contrib.RecurrentPPO
-    if module == "stable_baselines3.common.policies":
-        return stable_baselines3.PPO if "clip_range" in data else stable_baselines3.A2C
-    if module == "stable_baselines3.dqn.policies":
-        return stable_baselines3.DQN
-    if module == "sb3_contrib.qrdqn.policies":
-        return sb3_contrib.QRDQN
+    try:
+        policy = pickle.loads(kept)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"the policy class of {path} cannot be imported: {error}") from error
+    algorithms = {
+        RecurrentActorCriticPolicy: sb3_contrib.RecurrentPPO,
+        ActorCriticPolicy: (
+            stable_baselines3.PPO if "clip_range" in data else stable_baselines3.A2C
+        ),
+        DQNPolicy: stable_baselines3.DQN,
+        QRDQNPolicy: sb3_contrib.QRDQN,
+    }
+    for known, algorithm in algorithms.items():
+        if issubclass(policy, known):
+            return algorithm
     raise ValueError(
-        f"{path} holds a policy of {module}, not of PPO, RecurrentPPO, A2C, DQN or QRDQN: "
-        "load it yourself and wrap it in SB3Policy"
+        f"{path} holds a {policy.__module__}.{policy.__name__}, not a policy of PPO, RecurrentPPO, "
+        "A2C, DQN or QRDQN: load it yourself and wrap it in SB3Policy"
     )

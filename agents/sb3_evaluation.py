@@ -141,7 +141,10 @@ class RealEnvEvaluation(BaseCallback):
             iio.imwrite(file, larger, plugin="FFMPEG", fps=10, macro_block_size=2)
         if self.best_path is not None and mean > self.best_return:
             self.best_path.parent.mkdir(parents=True, exist_ok=True)
+            note = self.best_path.with_suffix(".json")
+            if self._note is None:
+                note.unlink(missing_ok=True)  # of an agent that was there before
+            else:
+                note.write_text(json.dumps(self._note) + "\n")
             save_agent(self.model, self.best_path)
-            if self._note is not None:
-                self.best_path.with_suffix(".json").write_text(json.dumps(self._note) + "\n")
         self.best_return = max(self.best_return, mean)

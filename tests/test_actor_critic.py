@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny import NUM_ACTIONS, tiny_contexts, tiny_model
 
 from agents import actor_critic
-from agents.actor_critic import ActorCritic, ActorCriticPolicy
+from agents.actor_critic import ActorCritic, ActorCriticPolicy, world_model_note
 from agents.features import FeaturePolicy, doubted_features, load_policy
 from agents.imagination import (
     ActorCriticConfig,
@@ -518,6 +518,10 @@ def test_a_saved_policy_is_found_from_anywhere_and_is_always_whole(
     agent.save(path, world_model="model")
     monkeypatch.chdir(tmp_path)
     assert Path(ActorCritic.load(path)[1]) == tmp_path / "here/model"
+
+    # A directory that only has the name of a shipped model is none.
+    (tmp_path / "memory-maze-9x9").mkdir()
+    assert world_model_note("memory-maze-9x9")["world_model"] == "memory-maze-9x9"
 
     def fill_the_disk(tensors: dict[str, torch.Tensor], file: Path) -> None:
         Path(file).write_bytes(b"half")

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from sb3_contrib import RecurrentPPO
-from stable_baselines3 import A2C, PPO
+from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 from agents.rollout import evaluate, make_parallel, rollout, unbatch_infos
 from agents.sb3 import SB3Policy, algorithm_of
@@ -24,6 +25,7 @@ from agents.statistics import (
     crossed_bootstrap_interval,
     paired_bootstrap_interval,
 )
+from experiments.model_free import WholeSequencesPolicy
 from experiments.workers import play_episode
 from worldsim.recording import RecordedEpisode
 
@@ -191,6 +193,26 @@ def test_saved_sb3_models_are_recognised_and_keep_their_memory(
         np.testing.assert_array_equal(actions, expected_actions)
         starts = np.zeros(3, bool)
     assert (state is not None) == (algorithm is RecurrentPPO)
+
+
+class OwnPolicy(ActorCriticPolicy):
+    pass
+
+
+def test_policies_of_own_classes_are_recognised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env, path = make_vec_env(lambda: Countdown(36)), tmp_path / "policy.zip"
+    PPO(OwnPolicy, env, n_steps=8, batch_size=8, device="cpu").save(path)
+    assert algorithm_of(path) is PPO
+    RecurrentPPO(WholeSequencesPolicy, env, n_steps=8, batch_size=8, device="cpu").save(path)
+    assert algorithm_of(path) is RecurrentPPO
+    DQN("CnnPolicy", env, buffer_size=8, device="cpu").save(path)
+    assert algorithm_of(path) is DQN
+    PPO(OwnPolicy, env, n_steps=8, batch_size=8, device="cpu").save(path)
+    monkeypatch.delattr(f"{__name__}.OwnPolicy")
+    with pytest.raises(ValueError, match=r"policy class of .* cannot be imported: .*OwnPolicy"):
+        SB3Policy.load(path)
 
 
 def test_files_that_are_no_model_are_named(tmp_path: Path) -> None:
