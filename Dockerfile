@@ -23,6 +23,8 @@ RUN apt-get update && apt-get install -y --no-install-recommends \
 
 # MINERL_HEADLESS makes the mod's launcher use xvfb-run. JDK 8 has to come first on the path.
 ENV JAVA_HOME=/usr/lib/jvm/java-8-openjdk-amd64 MINERL_HEADLESS=1 MUJOCO_GL=egl
+# Recordings outlive the container, in the folder that it shares.
+ENV MINARI_DATASETS_PATH=/worldsim/runs/datasets
 ENV PATH=/venv/bin:$JAVA_HOME/bin:$PATH
 RUN python3.11 -m venv /venv
 

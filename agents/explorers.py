@@ -64,7 +64,8 @@ class RandomPolicy:
         """
         if state is None:
             n = len(episode_start)
-            state = RandomState([np.random.default_rng([self.seed, i]) for i in range(n)])
+            # The 1 keeps them apart from what an env draws that was reset with the same seed.
+            state = RandomState([np.random.default_rng([self.seed, i, 1]) for i in range(n)])
         actions = [rng.integers(self.num_actions) for rng in state.rngs]
         return np.array(actions, np.int64), state
 

@@ -18,6 +18,7 @@ from tiny import tiny_contexts, tiny_model
 import worldsim.checkpoint as checkpoint
 from worldsim import CheckpointError, WorldModel, load, load_contexts, save
 from worldsim.checkpoint import fingerprint, from_json, load_config, shipped_models, to_json
+from worldsim.contexts import open_world
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,13 @@ def test_half_precision_halves_the_files_and_dreams_alike(
     again = load(tmp_path / "half", dtype=torch.float32)
     assert {p.dtype for p in again.parameters()} == {torch.float32}
     assert (dream(model)[0].float() - dream(again)[0].float()).abs().mean() < 2
+
+
+def test_rounded_weights_are_not_saved_without_a_word(model: WorldModel, tmp_path: Path) -> None:
+    save(model, tmp_path / "whole")
+    rounded = load(tmp_path / "whole", dtype=torch.bfloat16)
+    with pytest.warns(UserWarning, match=r"rounded to bfloat16.*dtype=torch\.float32"):
+        save(rounded, tmp_path / "rounded")
 
 
 def test_shards_hold_every_tensor_once(
@@ -244,6 +252,8 @@ def test_a_device_that_is_not_here_is_told(model: WorldModel, tmp_path: Path) ->
         load(tmp_path / "a", device="cuda")
     with pytest.raises(ValueError, match="unknown device 'gpu'"):
         load(tmp_path / "a", device="gpu")
+    with pytest.raises(ValueError, match="device 'meta' is not supported"):
+        open_world(model, tiny_contexts(), device="meta")
 
 
 class KilledError(Exception):

@@ -81,12 +81,13 @@ def test_checkers_pass_without_a_warning(model: WorldModel, bank: ContextBank, o
 
 def test_same_seed_and_actions_give_the_same_dream(model: WorldModel, bank: ContextBank) -> None:
     env, actions = make(model, bank), actions_for(8)
-    first, _ = env.reset(seed=3)
-    trajectory = play(env, actions)
-    again, _ = env.reset(seed=3)
-    np.testing.assert_array_equal(first, again)
-    assert_same(trajectory, play(env, actions))
-    env.reset(seed=4, options={"context": 0})
+    for options in (None, {"context": 0}):
+        first, _ = env.reset(seed=3, options=options)
+        trajectory = play(env, actions)
+        again, _ = env.reset(seed=3, options=options)
+        np.testing.assert_array_equal(first, again)
+        assert_same(trajectory, play(env, actions))
+    env.reset(seed=4, options=options)
     other = play(env, actions)
     assert any((a[0] != b[0]).any() for a, b in zip(trajectory, other, strict=True))
 
@@ -452,6 +453,7 @@ def test_make_vec_makes_one_batch(model: WorldModel, bank: ContextBank) -> None:
         )
     assert isinstance(batch, DreamVectorEnv) and batch.num_envs == 3
     observations, _ = batch.reset(seed=0)
+    assert batch.np_random_seed == (0, 1, 2) and batch.np_random == tuple(batch.generators)
     assert observations in batch.observation_space
     for _ in range(6):
         observations = batch.step(batch.action_space.sample())[0]
@@ -593,6 +595,10 @@ def test_a_dataset_gives_contexts(model: WorldModel, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="no 128 frames, so that contexts have 13"):
         longest = open_contexts(model, tmp_path / "dreams-v0")
     assert longest.states.steps.tolist() == [13] * 64
+    rewarded = write_dataset(tmp_path, size=64)  # episodes of 20 frames
+    with pytest.warns(UserWarning, match="no 128 frames and a reward after them.* have 16"):
+        bank = open_contexts(model, rewarded, num_contexts=5, frames_to_reward=3, num_starts=20)
+    assert bank.states.steps.tolist() == [16] * 5  # all where the reward is about to follow
     with pytest.raises(ValueError, match="has 6 actions, the model 4: take contexts from"):
         open_contexts(tiny_model(num_actions=4), tmp_path / "dreams-v0")
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -209,6 +210,10 @@ def test_random_policy_is_uniform_and_seeded() -> None:
     np.testing.assert_allclose(np.bincount(actions.ravel()) / actions.size, 0.2, atol=0.02)
     np.testing.assert_array_equal(actions, draw(RandomPolicy(5, seed=1), 3000))
     assert (actions[:, 0] != actions[:, 1]).any()
+    # An env that was reset with the same seed draws other numbers.
+    env = gymnasium.Env()
+    env.reset(seed=1)
+    assert (actions[:, 0] != env.np_random.integers(5, size=3000)).mean() > 0.7
 
 
 @pytest.mark.slow

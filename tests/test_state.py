@@ -42,6 +42,7 @@ def test_indexing_selects_envs() -> None:
     assert_rows(state[2], state, [2])
     assert_rows(state[-1], state, [3])
     assert_rows(state[np.arange(4)[2]], state, [2])
+    assert_rows(state[torch.tensor([0.0, 0.0, 3.0]).argmax()], state, [2])
     for index in (4, -5):
         with pytest.raises(IndexError, match=f"index {index} is outside a batch of 4 states"):
             state[index]

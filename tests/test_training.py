@@ -296,6 +296,9 @@ def test_impossible_curricula_are_named_before_the_first_step(accelerator: Accel
     config = DynamicsTraining(curriculum=((8, 0.9), (21, 0.1)))
     with pytest.raises(ValueError, match="segments of 21 frames; the longest episode has 20"):
         dynamics_loss(episodes(), config, make_model(), accelerator)
+    for curriculum in (((0, 1.0),), ((8, -1.0), (16, 2.0)), ((8, 0.0),), ()):
+        with pytest.raises(ValueError, match="curriculum must "):
+            DynamicsTraining(curriculum=curriculum)
 
 
 def test_stretches_fit_curriculum_and_model(accelerator: Accelerator) -> None:

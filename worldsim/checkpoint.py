@@ -15,6 +15,7 @@ import shutil
 import time
 import types
 import typing
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -135,7 +136,8 @@ def save(
         model: what to save.
         path: the directory.
         contexts: real contexts to ship with it.
-        half: store weights as float16, and buffers as they are.
+        half: store weights as float16, and buffers as they are. Those of a model loaded for dreams
+            on bfloat16 hardware are rounded already: load it with dtype=torch.float32 to save it.
         metadata: JSON values saved as metadata.json (how the model was trained).
 
     Raises:
@@ -146,6 +148,12 @@ def save(
         raise ValueError(
             f"{path} holds {', '.join(others[:3])}, no part of a checkpoint: a checkpoint takes "
             "the place of all that is there, so give it a directory of its own"
+        )
+    if any(p.dtype == torch.bfloat16 for p in model.parameters()):
+        warnings.warn(
+            f"the weights saved to {path} were rounded to bfloat16 when they were loaded: load the "
+            "model with dtype=torch.float32 to save it as it is",
+            stacklevel=2,
         )
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -245,8 +253,8 @@ def load(
     Args:
         name_or_path: a shipped model's name or a checkpoint directory.
         device: where to put it.
-        dtype: compute dtype of the networks; None takes bfloat16 where the device has fast
-            bfloat16 products, float32 elsewhere.
+        dtype: compute dtype of the networks, whose weights are kept in it; None takes bfloat16
+            where the device has fast bfloat16 products, float32 elsewhere.
 
     Raises:
         CheckpointError: no such model, or a damaged one.

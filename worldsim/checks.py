@@ -127,4 +127,10 @@ def check_device(device: torch.device | str) -> torch.device:
             f"device {str(device)!r} is not here: this build of PyTorch, or this machine, has no "
             "CUDA; choose cpu"
         )
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {str(device)!r} is not here: this machine has {torch.cuda.device_count()} GPUs"
+        )
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {str(device)!r} is not supported: choose cpu, cuda or cuda:0")
     return found

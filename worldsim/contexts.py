@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from worldsim.checkpoint import Contexts, load, load_contexts
+from worldsim.checks import check_device
 from worldsim.episodes import DamagedEpisodeError, Episode, EpisodeDataset
 from worldsim.state import WorldState
 from worldsim.world_model import WorldModel
@@ -67,8 +68,8 @@ class ContextBank:
                 f"starts_per_context is {starts_per_context}; contexts of {length} frames have "
                 f"from 1 to {max(length // 2, 1)}"
             )
-        step = length // 2 // starts_per_context
-        ends = [length - i * step for i in reversed(range(starts_per_context))]
+        later = reversed(range(starts_per_context))
+        ends = [length - i * (length // 2) // starts_per_context for i in later]
         device = next(model.parameters()).device
         states = []
         for start in range(0, len(frames), batch_size):
@@ -192,8 +193,10 @@ def open_contexts(
             drawn; or None for the contexts that ship with `world_model`.
         world_model: name or directory of the checkpoint that the model came from.
         num_contexts: stretches drawn from a dataset.
-        context_length: frames in each of them, or as many as half of the episodes have.
-        frames_to_reward: draw them from shortly before rewards, see `sample_contexts`.
+        context_length: frames in each of them, or as many as half of the episodes have; fewer where
+            a reward is to follow.
+        frames_to_reward: draw them from shortly before rewards, see `sample_contexts`; dreams start
+            at their ends alone.
         num_starts: about how many starts to make of few contexts, by starting dreams within their
             second halves too; None: one of each.
         seed: decides which stretches are drawn.
@@ -219,10 +222,14 @@ def open_contexts(
                 f"{contexts} has {dataset.num_actions} actions, the model {known}: take contexts "
                 "from the environment that the model learned"
             )
-        if (most := int(np.median(dataset.frames_going_on()))) < context_length:
+        most = int(np.median(dataset.frames_going_on()))
+        if frames_to_reward is not None:
+            most = max(most - frames_to_reward, most // 2, 1)
+        if most < context_length:
+            more = "" if frames_to_reward is None else " and a reward after them"
             warnings.warn(
-                f"half of the episodes of {contexts} have no {context_length} frames, so that "
-                f"contexts have {most}",
+                f"half of the episodes of {contexts} have no {context_length} frames{more}, so "
+                f"that contexts have {most}",
                 stacklevel=2,
             )
             context_length = most
@@ -233,7 +240,9 @@ def open_contexts(
         contexts = contexts.frames, contexts.actions
     frames, actions = contexts
     most = max(np.shape(frames)[1] // 2, 1)
-    starts = 1 if num_starts is None else min(max(num_starts // len(frames), 1), most)
+    starts = 1
+    if num_starts is not None and frames_to_reward is None:
+        starts = min(max(num_starts // len(frames), 1), most)
     return ContextBank.observe(model, frames, actions, starts_per_context=starts)
 
 
@@ -254,12 +263,12 @@ def open_world(
 
     Raises:
         CheckpointError: there is no such model, or it is damaged.
-        ValueError: there is nothing to start from.
+        ValueError: there is nothing to start from, or no such device.
     """
     if isinstance(world_model, WorldModel):
         model, source = world_model, None
         if device is not None:
-            model.to(device)
+            model.to(check_device(device))
     else:
         model, source = load(world_model, device=device or "cpu"), world_model
     bank = open_contexts(

@@ -133,11 +133,22 @@ class DreamVectorEnv(VectorEnv):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
 
-        self.generators = [np_random()[0] for _ in range(num_envs)]
+        drawn = [np_random() for _ in range(num_envs)]
+        self.generators, self._seeds = [g for g, _ in drawn], [seed for _, seed in drawn]
         self.state: WorldState | None = None
         self.frames = np.zeros((num_envs, *self.frame_shape), np.uint8)
         self.elapsed_steps = np.zeros(num_envs, np.int64)
         self._ended = np.ones(num_envs, bool)
+
+    @property  # type: ignore[misc]
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+        """The random stream of every env."""
+        return tuple(self.generators)
+
+    @property
+    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
+        """What every env was last seeded with; -1 after `restore`."""
+        return tuple(self._seeds)
 
     @property
     def device(self) -> torch.device:
@@ -184,7 +195,7 @@ class DreamVectorEnv(VectorEnv):
         contexts = self.check_contexts(options.get("context"), mask)
         for i, one in enumerate(seeds):  # nothing was changed before all was checked
             if mask[i] and one is not None:
-                self.generators[i] = np_random(one)[0]
+                self.generators[i], self._seeds[i] = np_random(one)
         infos = self._start(mask, contexts)
         return self._observe(), infos
 
@@ -263,8 +274,8 @@ class DreamVectorEnv(VectorEnv):
             The observations at that moment.
 
         Raises:
-            ValueError: the snapshot holds another number of dreams, is of another model, or has no
-                frames, which this env shows.
+            ValueError: the snapshot holds another number of dreams, is of a model of other sizes,
+                or has no frames, which this env shows.
         """
         if len(snapshot) != self.num_envs:
             raise ValueError(f"a snapshot of {len(snapshot)} dreams for {self.num_envs} envs")
@@ -281,6 +292,7 @@ class DreamVectorEnv(VectorEnv):
         self._ended = snapshot.ended.copy()
         for generator, state in zip(self.generators, snapshot.generator_states, strict=True):
             generator.bit_generator.state = copy.deepcopy(state)
+        self._seeds = [-1] * self.num_envs  # as Gymnasium has it where the seed is not known
         return self._observe()
 
     def render(self) -> tuple[np.ndarray, ...] | None:

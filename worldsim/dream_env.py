@@ -37,11 +37,12 @@ class DreamEnv(gymnasium.Env):
         render_mode: str | None = None,
         **options: Any,
     ) -> None:
-        if "num_envs" in options:
-            raise ValueError(
-                f"num_envs is {options['num_envs']}, but this is one dream: make many with "
-                "gymnasium.make_vec"
-            )
+        for name in ("num_envs", "autoreset_mode"):
+            if name in options:
+                raise ValueError(
+                    f"{name} is {options[name]}, but this is one dream: make many with "
+                    "gymnasium.make_vec"
+                )
         self.batch = DreamVectorEnv(
             world_model=world_model,
             contexts=contexts,

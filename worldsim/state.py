@@ -56,6 +56,8 @@ class WorldState:
 
     def __getitem__(self, index: slice | int | np.integer | list[int] | Tensor) -> WorldState:
         """Select envs; an integer keeps the batch dimension."""
+        if isinstance(index, Tensor) and index.ndim == 0 and index.dtype != torch.bool:
+            index = int(index)
         if isinstance(index, int | np.integer):
             if not -self.batch_size <= index < self.batch_size:
                 raise IndexError(f"index {index} is outside a batch of {self.batch_size} states")
@@ -88,7 +90,7 @@ class WorldState:
         )
 
     def check_like(self, initial: WorldState, name: str) -> None:
-        """Refuse memories of a model other than that which made a state.
+        """Refuse memories of a model of other sizes than that which made a state.
 
         Args:
             initial: the model's initial state; a dimension of no length may have grown.

@@ -79,6 +79,14 @@ class DynamicsTraining:
     def __post_init__(self) -> None:
         if self.frames_per_step < 1:
             raise ValueError(f"frames_per_step must be at least 1, got {self.frames_per_step}")
+        shares = [share for _, share in self.curriculum]
+        if any(length < 1 for length, _ in self.curriculum) or any(s < 0 for s in shares):
+            raise ValueError(
+                "curriculum must be lengths of at least 1 and shares of at least 0, got "
+                f"{self.curriculum}"
+            )
+        if not sum(shares) > 0:
+            raise ValueError(f"curriculum must have a share above 0, got {self.curriculum}")
 
     def segment_length(self, step: int) -> int:
         """Frames per segment at a step."""
