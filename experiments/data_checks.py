@@ -115,16 +115,15 @@ def check_training_data(
         for i in range(len(dataset)):
             with contextlib.suppress(DamagedEpisodeError):  # which is told and left out later
                 poses_of(dataset.infos(i, 0, 1))
-    lengths = {length for length, _ in training.curriculum}
-    if training.own_dreams.share:
-        lengths.add(training.own_dreams.context + training.own_dreams.length)
-    longest = int(dataset.lengths.max())
+    lengths, longest = training.segment_lengths, int(dataset.lengths.max())
     if max(lengths) > longest:
+        own = " and --dynamics.own-dreams.context" if training.own_dreams.share else ""
+        cut = ", and as many --dynamics.longest-stretches" if training.longest_stretches else ""
         raise ValueError(
             f"training is on segments of {max(lengths)} frames; the longest episode has {longest}: "
-            "choose shorter ones with --dynamics.curriculum"
+            f"choose shorter ones with --dynamics.curriculum{own}{cut}"
         )
-    notes = [note for length in sorted(lengths) if (note := _too_short(dataset, length))]
+    notes = [note for length in lengths if (note := _too_short(dataset, length))]
     largest = _largest_value(dataset, model.gamma)
     if largest > math.expm1(model.reward_limit):
         notes.append(

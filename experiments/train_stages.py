@@ -30,7 +30,15 @@ from worldsim.places_training import (
     reading,
 )
 from worldsim.tokenizer import Tokenizer
-from worldsim.training import LossModule, Trainer, spaced_frames, step_rng, tokenizer_loss
+from worldsim.training import (
+    LossModule,
+    Trainer,
+    check_divides,
+    check_dynamics,
+    spaced_frames,
+    step_rng,
+    tokenizer_loss,
+)
 from worldsim.world_model import WorldModel
 from worldsim.world_model_config import WorldModelConfig
 
@@ -159,18 +167,52 @@ def places_config(config: TrainConfig, model: WorldModelConfig) -> PlacesConfig:
     return places
 
 
+def check_stages(config: TrainConfig, model: WorldModel, accelerator: Accelerator) -> None:
+    """Refuse now what a later stage could not train with, before hours go into those before it.
+
+    Raises:
+        ValueError: a batch does not divide by the number of processes, or stretches do not fit
+            curriculum or model.
+    """
+    places, occupancy = learned_where_to_go(config, model.config)
+    trained = {
+        "tokenizer_training": config.init is None and config.tokenizer_of is None,
+        "odometry_training": config.odometry,
+        "places_training": places,
+        "occupancy_training": occupancy,
+    }
+    check_dynamics(config.dynamics, model.config, accelerator)
+    for name in [name for name, is_trained in trained.items() if is_trained]:
+        try:
+            check_divides(accelerator, getattr(config, name).batch_size)
+        except ValueError as error:
+            option = f"--{name.replace('_', '-')}.batch-size"
+            raise ValueError(f"{error}: choose another {option}") from error
+
+
+def learned_where_to_go(config: TrainConfig, model: WorldModelConfig) -> tuple[bool, bool]:
+    """Whether places, and whether a map, are learned after the dynamics.
+
+    Both are where the config asks for them, and where the model has them and is trained further, so
+    that they see its new read-outs.
+    """
+    asked = config.places or config.occupancy
+    if not asked and model.places is None:
+        return False, False
+    changed = config.dynamics.optimizer.steps > 0 or config.odometry
+    has_map = places_config(config, model).occupancy is not None
+    return (
+        config.places or changed or model.places is None,
+        has_map and (config.occupancy or changed),
+    )
+
+
 def train_where_to_go(
     config: TrainConfig, model: WorldModel, episodes: LatentEpisodes, accelerator: Accelerator
 ) -> WorldModel:
-    """The trained model with a memory of places and a map; what it had learned stays as it is.
-
-    Both are trained where the config asks for them, and where the model has them and was trained
-    further, so that they see its new read-outs.
-    """
-    places = places_config(config, model.config)
-    changed = config.dynamics.optimizer.steps > 0 or config.odometry
-    new = model.places is None
-    model = model.reconfigured(places=places).eval()
+    """The trained model with a memory of places and a map; what it had learned stays as it is."""
+    learns_places, learns_map = learned_where_to_go(config, model.config)
+    model = model.reconfigured(places=places_config(config, model.config)).eval()
     assert model.places is not None
     with tqdm(total=episodes.num_frames, desc="read episodes", unit="frame", mininterval=2) as bar:
         cache = config.output / "read_outs.safetensors" if accelerator.is_main_process else None
@@ -180,9 +222,10 @@ def train_where_to_go(
         for stage in ("places", "occupancy"):
             forget_other_models(config.output / stage, fingerprint)
     accelerator.wait_for_everyone()
-    if config.places or changed or new:
+    if learns_places:
         train_places(config, model.places, episodes, read, accelerator)
-    if model.places.occupancy is not None and (config.occupancy or changed):
+    if learns_map:
+        assert model.places.occupancy is not None
         train_occupancy(config, model.places.occupancy, episodes, read, accelerator)
     return model.eval().requires_grad_(False)
 

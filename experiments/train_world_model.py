@@ -36,7 +36,9 @@ from experiments.report import as_json, provenance
 from experiments.run_directory import check_config
 from experiments.train_config import TrainConfig, presets
 from experiments.train_stages import (
+    check_stages,
     encode,
+    learned_where_to_go,
     open_writer,
     run_with_progress,
     train_odometry,
@@ -95,6 +97,7 @@ def main(config: TrainConfig) -> Path:
     model = build_model(config, train)
     if (config.places or config.occupancy) and model.odometry is None:
         raise ValueError("places and maps are kept where odometry says: give --odometry too")
+    check_stages(config, model, accelerator)
     for note in check_training_data(train, model.config, config.dynamics):
         tell(note)
     if config.init is not None and not config.validation_dataset:
@@ -128,13 +131,14 @@ def main(config: TrainConfig) -> Path:
     env = env_of(train, config.datasets_root)
     learned = {"env": env, "learned_from": train.sources}
     model = train_dynamics(config, model, episodes, held_out, accelerator, learned)
-    if config.places or config.occupancy or model.places is not None:
-        if bool((episodes.rewards > 0).any()):
-            model = train_where_to_go(config, model, episodes, accelerator)
-            if accelerator.is_main_process:
-                keep_with_places(config, model)
-        else:
-            tell("no rewards in these episodes: places are not learned from them")
+    learns_places, learns_map = learned_where_to_go(config, model.config)
+    if learns_places and not bool((episodes.rewards > 0).any()):
+        what = "neither places nor a map" if learns_map else "no places"
+        tell(f"no rewards above 0 in these episodes: {what} can be learned from them")
+    elif config.places or config.occupancy or model.places is not None:
+        model = train_where_to_go(config, model, episodes, accelerator)
+        if accelerator.is_main_process:
+            keep_with_places(config, model)
     tell(f"world model trained in {(time.monotonic() - started) / 60:.1f} min of this run")
     path = config.output / "checkpoint"
     judged_on = f" --env {env}" if env is not None else ""

@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -25,16 +26,18 @@ from experiments.sb3_training import PPOConfig
 from experiments.ship_model import ShipConfig, choose_contexts
 from experiments.ship_model import main as ship_main
 from experiments.train_config import TrainConfig, ValidationConfig, presets
-from experiments.train_stages import open_writer
+from experiments.train_stages import check_stages, open_writer
 from experiments.train_world_model import check_kept_settings, main, new_model
 from worldsim.backbone import BlockSSMConfig
 from worldsim.diffusion import DiffusionForcingConfig
 from worldsim.episodes import EpisodeDataset
 from worldsim.latents import LatentEpisodes, encode_dataset
 from worldsim.occupancy_training import OccupancyTraining
+from worldsim.odometry import OdometryConfig
 from worldsim.odometry_training import OdometryTraining
 from worldsim.own_dreams import OwnDreams
 from worldsim.places_training import PlacesTraining
+from worldsim.pose import PoseConfig
 from worldsim.tokenizer import Tokenizer, TokenizerConfig
 from worldsim.training import (
     LossModule,
@@ -356,6 +359,28 @@ def test_processes_share_a_batch_out() -> None:
     config = DynamicsTraining(frames_per_step=32, curriculum=((8, 0.5), (16, 0.5)))
     with pytest.raises(ValueError, match="a batch of 2 does not divide among 4 processes"):
         dynamics_loss(episodes(), config, make_model(), Process(0, 4))  # type: ignore[arg-type]
+
+
+def test_what_a_later_stage_cannot_be_trained_with_is_told_first() -> None:
+    config, eight = presets()["memory-maze"][1], Process(0, 8)
+    dynamics = dataclasses.replace(config.dynamics, frames_per_step=8 * 512)
+    config = dataclasses.replace(config, dynamics=dynamics)
+    model = tiny_model(pose=PoseConfig(), odometry=OdometryConfig())
+
+    def check(**changes: Any) -> None:
+        check_stages(dataclasses.replace(config, **changes), model, eight)  # type: ignore[arg-type]
+
+    assert config.places_training.batch_size % 8
+    with pytest.raises(ValueError, match=r"of 12 does not divide .* --places-training\.batch-size"):
+        check()
+    check(places_training=PlacesTraining(batch_size=16))
+    check(places=False, occupancy=False)
+    fewer = dataclasses.replace(dynamics, frames_per_step=7 * 512)
+    with pytest.raises(ValueError, match=r"of 28 does not divide .*--dynamics\.frames-per-step"):
+        check(places=False, occupancy=False, dynamics=fewer)
+    shorter = dataclasses.replace(dynamics, curriculum=((64, 1.0),))
+    with pytest.raises(ValueError, match=r"for the 1 stages.*--dynamics\.longest-stretches"):
+        check(places=False, occupancy=False, dynamics=shorter)
 
 
 def train_and_save(directory: str) -> None:
@@ -813,11 +838,13 @@ def test_places_and_a_grid_are_added_to_a_trained_model(tmp_path: Path) -> None:
     fourth = final_weights(main(dataclasses.replace(further, dynamics=longer)))
     for name in ("places.query.weight", "places.occupancy.cell_in.weight"):
         assert not torch.equal(fourth[name], third[name])
-    # A map alone is added to what stays as it is.
+    # A map alone is added to what stays as it is; it needs no rewards.
+    unpaid = write_dataset(tmp_path / "unpaid", poses=True, paid_action=-1)
     with_places = main(dataclasses.replace(more, occupancy=False, output=tmp_path / "places"))
     assert checkpoint.load(with_places).places.occupancy is None  # type: ignore[union-attr]
     alone = dataclasses.replace(
         more,
+        dataset=(str(unpaid),),
         init=str(with_places),
         odometry=False,
         grid=0.0,

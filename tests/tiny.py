@@ -83,10 +83,11 @@ def write_dataset(
     seed: int = 0,
     size: int = 16,
     poses: bool = False,
+    paid_action: int = 0,
 ) -> Path:
     """Record episodes of frames (size, size, 3) that show the action that led to them.
 
-    Action 0 is rewarded; every second episode terminates, the others are truncated. With `poses`,
+    One action is rewarded; every second episode terminates, the others are truncated. With `poses`,
     the infos are those of somebody who turns by the action and walks 0.1 cells.
     """
     rng = np.random.default_rng(seed)
@@ -103,7 +104,7 @@ def write_dataset(
             episode = RecordedEpisode(
                 observations=frames.repeat(size // 2, axis=1).repeat(size // 2, axis=2),
                 actions=actions,
-                rewards=(actions == 0).astype(np.float64),
+                rewards=(actions == paid_action).astype(np.float64),
                 terminations=ends & (index % 2 == 0),
                 truncations=ends & (index % 2 == 1),
                 infos=walk if poses else {},

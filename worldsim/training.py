@@ -26,6 +26,7 @@ from worldsim.own_dreams import DreamNoise, draw_dream_noise, end_in_dreams
 from worldsim.tokenizer import Tokenizer
 from worldsim.training_config import DynamicsTraining, OptimizerConfig, TokenizerTraining
 from worldsim.world_model import WorldModel
+from worldsim.world_model_config import WorldModelConfig
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
 Losses = dict[str, Tensor]
@@ -273,6 +274,37 @@ def tokenizer_loss(
     return loss
 
 
+def check_dynamics(
+    config: DynamicsTraining, model: WorldModelConfig, accelerator: Accelerator
+) -> None:
+    """Refuse settings that no episodes could be trained on with.
+
+    Raises:
+        ValueError: a batch does not divide by the number of processes, or stretches do not fit
+            curriculum or model.
+    """
+    if config.longest_stretches:
+        if len(config.longest_stretches) != len(config.curriculum):
+            raise ValueError(
+                f"longest_stretches has {len(config.longest_stretches)} entries for the "
+                f"{len(config.curriculum)} stages of the curriculum: give one for each "
+                "(--dynamics.longest-stretches)"
+            )
+        if model.pose is None:
+            raise ValueError(
+                "longest_stretches is set, but this model has no poses, and actions mean nothing "
+                "across cuts: leave it empty, or give the model poses"
+            )
+    for length in config.segment_lengths:
+        try:
+            check_divides(accelerator, config.batch_size(length))
+        except ValueError as error:
+            raise ValueError(
+                f"of segments of {length} frames, {error}: choose another frames_per_step "
+                "(--dynamics.frames-per-step)"
+            ) from error
+
+
 def dynamics_loss(
     episodes: LatentEpisodes, config: DynamicsTraining, model: WorldModel, accel: Accelerator
 ) -> LossFunction:
@@ -285,28 +317,14 @@ def dynamics_loss(
     """
     if model.config.pose is not None and episodes.poses is None:
         raise ValueError("this model learns from poses, but these episodes were read without")
-    if config.longest_stretches:
-        if len(config.longest_stretches) != len(config.curriculum):
-            raise ValueError(
-                f"longest_stretches has {len(config.longest_stretches)} entries for the "
-                f"{len(config.curriculum)} stages of the curriculum"
-            )
-        if model.config.pose is None:
-            raise ValueError(
-                "longest_stretches is set, but this model has no poses, and actions mean nothing "
-                "across cuts: leave it empty, or give the model poses"
-            )
-    lengths = [length for length, _ in config.curriculum]
-    own = config.own_dreams
-    if own.share:
-        lengths.append(own.context + own.length)
-    for length in lengths:
+    check_dynamics(config, model.config, accel)
+    for length in config.segment_lengths:
         if length > episodes.lengths.max():
             raise ValueError(
                 f"training is on segments of {length} frames; the longest episode has "
                 f"{episodes.lengths.max()}"
             )
-        check_divides(accel, config.batch_size(length))
+    own = config.own_dreams
 
     def loss(wrapped: nn.Module, step: int) -> tuple[Tensor, Losses]:
         rng, generator = step_rng(config.optimizer.seed, step, accel.device)

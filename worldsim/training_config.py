@@ -88,6 +88,13 @@ class DynamicsTraining:
         if not sum(shares) > 0:
             raise ValueError(f"curriculum must have a share above 0, got {self.curriculum}")
 
+    @property
+    def segment_lengths(self) -> list[int]:
+        """Of all segments that are trained on, those that end in own dreams included."""
+        own = self.own_dreams
+        lengths = {length for length, _ in self.curriculum}
+        return sorted(lengths | ({own.context + own.length} if own.share else set()))
+
     def segment_length(self, step: int) -> int:
         """Frames per segment at a step."""
         return self.curriculum[self._stage(step)][0]
