@@ -100,6 +100,15 @@ def make(name: str, **options: Any) -> gymnasium.Env:
     return adapted(env, name)
 
 
+def step_limit(env: gymnasium.Env) -> int | None:
+    """Steps after which an env truncates an episode, None where it does not."""
+    limits = (
+        None if env.spec is None else env.spec.max_episode_steps,
+        getattr(env.unwrapped, "max_episode_steps", None),  # of those that cut episodes themselves
+    )
+    return min((limit for limit in limits if isinstance(limit, int)), default=None)
+
+
 def adapted(env: gymnasium.Env, name: str) -> gymnasium.Env:
     """The environment as worldsim takes it: the image alone, and actions that count from 0.
 

@@ -167,6 +167,7 @@ class MineRLEnv(gymnasium.Env[Any, Any]):
         self._max_restarts, self._restart_backoff = max_restarts, restart_backoff
         self._make_spaces()
         self._player = self._make_player(sticky_attack, sticky_jump, pitch_limit)
+        self.max_episode_steps = -(-self._max_ticks // frame_skip)
         self.metadata = {**self.metadata, "render_fps": TICKS_PER_SECOND / frame_skip}
         self._running = False  # an instance is there and has not failed
         self._faults: list[str] = []  # since the last episode that went well

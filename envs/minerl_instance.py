@@ -210,7 +210,7 @@ class Minecraft:
             lock_file.close()
             raise RuntimeError(
                 f"another env is using the Minecraft at {self._host}:{port}; "
-                "every env needs its own"
+                "every env needs its own, so give --num-workers 1 where there is one"
             ) from error
         self._lock_file = lock_file
 

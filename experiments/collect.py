@@ -250,7 +250,7 @@ def main(config: CollectConfig, make: MakeEnv = make_env) -> CollectResult:
         seed=config.seed,
         metadata={"env": config.env, "policy": Path(config.policy).name},
     )
-    longest = env.spec.max_episode_steps if env.spec is not None else None
+    longest = envs.step_limit(env)
     env.close()
     check_limit(longest, config.env)
     with writer:

@@ -275,7 +275,7 @@ def make_real_envs(
 def episode_limit(make_env: Callable[[], gymnasium.Env]) -> int | None:
     """Steps after which an env truncates an episode, None where it does not."""
     env = make_env()
-    limit = None if env.spec is None else env.spec.max_episode_steps
+    limit = envs.step_limit(env)
     env.close()
     check_limit(limit, str(env))
     return limit

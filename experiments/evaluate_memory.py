@@ -68,6 +68,8 @@ class EvaluateMemoryConfig:
     output: Path = Path("runs/evaluate_memory/results")
 
     def __post_init__(self) -> None:
+        if not self.env.startswith("memory-maze-"):
+            raise ValueError(f"walks are recorded in Memory Mazes alone, got --env {self.env}")
         for name in ("episodes", "context", "horizon", "batch_size", "num_workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

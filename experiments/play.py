@@ -5,7 +5,8 @@
     python experiments/play.py --env memory-maze-9x9
 
 Memory Maze: W forward, A left, D right, W+A and W+D both at once. Other envs: a key for every
-action, which is told at the start: 1 to 9, 0, then letters.
+action, which is told at the start: 1 to 9, 0, then letters. Where no action is known to do nothing,
+as action 0 does in Memory Maze and MineRL, time stands still until a key is pressed.
 """
 
 from __future__ import annotations
@@ -107,6 +108,11 @@ def key_bindings(num_actions: int, env: str) -> dict[str, int]:
     return {key: action for action, key in enumerate(OTHER_KEYS[:num_actions])}
 
 
+def waits_for_keys(env: str) -> bool:
+    """Whether nothing happens without a key, because action 0 may be anything."""
+    return not any(name in env for name in ("memory-maze", "minerl"))
+
+
 def main(config: PlayConfig) -> None:
     """Play until the window is closed."""
     try:
@@ -125,6 +131,7 @@ def main(config: PlayConfig) -> None:
         fps=config.fps,
         zoom=config.size / frame.shape[0],  # type: ignore[union-attr]
         noop=0,  # and no seed, which would begin every episode alike
+        wait_on_player=waits_for_keys(env_of(config)),
     )
 
 

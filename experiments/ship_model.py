@@ -91,9 +91,12 @@ def choose_contexts(config: ShipConfig) -> Contexts:
     """Stretches of a dataset, or those that training kept with the checkpoint.
 
     Raises:
-        ValueError: the dataset is one that was trained on.
+        ValueError: the dataset is one that was trained on, or what is of one is given without.
     """
     if not config.dataset:
+        for name in ("num_contexts", "context_length", "seed", "datasets_root"):
+            if getattr(config, name) != getattr(ShipConfig, name):
+                raise ValueError(f"{name} is of contexts drawn from a dataset: give --dataset")
         return load_contexts(config.checkpoint)
     if known := learned_before(config.checkpoint, config.dataset, config.datasets_root):
         raise ValueError(f"{', '.join(known)} was trained on: take contexts from other episodes")

@@ -31,6 +31,11 @@ def config(root: Path, model: Path, **changes: object) -> EvaluateMemoryConfig:
     return EvaluateMemoryConfig(**(values | changes))  # type: ignore[arg-type]
 
 
+def test_only_memory_mazes_are_walked_in(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Memory Mazes alone, got --env corridor"):
+        config(tmp_path, tmp_path / "model", env="corridor")
+
+
 def test_dreams_after_whole_and_cut_tours_are_compared(tmp_path: Path) -> None:
     model = tiny_model(pose=PoseConfig(), odometry=OdometryConfig(hidden=16))
     save(model, tmp_path / "model")

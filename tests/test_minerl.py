@@ -131,6 +131,7 @@ def test_time_limit_truncates(make: type) -> None:
     env.reset(seed=0)
     ends = [env.step(0)[2:4] for _ in range(3)]
     assert ends == [(False, False), (False, False), (False, True)]
+    assert envs.step_limit(env) == 3
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step(0)
 

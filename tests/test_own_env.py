@@ -168,6 +168,9 @@ def test_a_model_knows_which_of_several_images_it_sees(tmp_path: Path) -> None:
     config = dataclasses.replace(config, image_key=None, init=str(tmp_path / "model"))
     for episodes in train_world_model.open_datasets(config):
         assert (episodes.episode(0).frames == 1).all()
+    of_dataset = ShipConfig(checkpoint=tmp_path / "model", name="x", num_contexts=3)
+    with pytest.raises(ValueError, match="num_contexts is of contexts drawn from a dataset"):
+        choose_contexts(of_dataset)
     shipped = ShipConfig(
         checkpoint=tmp_path / "model", name="x", dataset=dataset, context_length=4, num_contexts=1
     )
@@ -233,7 +236,8 @@ def test_an_env_without_a_limit_on_steps_is_warned_of(tmp_path: Path) -> None:
             )
         )
     with pytest.warns(UserWarning, match="max_episode_steps cuts them"):
-        evaluate.episode_limit(lambda: envs.make("own_env:Endless-v0"))
+        assert evaluate.episode_limit(lambda: envs.make("own_env:Endless-v0")) is None
+    assert evaluate.episode_limit(lambda: envs.make(LAMP)) == 40
 
 
 def test_every_action_has_a_key(tmp_path: Path) -> None:
@@ -241,6 +245,7 @@ def test_every_action_has_a_key(tmp_path: Path) -> None:
     of_maze = play.PlayConfig(world_model=str(tmp_path / "mine"))
     assert play.key_bindings(6, play.env_of(of_maze)) == play.MEMORY_MAZE_KEYS
     assert play.env_of(play.PlayConfig(env=LAMP)) == LAMP
+    assert play.waits_for_keys(LAMP) and not play.waits_for_keys("memory-maze-9x9")
     keys = play.key_bindings(12, "minerl-navigate")
     assert sorted(keys.values()) == list(range(12)) and keys["0"] == 9 and keys["b"] == 11
     with pytest.raises(ValueError, match="99 actions, more than the 36 keys"):
