@@ -206,12 +206,19 @@ def show_video(
     add_video(run.writer, name, frames[:max_frames], run.get("finished_rounds", 0))
 
 
+def random_in_dream(round_index: int) -> str:
+    """Name of the evaluation of a random policy in the dream of a round, which differ."""
+    return "random in dream" if round_index == 1 else f"random in dream of round {round_index}"
+
+
 def log_returns(run: RunDirectory, round_index: int) -> None:
     """Write the mean returns of a round and of the baselines to TensorBoard."""
     for name, evaluation in run.evaluations.items():
         where = "dream" if evaluation["where"] == "dream" else "real"
         if name.startswith(f"round {round_index}"):
             run.writer.add_scalar(f"{where}/return", evaluation["mean_return"], round_index)
+        elif name.startswith("random in dream") and name != random_in_dream(round_index):
+            continue
         elif not name.startswith("round"):
             tag = f"{where}/return_{name.split()[0]}"
             run.writer.add_scalar(tag, evaluation["mean_return"], round_index)

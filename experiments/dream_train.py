@@ -7,8 +7,8 @@
 
 The policy is trained in the dream only, by PPO or as an imagination actor-critic; a planner, and
 the world model's own behaviour, need no training. The policy, the behaviour that it starts from, a
-random policy and the policy that recorded the world model's data then play the same episodes of the
-real env, from seeds that nothing was trained on. With more rounds, the policy collects new real
+random policy and, where the env has one, a scripted player that sees more than frames then play the
+same episodes of the real env, from seeds that nothing was trained on. With more rounds, the policy collects new real
 episodes, the world model learns from them, and the policy trains on in the new dream. Stopped at
 any moment, the same command continues.
 
@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+import warnings
 from typing import Any, Literal
 
 from agents.explorers import RandomPolicy
@@ -35,11 +36,13 @@ from experiments.dream_judging import (
     evaluate_in_dream,
     evaluate_on_real,
     log_returns,
+    random_in_dream,
 )
 from experiments.dream_train_config import (
     FREE_TO_CHANGE,
     OF_OTHERS,
     DreamTrainConfig,
+    given_for_nothing,
     not_used_yet,
 )
 from experiments.evaluate import JUDGE_SEED
@@ -90,7 +93,11 @@ def finished_policy(config: DreamTrainConfig, model: WorldModel) -> Policy:
 
 
 def take_up_again(run: RunDirectory) -> None:
-    """Go on with the last round where it is to be longer, or judged; what judged it is dropped."""
+    """Go on with the last round where it is to be longer, or judged; what judged it is dropped.
+
+    Raises:
+        ValueError: the round after it has begun already, and trains the same policy.
+    """
     config, last = run.config, run.get("last_round", None)
     if last is None or run.get("finished_rounds", 0) != config.rounds:
         return
@@ -101,6 +108,12 @@ def take_up_again(run: RunDirectory) -> None:
     else:
         longer = 60 * config.minutes > last["seconds"]
     if longer or (config.judge and f"round {config.rounds}" not in run.evaluations):
+        following = config.rounds + 1
+        if config.agent in TRAINERS and f"round {following}" in run.get("world_models", {}):
+            raise ValueError(
+                f"round {following} of {run.path} has begun to train the policy of round "
+                f"{config.rounds}: go on with --rounds {following}, or choose another --output"
+            )
         names = (f"round {config.rounds}", f"round {config.rounds} in dream")
         run.keep(
             finished_rounds=config.rounds - 1,
@@ -126,6 +139,8 @@ def check_weights(run: RunDirectory, name: str, world_model: str) -> None:
 def check_first(config: DreamTrainConfig) -> None:
     """Refuse what cannot work before a run directory is taken for it, and before baselines play.
 
+    What is given and not used is told.
+
     Raises:
         CheckpointError: there is no such world model.
         FileNotFoundError: there is no such dataset.
@@ -137,8 +152,14 @@ def check_first(config: DreamTrainConfig) -> None:
     model = load_config(name)
     if config.contexts is not None:
         find_dataset(config.contexts)
-    if config.clone is not None:
-        check_episodes(model, config.clone)
+    for episodes in (config.clone, config.dataset):
+        if episodes is not None:
+            check_episodes(model, episodes)
+    for unused in given_for_nothing(config):
+        warnings.warn(
+            f"--{unused.replace('_', '-')} is given, and --agent {config.agent} does not use it",
+            stacklevel=2,
+        )
     if config.obs == "pixels" and (reason := too_small_for_pixels(model.frame_shape)) is not None:
         raise ValueError(f"{reason}: give --obs features")
     by_map = config.agent == "planner" and config.planner.bootstrap == "map"
@@ -194,7 +215,13 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
             num_starts=config.num_starts,
             seed=config.seed,
         )
-        judges = draw_contexts(seed=JUDGE_SEED) if config.judge else bank
+        judges = bank
+        if config.judge and round_index == 1:
+            judges = draw_contexts(seed=JUDGE_SEED)
+        elif config.judge:  # from what was held out of what was collected
+            judges = open_contexts(
+                model, None, world_model=world_model, num_starts=config.num_contexts
+            )
         if config.cuda_graphs:
             model.use_cuda_graphs(if_possible=True)
         if config.compile:
@@ -203,13 +230,14 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
         baselines: dict[str, tuple[Policy, str]] = {"random": (random, "random")}
         if has_scripted_player(config.env):
             player = scripted_player(config.env, config.seed)
-            baselines["data"] = (player, "scripted, as in the data")
+            baselines["data"] = (player, "scripted, sees more")
         if config.improves_behaviour:
             own = "the behaviour that it starts from" if config.clone is None else "own behaviour"
             baselines["start"] = (own_behaviour(config, model), own)
         if config.judge:
             evaluate_on_real(run, baselines)
-            evaluate_in_dream(run, model, judges, "random in dream", random, "random", obs="pixels")
+            playing = random_in_dream(round_index)
+            evaluate_in_dream(run, model, judges, playing, random, "random", obs="pixels")
 
         name, label = f"round {round_index}", f"{config.agent}, round {round_index}"
         if config.agent in TRAINERS:

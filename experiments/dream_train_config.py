@@ -245,6 +245,18 @@ OF_OTHERS = {
     "planner": ("ppo", "actor_critic", "cloning", "way"),
     "behaviour": ("ppo", "actor_critic", "cloning", "way", "planner"),
 }
+OF_TRAINING = ("total_timesteps", "minutes", "num_starts", "frames_to_reward")
+
+
+def given_for_nothing(config: DreamTrainConfig) -> list[str]:
+    """Settings that were given, and that this agent does not use."""
+    names = OF_OTHERS[config.agent]
+    if config.agent in ("planner", "behaviour"):
+        names += OF_TRAINING
+    elif not config.improves_behaviour:
+        names += ("behaviour_temperature",)
+    defaults = defaults_of(config)
+    return [name for name in names if getattr(config, name) != defaults[name]]
 
 
 OF_DATASETS = ("num_contexts", "context_length")

@@ -7,9 +7,13 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from agents.rollout import BEHAVIOUR_TEMPERATURE
 from experiments import collect, train_world_model
+from experiments.data_checks import held_out_of
 from experiments.train_config import TrainConfig, ValidationConfig
+from experiments.train_world_model import HELD_OUT
 from worldsim.checkpoint import load_config
 from worldsim.episodes import EpisodeDataset
 from worldsim.occupancy_training import OccupancyTraining
@@ -87,10 +91,10 @@ def improve_world_model(
     finished = output / "finished"
     if not finished.is_file():
         learned = (str(collected.path), *datasets)
-        # Segments as long as the real episodes allow: memory is not to be unlearned.
         image_key = load_config(world_model).image_key
-        lengths = EpisodeDataset(learned, image_key=image_key).lengths
-        length = min(SEGMENT_LENGTH, int(lengths.max()))
+        train, _ = held_out_of(EpisodeDataset(learned, image_key=image_key), output / HELD_OUT)
+        length, longest = segment_lengths(train.lengths)
+        lengths = (length,) if length == longest else (length, longest)
         dreamed = max(length // 4, 1)
         train_world_model.main(
             TrainConfig(
@@ -102,7 +106,7 @@ def improve_world_model(
                     optimizer=OptimizerConfig(
                         steps=steps, learning_rate=3e-4, muon_learning_rate=6e-4, seed=seed
                     ),
-                    curriculum=((length, 1.0),),
+                    curriculum=tuple((one, 1.0) for one in lengths),
                     # Without, dreams of more than some steps soon go astray again.
                     own_dreams=OwnDreams(
                         share=0.5 if length > 1 else 0.0,
@@ -112,7 +116,7 @@ def improve_world_model(
                     ),
                     reward_weight=REWARD_WEIGHT,
                     # Recall is learned after cuts, where a model can be told poses across them.
-                    longest_stretches=() if load_config(world_model).pose is None else (length,),
+                    longest_stretches=() if load_config(world_model).pose is None else lengths,
                 ),
                 # Where it remembers places: what it reads out has changed a little.
                 places_training=PlacesTraining(
@@ -130,6 +134,20 @@ def improve_world_model(
         )
         finished.touch()
     return str(checkpoint), str(collected.path)
+
+
+def segment_lengths(lengths: np.ndarray) -> tuple[int, int]:
+    """Two lengths of segments: one that nearly all episodes have, and as long as they allow.
+
+    Of episodes that end when they succeed, the longest are failures, and memory is not to be
+    unlearned. Those that are far shorter than most are left out.
+
+    Args:
+        lengths: frames in each episode.
+    """
+    longest = min(SEGMENT_LENGTH, int(lengths.max()))
+    least = min(16, max(int(np.median(lengths)) // 2, 1))
+    return min(max(int(np.quantile(lengths, 0.1)), least), longest), longest
 
 
 def _keep_policy(policy: Path, directory: Path) -> Path:

@@ -34,14 +34,18 @@ from experiments import (
     model_free,
     run_directory,
 )
+from experiments.agents_work import read_curve
+from experiments.dream_judging import log_returns, random_in_dream
 from experiments.dream_progress import DreamProgress
 from experiments.dream_train_config import (
     FIRST_COLLECTION_SEED,
     MOST_EPISODES,
     MOST_SEEDS,
     DreamTrainConfig,
+    given_for_nothing,
     not_used_yet,
 )
+from experiments.run_directory import RunDirectory
 from experiments.sb3_training import PPOConfig
 from experiments.train_config import TrainConfig
 from experiments.training_progress import TrainingProgress
@@ -85,6 +89,7 @@ def make_config(checkpoint: Path, output: Path, **changes: Any) -> DreamTrainCon
         ({"world_model": "nowhere"}, CheckpointError, "no world model 'nowhere'"),
         ({"env": "memory-maze-6x6"}, ValueError, "unknown environment 'memory-maze-6x6'"),
         ({"contexts": "no/where-v0"}, FileNotFoundError, "no dataset 'no/where-v0'"),
+        ({"dataset": "no/where-v0", "rounds": 2}, FileNotFoundError, "no dataset 'no/where-v0'"),
         ({"clone": "no/where-v0", "agent": "actor-critic"}, FileNotFoundError, "no dataset"),
         (
             {"agent": "planner", "planner": PlannerConfig(bootstrap="map")},
@@ -372,6 +377,62 @@ def test_judging_on_an_env_that_was_not_learned_is_told(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dream_judging.check_env("memory-maze-7x7", str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "unused"),
+    [
+        ({"ppo": PPOConfig(num_epochs=9)}, ["ppo"]),
+        ({"agent": "ppo", "actor_critic": ActorCriticConfig(prior_coef=0.9)}, ["actor_critic"]),
+        ({"agent": "ppo", "obs": "pixels", "behaviour_temperature": 1}, ["behaviour_temperature"]),
+        ({"agent": "planner", "minutes": 9.0}, ["minutes"]),
+        ({"minutes": 9.0, "behaviour_temperature": 1.0}, []),
+    ],
+)
+def test_what_an_agent_does_not_use_is_known(changes: Any, unused: list[str]) -> None:
+    assert given_for_nothing(DreamTrainConfig(**changes)) == unused
+
+
+def test_longer_training_of_a_round_before_the_last_is_refused(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    config = make_config(checkpoint, tmp_path / "run", judge=False)
+    dream_train.main(config)
+    run = RunDirectory(config.run_directory, config)
+    run.keep(world_models=run.get("world_models", {}) | {"round 2": "another"})
+    with pytest.raises(ValueError, match=r"round 2 of .* begun .*: go on with --rounds 2"):
+        dream_train.main(dataclasses.replace(config, total_timesteps=128))
+
+
+def test_a_random_policy_is_shown_beside_those_of_its_round(tmp_path: Path) -> None:
+    config = DreamTrainConfig(output=tmp_path / "run", rounds=2)
+    run = RunDirectory(config.run_directory, config)
+    one = {"where": "dream", "mean_return": 1.0}
+    run.keep(evaluations={"random in dream": one, "round 1 in dream": one | {"mean_return": 2.0}})
+    log_returns(run, 1)
+    later = {random_in_dream(2): one | {"mean_return": 3.0}}
+    run.keep(evaluations=run.evaluations | later | {"round 2 in dream": one | {"mean_return": 4.0}})
+    log_returns(run, 2)
+    run.writer.close()
+    for tag, values in (("dream/return_random", [1, 3]), ("dream/return", [2, 4])):
+        assert [value for _, value in read_curve(run.path, tag)] == values
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ([1001] * 20, (128, 128)),
+        ([101] * 10, (101, 101)),
+        ([60] * 5 + [501] * 15, (60, 128)),  # a quarter succeeds early
+        ([501] * 15 + [3], (128, 128)),  # one far shorter than the others is left out
+        ([5, 6, 7, 8, 9, 10, 11, 12], (5, 12)),
+        ([2, 2], (2, 2)),
+    ],
+)
+def test_episodes_that_end_early_are_learned_from(
+    lengths: list[int], expected: tuple[int, int]
+) -> None:
+    assert improve_world_model.segment_lengths(np.array(lengths)) == expected
 
 
 def test_every_seed_and_round_collects_in_mazes_of_its_own() -> None:
