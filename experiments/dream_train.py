@@ -8,9 +8,9 @@
 The policy is trained in the dream only, by PPO or as an imagination actor-critic; a planner, and
 the world model's own behaviour, need no training. The policy, the behaviour that it starts from, a
 random policy and, where the env has one, a scripted player that sees more than frames then play the
-same episodes of the real env, from seeds that nothing was trained on. With more rounds, the policy collects new real
-episodes, the world model learns from them, and the policy trains on in the new dream. Stopped at
-any moment, the same command continues.
+same episodes of the real env, from seeds that nothing was trained on. With more rounds, the policy
+collects new real episodes, the world model learns from them, and the policy trains on in the new
+dream. Stopped at any moment, the same command continues.
 
 The run directory holds results.json, policy.zip (an actor-critic's: policy.safetensors), videos/
 and tensorboard/.
