@@ -4,53 +4,106 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.agents_config import BenchmarkAgentsConfig, deciding_settings
+from experiments.dream_train_config import DreamTrainConfig
 from experiments.report import as_json, same_setting, write_json
+from experiments.sb3_training import FROM_NOTHING
+
+ADVICE = "choose another --output and --work"
 
 
 def check_kept(
-    file: Path,
+    directory: Path,
     agent: str,
     config: BenchmarkAgentsConfig,
     world_model: str,
     weights: str,
     recorded_steps: int | None,
+    dataset_frames: int | None = None,
 ) -> None:
-    """Refuse a result of another world model, or of settings that decide this agent's result.
+    """Refuse results of another world model, or of settings that decide this agent's results.
 
     Args:
-        file: the result.
+        directory: of results, of other calls and seeds too, which are reported together.
         agent: whose.
         config: of the benchmark as it is now.
         world_model, weights: name and fingerprint of the model as it is now.
         recorded_steps: frames that it learned from; as many real steps where none are given.
+        dataset_frames: frames of the recorded episodes that the agent learns from itself.
 
     Raises:
-        ValueError: it is of others.
+        ValueError: one is of others.
     """
-    kept = json.loads(file.read_text())
-    advice = "choose another --output and --work"
-    if kept.get("world_model_sha256") != weights:
-        raise ValueError(f"{file} was made with another {world_model} than there is now: {advice}")
-    # Settings that were not there yet had no other value than their default.
-    then = as_json(BenchmarkAgentsConfig()) | kept["config"]
-    then["real_steps"] = then["real_steps"] or recorded_steps
+    check_same_model(directory, [agent], world_model, weights)
     now = dataclasses.replace(config, real_steps=config.real_steps or recorded_steps)
-    for name in deciding_settings(agent):
-        setting = getattr(now, name)
-        if name == "minutes" and config.total_timesteps is not None:
-            continue  # steps are what ends training
-        if name == "num_contexts" and config.contexts is None:
-            continue  # shipped ones are taken as they are
-        if not same_setting(setting, then[name]):
+    for file in sorted(directory.glob(f"{agent}-seed*.json")):
+        kept = json.loads(file.read_text())
+        if kept.get("dataset_frames", dataset_frames) != dataset_frames:
             raise ValueError(
-                f"{file} was made with {name} {then[name]}, not {as_json(now)[name]}: {advice}"
+                f"{file} was made with {kept['dataset_frames']} frames of {config.dataset}, which "
+                f"has {dataset_frames} now: {ADVICE}"
             )
+        # Settings that were not there yet had no other value than their default.
+        then = as_json(BenchmarkAgentsConfig()) | kept["config"]
+        then["real_steps"] = then["real_steps"] or recorded_steps
+        for name in deciding_settings(agent):
+            if name == "minutes" and config.total_timesteps is not None:
+                continue  # steps are what ends training
+            if name == "num_contexts" and config.contexts is None:
+                continue  # shipped ones are taken as they are
+            if not same_setting(getattr(now, name), then[name]):
+                raise ValueError(
+                    f"{file} was made with {name} {then[name]}, not {as_json(now)[name]}: {ADVICE}"
+                )
+
+
+def check_same_model(
+    directory: Path, agents: Iterable[str], world_model: str, weights: str
+) -> None:
+    """Refuse to report agents of several world models together.
+
+    Args:
+        directory: of results, of other calls too.
+        agents: that there may be.
+        world_model, weights: name and fingerprint of the model as it is now.
+
+    Raises:
+        ValueError: a result is of another.
+    """
+    for file in (file for agent in agents for file in directory.glob(f"{agent}-seed*.json")):
+        if json.loads(file.read_text()).get("world_model_sha256") != weights:
+            raise ValueError(
+                f"{file} was made with another {world_model} than there is now: {ADVICE}"
+            )
+
+
+def check_not_longer(run: DreamTrainConfig, last_round: Mapping[str, float]) -> None:
+    """Refuse a policy that has trained for longer than it is now to be.
+
+    Args:
+        run: of the main job, that trained it.
+        last_round: "timesteps" and "seconds" of its training.
+
+    Raises:
+        ValueError: it has.
+    """
+    if run.total_timesteps is not None:
+        # Training ends with a whole update.
+        of_ppo = run.ppo.num_steps or FROM_NOTHING["num_steps"]
+        steps = run.actor_critic.num_steps if run.agent == "actor-critic" else of_ppo
+        longer = last_round["timesteps"] > run.total_timesteps + steps * run.num_envs
+    else:
+        longer = last_round["seconds"] > 1.1 * 60 * run.minutes + 30
+    if longer:
+        raise ValueError(
+            f"{run.run_directory} holds a policy that was trained for longer: choose another --work"
+        )
 
 
 def check_work(directory: Path, settings: dict[str, Any]) -> None:

@@ -52,7 +52,14 @@ from experiments.agents_config import (
 )
 from experiments.agents_labels import LABELS
 from experiments.agents_report import write_report
-from experiments.agents_work import check_kept, check_work, read_curve, read_lengths
+from experiments.agents_work import (
+    check_kept,
+    check_not_longer,
+    check_same_model,
+    check_work,
+    read_curve,
+    read_lengths,
+)
 from experiments.command_line import CONTINUES, run_script
 from experiments.dream_judging import check_env, play_dreams, play_real_episodes
 from experiments.dream_train import main as dream_train
@@ -135,13 +142,17 @@ class AgentsBenchmark:
             trained = (MEMORY_CUT | PLANS_WITH).get(agent, agent)
             if trained in DREAM_TRAINED:
                 self._training(trained, seed=0)
-            if agent in FROM_EPISODES:
-                assert config.dataset is not None
-                check_episodes(self.model.config, config.dataset)
-            for file in (self._file(agent, seed) for seed in config.seeds):
-                if file.is_file():
-                    check_kept(file, agent, config, self.name, self.weights, self.recorded_steps)
+            frames = self._dataset_frames if agent in FROM_EPISODES else None
+            of_model = self.name, self.weights, self.recorded_steps
+            check_kept(config.output_directory, agent, config, *of_model, frames)
+        check_same_model(config.output_directory, LABELS, self.name, self.weights)
         check_env(config.env, self.name)
+
+    @functools.cached_property
+    def _dataset_frames(self) -> int:
+        """Of the recorded episodes, to which others may be added under the same name."""
+        assert self.config.dataset is not None
+        return check_episodes(self.model.config, self.config.dataset).num_frames
 
     @functools.cached_property
     def read_outs(self) -> tuple[ReadOuts, float]:
@@ -174,6 +185,7 @@ class AgentsBenchmark:
             "training_minutes": (trained - started) / 60,  # of agents that are trained in one go
             "seconds_per_decision": timed.seconds / timed.decisions,
             **details,
+            **({"dataset_frames": self._dataset_frames} if agent in FROM_EPISODES else {}),
             "config": as_json(config),
             **self.provenance,
         }
@@ -260,7 +272,8 @@ class AgentsBenchmark:
         cloning = config.cloning
         if agent == "cloned":
             cloning = dataclasses.replace(cloning, temperature=math.inf)
-        of_episodes = {"dataset": config.dataset, "cloning": cloning}
+        of_episodes: dict[str, Any] = {"dataset": config.dataset, "cloning": cloning}
+        of_episodes["dataset_frames"] = self._dataset_frames
         check_work(work, {"world_model_sha256": self.weights, **of_episodes})
         path = work / "policy.safetensors"
         if not path.is_file():
@@ -302,19 +315,11 @@ class AgentsBenchmark:
         dream_train(run)
         progress = json.loads((run.run_directory / "progress.json").read_text())
         last_round = progress["last_round"]
-        # Training ends with a whole update, so a little later than asked for.
-        if config.total_timesteps is not None:
-            longer = last_round["timesteps"] > 1.1 * config.total_timesteps + 5000
-        else:
-            longer = last_round["seconds"] > 1.1 * 60 * config.minutes + 30
-        if longer:
-            raise ValueError(
-                f"{run.run_directory} holds a policy that was trained for longer: "
-                "choose another --work"
-            )
+        check_not_longer(run, last_round)
         shaped = shaping_of(config.way, self.model) is not None
         details = {
             "training": run.agent,
+            "dreamed_steps": last_round["timesteps"],
             "training_minutes": (last_round["seconds"] + progress.get("cloning_seconds", 0)) / 60,
             "curve": read_curve(run.run_directory),
             "shaped_curve": read_curve(run.run_directory, "dream/shaped_return")

@@ -132,10 +132,8 @@ def check_all_kept(config: BenchmarkGuardsConfig, benchmark: AgentsBenchmark, ag
         ValueError: there is such a result.
     """
     for guard in GUARDS:
-        for file in (config.output_directory / guard).glob(f"{agent}-seed*.json"):
-            guarded = with_guard(config, guard)
-            steps = benchmark.recorded_steps
-            check_kept(file, agent, guarded, benchmark.name, benchmark.weights, steps)
+        of_model = benchmark.name, benchmark.weights, benchmark.recorded_steps
+        check_kept(config.output_directory / guard, agent, with_guard(config, guard), *of_model)
 
 
 def write_report(output: Path, agent: str) -> str:

@@ -82,23 +82,24 @@ def measure_training(
         kept[storage.data_ptr()] = storage.nbytes()
         return t
 
+    def losses() -> Tensor:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return sum(model(*batch).values(), torch.zeros((), device=device))
+
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):  # which warms up, too
+        loss = losses()
+    nbytes = sum(size for pointer, size in kept.items() if pointer not in parameters)
+    loss.backward()
     seconds = []
-    for i in range(max(config.repeats // 2, 2)):
+    for _ in range(config.repeats):
+        model.zero_grad()
         synchronise(device)
         start = time.perf_counter()
-        with (
-            torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
-            torch.autograd.graph.saved_tensors_hooks(count, lambda t: t),
-        ):
-            loss = sum(model(*batch).values(), torch.zeros((), device=device))
-        nbytes = sum(size for pointer, size in kept.items() if pointer not in parameters)
-        loss.backward()
+        losses().backward()
         synchronise(device)
-        if i:  # the first one warms up
-            seconds.append(time.perf_counter() - start)
-        kept.clear()
-        model.zero_grad()
+        seconds.append(time.perf_counter() - start)
+    model.zero_grad()
     model.eval()
     return {
         "length": length,

@@ -202,7 +202,10 @@ def format_differences(runs: Runs, ours: str = "block_ssm") -> list[str]:
     titles = " | ".join(title for *_, title in COMPARED)
     lines = [f"| ours against | {titles} |", "|" + "---|" * (1 + len(COMPARED))]
     for name, results in runs.items():
-        pairs = [(own[r["seed"]], r) for r in results if r["seed"] in own]
+        if name == REFERENCE:  # which nothing was trained for: the same for all seeds
+            pairs = [(result, results[0]) for result in own.values()]
+        else:
+            pairs = [(own[r["seed"]], r) for r in results if r["seed"] in own]
         if name == ours or not pairs or not all(kept_by_maze(r) for pair in pairs for r in pair):
             continue
         cells = [results[0]["label"]]

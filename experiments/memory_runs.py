@@ -240,12 +240,15 @@ def find_pending(benchmark: Benchmark, rates: dict[str, float]) -> list[Pending]
     """
     config = benchmark.config
     pending = []
-    for seed in config.seeds:
-        for name in config.backbones:
+    for name in config.backbones:
+        # The report puts seeds of other calls into the same rows.
+        files = config.output.glob(f"{name}-seed*.json")
+        known = [int(file.stem.removeprefix(f"{name}-seed")) for file in files]
+        for seed in sorted({*config.seeds, *known}):
             settings = benchmark.settings(name, benchmark.training(name, seed, rates[name], None))
             if not is_done(config.output / f"{name}-seed{seed}.json", settings):
                 pending.append(Pending(name, seed, rates[name]))
-    return pending
+    return sorted(pending, key=lambda run: config.seeds.index(run.seed))
 
 
 def learn(

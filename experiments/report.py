@@ -52,6 +52,10 @@ def _commit() -> str | None:
     root = Path(__file__).resolve().parent.parent
     git = ["git", "-C", str(root)]
     try:
+        # An installed package may lie in a repository of somebody else.
+        own = subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True)
+        if own.returncode != 0:
+            return None
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
         # Of what runs: results that are being made again say nothing of the code.
         status = subprocess.run(

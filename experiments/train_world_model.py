@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from tqdm import tqdm
 
 import worldsim.checkpoint as checkpoint
@@ -164,7 +164,10 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         raise ValueError(f"precision must be auto, bf16 or no, got {precision!r}")
     if precision == "auto":
         precision = "bf16" if checkpoint.fast_dtype(device) == torch.bfloat16 else "no"
-    return Accelerator(mixed_precision=precision, cpu=device == "cpu")
+    # On segments that its window holds, FAR uses none of its coarse tokens.
+    far = config.backbone.kind == "far"
+    options = DistributedDataParallelKwargs(find_unused_parameters=far)
+    return Accelerator(mixed_precision=precision, cpu=device == "cpu", kwargs_handlers=[options])
 
 
 def open_datasets(config: TrainConfig) -> tuple[EpisodeDataset, EpisodeDataset]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,9 @@ def test_every_agent_is_judged_once_and_a_second_call_adds_only_what_is_missing(
     benchmark_agents.main(dataclasses.replace(config, minutes=9.0))  # steps are what ends training
     with pytest.raises(ValueError, match=r"random-seed0.json was made with eval_episodes 2, not 3"):
         benchmark_agents.main(dataclasses.replace(config, agents=("random",), eval_episodes=3))
+    with pytest.raises(ValueError, match=r"random-seed0.json was made with eval_episodes 2, not 3"):
+        other = dataclasses.replace(config, agents=("random",), seeds=(2,), eval_episodes=3)
+        benchmark_agents.main(other)  # the report would put all seeds into one row
     benchmark_agents.main(dataclasses.replace(config, agents=("random",), temperature=2))
     file = files["actor_critic-seed0"]
     kept = json.loads(file.read_text())
@@ -135,10 +139,18 @@ def test_every_agent_is_judged_once_and_a_second_call_adds_only_what_is_missing(
             )
     benchmark_agents.main(dataclasses.replace(config, agents=("actor_critic",)))
 
+    # Nor is a policy that has trained for longer than these are to.
+    shorter = dataclasses.replace(config, agents=("actor_critic",), output=tmp_path / "shorter")
+    steps = kept["dreamed_steps"] - config.num_envs * config.actor_critic.num_steps - 1
+    with pytest.raises(ValueError, match=r"actor_critic-seed0 holds .* trained for longer"):
+        benchmark_agents.main(dataclasses.replace(shorter, total_timesteps=steps))
+
     # Results and policies of one world model are not taken for those of another.
     save(tiny_model(seed=1), tmp_path / "model", contexts=tiny_contexts())
     with pytest.raises(ValueError, match=r"random-seed0.json was made with another .*model"):
         benchmark_agents.main(config)
+    with pytest.raises(ValueError, match=r"seed0.json was made with another .*model"):
+        benchmark_agents.main(dataclasses.replace(config, agents=("data",)))  # reported with these
     with pytest.raises(ValueError, match=r"features of another .*model than there is now"):
         load_policy(tmp_path / "work/actor_critic-seed0/policy.safetensors")
     moved = dataclasses.replace(config, output=tmp_path / "new", agents=("actor_critic",))
@@ -227,6 +239,13 @@ def test_agents_that_learn_from_episodes_need_some(tmp_path: Path) -> None:
         benchmark_agents.main(anew)
     with pytest.raises(ValueError, match="cloned learns from recorded episodes"):
         dataclasses.replace(config, dataset=None)
+    more = write_dataset(tmp_path / "more", num_episodes=7, size=64)
+    shutil.rmtree(config.dataset)
+    shutil.copytree(more, config.dataset)
+    with pytest.raises(ValueError, match=r"was made with 120 frames of .* has 140 now"):
+        benchmark_agents.main(config)
+    with pytest.raises(ValueError, match="/cloned-seed0 holds work of another dataset_frames"):
+        benchmark_agents.main(dataclasses.replace(config, output=tmp_path / "newer"))
 
 
 def test_dreams_without_a_beginning_are_told_at_once(tmp_path: Path) -> None:

@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from tiny import tiny_model, write_dataset
 
 from worldsim.checkpoint import load, save
 from worldsim.episodes import EpisodeDataset
+from worldsim.latents import LatentBatch
 from worldsim.odometry import HIDDEN, POSE, Odometry, OdometryConfig, displacements, integrate
+from worldsim.odometry_training import OdometryTraining, odometry_loss
 from worldsim.open_loop import odometry_error
 from worldsim.pose import PoseConfig, relative_poses
 from worldsim.world_model import WorldModel
@@ -224,6 +227,26 @@ def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
     states = [m.observe(m.initial_state(2), actions, frames) for m in (model, loaded)]
     # Weights are kept in half precision.
     torch.testing.assert_close(states[0].memory[POSE], states[1].memory[POSE], atol=0.02, rtol=0.02)
+
+
+def test_one_long_episode_is_not_all_that_is_learned_from() -> None:
+    asked: list[int] = []
+
+    class Episodes:
+        poses = torch.zeros(1)
+        lengths = np.array([20] * 19 + [120])
+
+        def sample(self, batch_size: int, length: int, rng: np.random.Generator) -> LatentBatch:
+            asked.append(length)
+            t = length
+            shapes = [(t, 4, 8), (t,), (t, 3), (t,), (t,), (t,), (t,)]
+            return LatentBatch(*(torch.zeros(batch_size, *shape) for shape in shapes))
+
+    accelerator = Accelerator(cpu=True)
+    config = OdometryTraining(batch_size=2)
+    loss = odometry_loss(Episodes(), config, accelerator)  # type: ignore[arg-type]
+    loss(lambda actions, latents, poses: latents.mean(), 0)  # type: ignore[arg-type, return-value]
+    assert asked == [20]
 
 
 def test_odometry_without_poses_is_refused() -> None:

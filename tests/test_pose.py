@@ -110,7 +110,6 @@ def test_rotations_are_alike_for_near_poses_wherever_they_are() -> None:
 def test_rotations_are_exact_in_mixed_precision() -> None:
     rotation, poses = PoseRotation(PoseConfig(), 16, num_heads=2), 9 * torch.rand(5, 3)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(rotation.angles(poses), rotation.angles(poses.clone()))
         angles = rotation.angles(poses)
     assert angles.shape == (5, 2, 8) and torch.equal(angles, rotation.angles(poses))
     with pytest.raises(ValueError, match="width 7"):

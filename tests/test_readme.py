@@ -34,7 +34,8 @@ def commands() -> list[str]:
     inline = [" ".join(code.split()) for code in re.findall(r"`(python [^`]+)`", README)]
     lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
     calls = [part for line in lines for part in line.split("&&")]
-    found = [" ".join(call.split()) for call in (*calls, *inline)]
+    # Without the variables that are set for a call.
+    found = [re.sub(r"^(\w+=\S+ )+", "", " ".join(call.split())) for call in (*calls, *inline)]
     return sorted({call for call in found if call.startswith("python experiments/")})
 
 

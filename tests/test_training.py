@@ -471,8 +471,12 @@ def test_spaced_frames_are_of_all_episodes(tmp_path: Path) -> None:
     assert spaced_frames(dataset, 1000).shape == (60, 16, 16, 3)
     few = spaced_frames(dataset, 15)
     assert few.shape == (15, 16, 16, 3)
-    expected = np.concatenate([episode.frames[::4] for episode in dataset])
-    assert np.array_equal(few.numpy(), expected)
+    expected = np.concatenate([episode.frames for episode in dataset])
+    assert np.array_equal(few.numpy(), expected[::4])
+    short = EpisodeDataset(write_dataset(tmp_path / "short", num_episodes=9, num_steps=4))
+    every = np.concatenate([episode.frames for episode in short])
+    # Episodes do not begin anew to count, which would show first frames alone.
+    assert np.array_equal(spaced_frames(short, 6).numpy(), every[::8])
 
 
 def tiny_training(dataset: Path, output: Path, **changes: object) -> TrainConfig:

@@ -99,9 +99,10 @@ class DFoTBackbone(nn.Module):
     def initial_state(self, batch_size: int) -> Memory:
         """Memory before the first frame: none."""
         d, n, weight = self.config.d_model, self.num_tokens, next(self.parameters())
+        # In float32 as in training, for all that is added up begins with them.
         memory = {
-            "tokens": weight.new_zeros(batch_size, 0, n, d),
-            "condition": weight.new_zeros(batch_size, 0, d),
+            "tokens": torch.zeros(batch_size, 0, n, d, device=weight.device),
+            "condition": torch.zeros(batch_size, 0, d, device=weight.device),
         }
         if self.told_poses:
             memory["poses"] = torch.zeros(batch_size, 0, n, 3, device=weight.device)

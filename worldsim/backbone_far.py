@@ -189,7 +189,7 @@ class FARBackbone(nn.Module):
         memory = forget_before(memory, steps, frame_dim=2)
         coarse, coarse_poses = None, None if poses is None else self._patches(poses).mean(-2)
         if update or x.shape[1] > self.window:  # what is not committed is never seen coarse
-            coarse = self.coarse_in(self._patches(x).flatten(-2))
+            coarse = self.coarse_in(self._patches(x).flatten(-2)).to(x.dtype)
         new_memory: Memory = {}
         for i, layer in enumerate(self.layers):
             own = layer_memory(memory, i)

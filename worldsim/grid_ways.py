@@ -14,7 +14,7 @@ def beside_any(cells: Tensor) -> Tensor:
     return torch.stack([cells.roll(way, dims=dim) for way in (1, -1) for dim in (-2, -1)]).any(0)
 
 
-def cost_to_go(cost: Tensor, goals: Tensor, iterations: int = 48) -> Tensor:
+def cost_to_go(cost: Tensor, goals: Tensor, iterations: int) -> Tensor:
     """Least cost from each cell to a goal, by value iteration.
 
     Args:

@@ -281,7 +281,8 @@ class Occupancy(nn.Module):
         goals = torch.where(known[:, None], goals, self.to_explore(cells, odds))
         cost = 1 - c.wall_cost * F.logsigmoid(odds)
         square = (c.side, c.side)
-        to_go = cost_to_go(cost.unflatten(1, square), goals.unflatten(1, square))
+        parts = cost.unflatten(1, square), goals.unflatten(1, square)
+        to_go = cost_to_go(*parts, iterations=max(48, c.side))
         return Ways(known, goals, cost, to_go.flatten(1))
 
     @torch.no_grad()

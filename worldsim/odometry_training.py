@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -25,7 +26,7 @@ class OdometryTraining:
     batch_size: int = 16
     """Segments per step, over all processes."""
     length: int = 256
-    """Frames per segment, or as many as the longest episode has."""
+    """Frames per segment, or as many as nine of ten episodes have; shorter ones are left out."""
     min_signal: float = 0.95
     """Lowest signal level of the latents: dreamed frames, which it also follows, are not exact."""
 
@@ -41,7 +42,7 @@ def odometry_loss(
     if episodes.poses is None:
         raise ValueError("odometry learns from poses, but these episodes were read without")
     check_divides(accel, config.batch_size)
-    length = min(config.length, int(episodes.lengths.max()))
+    length = min(config.length, max(int(np.quantile(episodes.lengths, 0.1)), 2))
 
     def loss(model: nn.Module, step: int) -> tuple[Tensor, Losses]:
         rng, generator = step_rng(config.optimizer.seed, step)

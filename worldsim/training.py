@@ -245,9 +245,12 @@ def spaced_frames(dataset: EpisodeDataset, max_frames: int) -> Tensor:
     Returns:
         (frames, h, w, c) uint8.
     """
-    stride = -(-dataset.num_frames // max_frames)
-    # Copies: views would keep all frames of every episode in memory.
-    return torch.from_numpy(np.concatenate([e.frames[::stride].copy() for e in dataset]))
+    stride, seen, kept = -(-dataset.num_frames // max_frames), 0, []
+    for episode in dataset:
+        # Copies: views would keep all frames of every episode in memory.
+        kept.append(episode.frames[-seen % stride :: stride].copy())
+        seen += len(episode)
+    return torch.from_numpy(np.concatenate(kept))
 
 
 def tokenizer_loss(
