@@ -599,6 +599,8 @@ def test_a_dataset_gives_contexts(model: WorldModel, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="no 128 frames and a reward after them.* have 16"):
         bank = open_contexts(model, rewarded, num_contexts=5, frames_to_reward=3, num_starts=20)
     assert bank.states.steps.tolist() == [16] * 5  # all where the reward is about to follow
+    given = tiny_contexts(n=5, length=6)  # are taken as they are, and nothing is drawn
+    assert len(open_contexts(model, given, frames_to_reward=3, num_starts=15)) == 15
     with pytest.raises(ValueError, match="has 6 actions, the model 4: take contexts from"):
         open_contexts(tiny_model(num_actions=4), tmp_path / "dreams-v0")
 

@@ -196,7 +196,7 @@ def open_contexts(
         context_length: frames in each of them, or as many as half of the episodes have; fewer where
             a reward is to follow.
         frames_to_reward: draw them from shortly before rewards, see `sample_contexts`; dreams start
-            at their ends alone.
+            at the ends of those drawn alone.
         num_starts: about how many starts to make of few contexts, by starting dreams within their
             second halves too; None: one of each.
         seed: decides which stretches are drawn.
@@ -224,7 +224,7 @@ def open_contexts(
             )
         most = int(np.median(dataset.frames_going_on()))
         if frames_to_reward is not None:
-            most = max(most - frames_to_reward, most // 2, 1)
+            most, num_starts = max(most - frames_to_reward, most // 2, 1), None
         if most < context_length:
             more = "" if frames_to_reward is None else " and a reward after them"
             warnings.warn(
@@ -240,9 +240,7 @@ def open_contexts(
         contexts = contexts.frames, contexts.actions
     frames, actions = contexts
     most = max(np.shape(frames)[1] // 2, 1)
-    starts = 1
-    if num_starts is not None and frames_to_reward is None:
-        starts = min(max(num_starts // len(frames), 1), most)
+    starts = 1 if num_starts is None else min(max(num_starts // len(frames), 1), most)
     return ContextBank.observe(model, frames, actions, starts_per_context=starts)
 
 
