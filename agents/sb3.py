@@ -11,10 +11,10 @@ one object that steps all of them at once, so `BatchedVecEnv` presents it as SB3
 from __future__ import annotations
 
 import base64
+import glob
 import hashlib
 import json
 import pickle
-import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -198,10 +198,10 @@ def save_agent(agent: BaseAlgorithm, path: Path) -> None:
         normalize.save(str(statistics.with_suffix(".tmp")))
         statistics.with_suffix(".tmp").replace(statistics)
     temporary.replace(path)
-    of_this_name = re.compile(rf"{re.escape(path.stem)}\.[0-9a-f]{{16}}\.vecnormalize\.pkl")
-    for other in path.parent.iterdir():
-        if of_this_name.fullmatch(other.name) and other != statistics:
-            other.unlink()  # of an agent that was there before
+    digest = "[0-9a-f]" * 16  # other names may begin with this one
+    for other in path.parent.glob(f"{glob.escape(path.stem)}.{digest}.vecnormalize.pkl"):
+        if other != statistics:  # of an agent that was there before
+            other.unlink()
 
 
 def _statistics_path(path: Path, content: Path) -> Path:

@@ -22,25 +22,22 @@ def check_kept(
     directory: Path,
     agent: str,
     config: BenchmarkAgentsConfig,
-    world_model: str,
-    weights: str,
     recorded_steps: int | None,
     dataset_frames: int | None = None,
 ) -> None:
-    """Refuse results of another world model, or of settings that decide this agent's results.
+    """Refuse results of other settings that decide this agent's results.
 
     Args:
         directory: of results, of other calls and seeds too, which are reported together.
         agent: whose.
         config: of the benchmark as it is now.
-        world_model, weights: name and fingerprint of the model as it is now.
-        recorded_steps: frames that it learned from; as many real steps where none are given.
+        recorded_steps: frames that its world model learned from; as many real steps where none are
+            given.
         dataset_frames: frames of the recorded episodes that the agent learns from itself.
 
     Raises:
         ValueError: one is of others.
     """
-    check_same_model(directory, [agent], world_model, weights)
     now = dataclasses.replace(config, real_steps=config.real_steps or recorded_steps)
     for file in sorted(directory.glob(f"{agent}-seed*.json")):
         kept = json.loads(file.read_text())

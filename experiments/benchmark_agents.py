@@ -134,6 +134,7 @@ class AgentsBenchmark:
             check_episodes(self.model.config, config.judge_contexts)
         else:
             checkpoint.load_contexts(self.name)
+        check_same_model(config.output_directory, LABELS, self.name, self.weights)
         for agent in self.agents:
             if (reason := self._obstacle(agent)) is not None:
                 raise ValueError(f"{reason}: leave out {agent!r}")
@@ -143,9 +144,7 @@ class AgentsBenchmark:
             if trained in DREAM_TRAINED:
                 self._training(trained, seed=0)
             frames = self._dataset_frames if agent in FROM_EPISODES else None
-            of_model = self.name, self.weights, self.recorded_steps
-            check_kept(config.output_directory, agent, config, *of_model, frames)
-        check_same_model(config.output_directory, LABELS, self.name, self.weights)
+            check_kept(config.output_directory, agent, config, self.recorded_steps, frames)
         check_env(config.env, self.name)
 
     @functools.cached_property
@@ -272,9 +271,8 @@ class AgentsBenchmark:
         cloning = config.cloning
         if agent == "cloned":
             cloning = dataclasses.replace(cloning, temperature=math.inf)
-        of_episodes: dict[str, Any] = {"dataset": config.dataset, "cloning": cloning}
-        of_episodes["dataset_frames"] = self._dataset_frames
-        check_work(work, {"world_model_sha256": self.weights, **of_episodes})
+        of_episodes = {"dataset": config.dataset, "dataset_frames": self._dataset_frames}
+        check_work(work, {"world_model_sha256": self.weights, "cloning": cloning, **of_episodes})
         path = work / "policy.safetensors"
         if not path.is_file():
             data, seconds = self.read_outs

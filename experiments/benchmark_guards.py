@@ -27,7 +27,7 @@ import numpy as np
 from experiments.agents_config import BenchmarkAgentsConfig
 from experiments.agents_labels import LABELS
 from experiments.agents_report import gain, mean_return
-from experiments.agents_work import check_kept
+from experiments.agents_work import check_kept, check_same_model
 from experiments.benchmark_agents import AgentsBenchmark
 from experiments.command_line import CONTINUES, run_script
 from experiments.platform_settings import keep_memory
@@ -132,8 +132,9 @@ def check_all_kept(config: BenchmarkGuardsConfig, benchmark: AgentsBenchmark, ag
         ValueError: there is such a result.
     """
     for guard in GUARDS:
-        of_model = benchmark.name, benchmark.weights, benchmark.recorded_steps
-        check_kept(config.output_directory / guard, agent, with_guard(config, guard), *of_model)
+        directory = config.output_directory / guard
+        check_same_model(directory, [agent], benchmark.name, benchmark.weights)
+        check_kept(directory, agent, with_guard(config, guard), benchmark.recorded_steps)
 
 
 def write_report(output: Path, agent: str) -> str:

@@ -70,8 +70,8 @@ def improve_world_model(
             "others: name the dataset that it has learned from with --dataset",
             stacklevel=2,
         )
-    places = load_config(world_model).places
-    own = "walker" if walking and places is not None else "behaviour"
+    model = load_config(world_model)
+    own = "walker" if walking and model.places is not None else "behaviour"
     collected = collect.main(
         collect.CollectConfig(
             env=env,
@@ -91,8 +91,8 @@ def improve_world_model(
     finished = output / "finished"
     if not finished.is_file():
         learned = (str(collected.path), *datasets)
-        image_key = load_config(world_model).image_key
-        train, _ = held_out_of(EpisodeDataset(learned, image_key=image_key), output / HELD_OUT)
+        recorded = EpisodeDataset(learned, image_key=model.image_key)
+        train, _ = held_out_of(recorded, output / HELD_OUT)
         length, longest = segment_lengths(train.lengths)
         lengths = (length,) if length == longest else (length, longest)
         dreamed = max(length // 4, 1)
@@ -116,7 +116,7 @@ def improve_world_model(
                     ),
                     reward_weight=REWARD_WEIGHT,
                     # Recall is learned after cuts, where a model can be told poses across them.
-                    longest_stretches=() if load_config(world_model).pose is None else lengths,
+                    longest_stretches=() if model.pose is None else lengths,
                 ),
                 # Where it remembers places: what it reads out has changed a little.
                 places_training=PlacesTraining(
