@@ -316,7 +316,12 @@ def start_from_behaviour(
 
 
 def load_policy(
-    path: str | Path, *, deterministic: bool = False, seed: int = 0, device: str = "cpu"
+    path: str | Path,
+    *,
+    deterministic: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+    cuda_graphs: bool = True,
 ) -> Policy:
     """Load whatever policy an experiment saved, ready to act on frames.
 
@@ -330,6 +335,7 @@ def load_policy(
         seed: of its draws. Those of SB3's policies come from torch's own generator, which is
             seeded with it.
         device: where it runs.
+        cuda_graphs: on CUDA, let its world model observe every frame by one graph.
 
     Raises:
         FileNotFoundError: no such policy, or a policy on features without that file.
@@ -339,7 +345,7 @@ def load_policy(
     path = Path(path)
     if path.suffix == ".safetensors":
         agent, world_model = ActorCritic.load(path)
-        model = load(world_model, device=device)
+        model = _load_observer(world_model, device, cuda_graphs)
         inner = ActorCriticPolicy(agent.to(device), deterministic=deterministic, seed=seed)
         return FeaturePolicy(model, inner)
     policy = SB3Policy.load(path, deterministic=deterministic, device=device)
@@ -355,4 +361,12 @@ def load_policy(
         )
     values = json.loads(note.read_text())
     check_world_model(values, path)
-    return FeaturePolicy(load(values["world_model"], device=device), policy)
+    return FeaturePolicy(_load_observer(values["world_model"], device, cuda_graphs), policy)
+
+
+def _load_observer(name: str, device: str, cuda_graphs: bool) -> WorldModel:
+    """A world model that is to observe frame by frame."""
+    model = load(name, device=device)
+    if cuda_graphs:
+        model.use_cuda_graphs(if_possible=True)
+    return model

@@ -13,6 +13,7 @@ from agents.planner_search import FAST_PLANNER, PlannerConfig
 from agents.rollout import BEHAVIOUR_TEMPERATURE
 from agents.scripted import has_scripted_player
 from experiments.agents_labels import LABELS
+from experiments.platform_settings import chosen_device
 from experiments.sb3_training import PPOConfig, too_small_for_pixels
 from worldsim.world_model_config import WorldModelConfig
 
@@ -155,6 +156,9 @@ class BenchmarkAgentsConfig:
     planner: PlannerConfig = FAST_PLANNER
     planner_episodes: int = 20
     """Real episodes of the planner per seed; each of its decisions costs many dreamed steps."""
+    device: str = "auto"
+    """Where the world model dreams and observes, and what is trained in its dreams learns; by
+    default a GPU where there is one. The model-free agent learns on the CPU."""
     output: Path | None = None
     """Results; by default in the directory "results" of the work."""
     work: Path | None = None
@@ -182,6 +186,10 @@ class BenchmarkAgentsConfig:
                 raise ValueError(f"unknown agent {name!r}: choose from {', '.join(LABELS)}")
             if name in FROM_EPISODES and self.dataset is None:
                 raise ValueError(f"{name} learns from recorded episodes: give --dataset")
+
+    @property
+    def torch_device(self) -> str:
+        return chosen_device(self.device)
 
     @property
     def output_directory(self) -> Path:

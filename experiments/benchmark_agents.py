@@ -95,7 +95,8 @@ class AgentsBenchmark:
 
     def __init__(self, config: BenchmarkAgentsConfig) -> None:
         self.name = config.world_model or config.env
-        self.model: WorldModel = checkpoint.load(self.name)
+        self.model: WorldModel = checkpoint.load(self.name, device=config.torch_device)
+        self.model.use_cuda_graphs(if_possible=True)
         # What is the model's default is compared with kept results, and noted, as what it is.
         planner = dataclasses.replace(
             config.planner, bootstrap=bootstrap_of(config.planner, self.model)
@@ -280,7 +281,7 @@ class AgentsBenchmark:
             learned = cloned_agent(self.model, data, cloning, seed, shaped=False)
             write_json(work / "seconds.json", seconds + time.monotonic() - began)
             learned.save(path, world_model=self.name)
-        return ActorCritic.load(path)[0], training_seconds(work)
+        return ActorCritic.load(path)[0].to(self.model.device), training_seconds(work)
 
     def _training(self, agent: str, seed: int) -> DreamTrainConfig:
         """Run of the main job that trains an agent; only its policy is used."""
@@ -305,6 +306,7 @@ class AgentsBenchmark:
             horizon=config.training_horizon,
             judge=False,
             output=config.work_directory / f"{agent}-seed{seed}",
+            device=config.torch_device,
             **options,
         )
 
@@ -325,7 +327,7 @@ class AgentsBenchmark:
             else None,
             "curve_steps": read_lengths(run.run_directory) or run.training_horizon,
         }
-        return load_policy(run.policy_path, seed=seed), details
+        return load_policy(run.policy_path, seed=seed, device=config.torch_device), details
 
     @property
     def recorded_steps(self) -> int | None:

@@ -89,7 +89,12 @@ def finished_policy(config: DreamTrainConfig, model: WorldModel) -> Policy:
         )
     if config.agent == "behaviour":
         return own_behaviour(config, model)
-    return load_policy(config.policy_path, seed=config.seed, device=config.torch_device)
+    return load_policy(
+        config.policy_path,
+        seed=config.seed,
+        device=config.torch_device,
+        cuda_graphs=config.cuda_graphs,
+    )
 
 
 def take_up_again(run: RunDirectory) -> None:

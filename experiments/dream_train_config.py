@@ -7,13 +7,12 @@ import json
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from agents.cloning import CloningConfig
 from agents.imagination import ActorCriticConfig
 from agents.on_the_way import WayConfig
 from agents.planner_search import FAST_PLANNER, PlannerConfig
 from agents.rollout import BEHAVIOUR_TEMPERATURE
+from experiments.platform_settings import chosen_device
 from experiments.report import defaults_of
 from experiments.sb3_training import PPOConfig
 
@@ -219,9 +218,7 @@ class DreamTrainConfig:
 
     @property
     def torch_device(self) -> str:
-        if self.device != "auto":
-            return self.device
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return chosen_device(self.device)
 
 
 # Changing these does not make another run of it, only a longer one, or the same one elsewhere.

@@ -195,6 +195,7 @@ def policy_of_model(config: EvaluateConfig, dreaming: WorldModel | None = None) 
                 f"--policy-model ({', '.join(shipped_models())}, or a checkpoint directory)"
             )
         model = load(name or config.env, device=config.device)
+        model.use_cuda_graphs(if_possible=True)
         if dreaming is not None and model.config.num_actions != dreaming.config.num_actions:
             raise ValueError(
                 f"the policy's model {name!r} has {model.config.num_actions} "
@@ -341,6 +342,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     limit: int | None
     if config.world_model is not None:
         model = load(config.world_model, device=config.device)
+        model.use_cuda_graphs(if_possible=True)
         policy: Policy
         if config.policy in POLICIES_OF_MODELS:
             policy = policy_of_model(config, model)

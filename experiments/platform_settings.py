@@ -1,9 +1,18 @@
-"""Process-wide settings that make long CPU work faster."""
+"""What depends on the machine: its devices, and settings that make long CPU work faster."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+
+import torch
+
+
+def chosen_device(name: str) -> str:
+    """The device of that name; "auto" is a GPU where there is one."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def keep_memory() -> None:

@@ -31,7 +31,7 @@ from experiments.data_checks import (
     keep_held_out,
     learned_before,
 )
-from experiments.platform_settings import keep_memory
+from experiments.platform_settings import chosen_device, keep_memory
 from experiments.report import as_json, provenance
 from experiments.run_directory import check_config
 from experiments.train_config import TrainConfig, presets
@@ -155,9 +155,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     Raises:
         ValueError: there is no such device or precision.
     """
-    device, precision = config.device, config.precision
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device, precision = chosen_device(config.device), config.precision
     if check_device(device).index:
         raise ValueError(f"device is {device!r}: choose cuda, and which with CUDA_VISIBLE_DEVICES")
     if precision not in ("auto", "bf16", "no"):

@@ -37,7 +37,7 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_dreamed_step_waits_for_nothing_on_the_device() -> None:
+def test_a_dreamed_step_and_an_observed_frame_wait_for_nothing_on_the_device() -> None:
     model = worldsim.load("memory-maze-9x9", dtype=torch.float32)  # it has all that a model can
     assert model.places is not None and model.places.occupancy is not None
     contexts = worldsim.load_contexts("memory-maze-9x9")
@@ -46,6 +46,7 @@ def test_a_dreamed_step_waits_for_nothing_on_the_device() -> None:
     led, z = torch.tensor([1, 4]), noise(model, 2)
     with torch.no_grad(), NoWaiting():
         model._imagine(2, True, state, led, z)
+        model._observe_one(state, led[:, None], frames[:, :1])
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NoWaiting():
         bool(state.steps.max() > 0)
 
@@ -72,6 +73,18 @@ def test_steps_are_packed_into_tensors_and_out_again() -> None:
     assert_equal(dream.state, expected.state)
     for mine, its in zip(dream[1:], expected[1:], strict=True):
         assert torch.equal(mine, its)
+
+
+def test_frames_observed_one_by_one_are_replayed() -> None:
+    model = tiny_model()
+    actions, frames = episode(2, 3)
+    state = model.observe(model.initial_state(2), actions[:, :2], frames[:, :2])
+    expected = model.observe(state, actions[:, 2:], frames[:, 2:])
+    model.cuda_graphs = Direct()
+    assert_equal(model.observe(state, actions[:, 2:], frames[:, 2:]), expected)
+    assert model.cuda_graphs.calls == 1
+    model.observe(state, actions[:, :2], frames[:, :2])  # several at once are few launches
+    assert model.cuda_graphs.calls == 1
 
 
 def test_own_dreams_are_replayed_too() -> None:
@@ -131,6 +144,24 @@ def test_graphs_dream_what_the_model_dreams() -> None:
             before = (dream.state, expected.state.clone())
             state = expected.state
         assert_equal(given, kept)  # a state is never written to
+
+
+@pytest.mark.gpu
+def test_graphs_observe_what_the_model_observes() -> None:
+    model = worldsim.load("memory-maze-9x9", device="cuda")
+    replayed = worldsim.load("memory-maze-9x9", device="cuda")
+    replayed.use_cuda_graphs()
+    contexts = worldsim.load_contexts("memory-maze-9x9")
+    actions, frames = (
+        torch.from_numpy(x[:3, :6]).cuda() for x in (contexts.actions, contexts.frames)
+    )
+    states = [
+        m.observe(m.initial_state(3), actions[:, :3], frames[:, :3]) for m in (model, replayed)
+    ]
+    for i in range(3, 6):
+        part = actions[:, i : i + 1], frames[:, i : i + 1]
+        states = [m.observe(s, *part) for m, s in zip((model, replayed), states, strict=True)]
+        assert_equal(*states)
 
 
 @pytest.mark.gpu

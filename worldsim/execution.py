@@ -20,7 +20,8 @@ class Execution(Heads):
 
     Attributes:
         compute_dtype: autocast dtype of the networks in `observe` and `imagine`; float32 is off.
-        cuda_graphs: what replays `imagine`, and dreams in training, if anything.
+        cuda_graphs: what replays `imagine`, `observe` of one frame, and dreams in training, if
+            anything.
     """
 
     compute_dtype = torch.float32
@@ -57,7 +58,7 @@ class Execution(Heads):
             module.compile(dynamic=False)
 
     def use_cuda_graphs(self, *, if_possible: bool = False) -> None:
-        """Dream every step as one CUDA graph, which is recorded at the first of each batch size.
+        """Dream, and observe, every frame by one CUDA graph, recorded at the first of a batch size.
 
         A recording holds the memory of more states and of all that is between. Call it before
         `compile_network`.

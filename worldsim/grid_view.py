@@ -74,8 +74,8 @@ class GridView(nn.Module):
     def place(self, seen: Tensor) -> Tensor:
         """The pose (b, 3) nearest to the origin that sees (b, 3, 2) unit vectors."""
         angle = torch.atan2(seen[..., 1], seen[..., 0])
-        scale = torch.tensor([self.cell / (2 * math.pi)] * 2 + [0.25], device=seen.device)
-        return angle.roll(-1, dims=-1) * scale
+        place, heading = angle[..., 1:] * (self.cell / (2 * math.pi)), angle[..., :1] / 4
+        return torch.cat([place, heading], dim=-1)
 
     def gain(self, spread: Tensor) -> Tensor:
         """Share of a difference that views of a log scale (..., 3) take away."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from worldsim.backbone import Memory
 from worldsim.checks import check_actions, check_frames
+from worldsim.cuda_graphs import replay
 from worldsim.denoiser import Denoiser
 from worldsim.diffusion import add_noise, diffusion_loss
 from worldsim.dreaming import Dreaming
@@ -182,8 +183,17 @@ class WorldModel(Dreaming):
         """
         check_frames(frames, state.batch_size)
         self._check_actions(actions, tuple(frames.shape[:2]))
+        if self.cuda_graphs is not None and frames.shape[1] == 1:
+            key = ("observe", self.compute_dtype)
+            return replay(self.cuda_graphs, self._observe_one, state, actions, frames, key=key)[0]
         latents = torch.cat([self.encode(part) for part in frames.split(chunk, dim=1)], dim=1)
         return self.observe_latents(state, actions, latents, chunk)[0]
+
+    def _observe_one(
+        self, state: WorldState, actions: Tensor, frames: Tensor
+    ) -> tuple[WorldState, Tensor]:
+        """`observe` for one frame each, checked, and its features; waits for nothing."""
+        return self.observe_latents(state, actions, self.encode(frames))
 
     def encode(self, frames: Tensor) -> Tensor:
         """Frames (..., h, w, c) uint8 to latent tokens (..., n, latent_channels) float32."""
