@@ -20,7 +20,7 @@ from torch import Tensor
 
 from agents.actor_critic import ActorCritic
 from worldsim.episodes import DamagedEpisodeError, EpisodeDataset
-from worldsim.latents import discounted_returns
+from worldsim.latents import value_targets
 from worldsim.world_model import WorldModel
 
 
@@ -52,7 +52,7 @@ class ReadOuts(NamedTuple):
 
     features: Tensor  # (n, d) float16
     actions: Tensor  # (n,) int64, taken after the frame
-    returns: Tensor  # (n,) float32, discounted by the model's gamma
+    returns: Tensor  # (n,) float32, discounted by the model's gamma, see `value_targets`
     weights: Tensor  # (n,) float32, how much of each return was recorded
 
 
@@ -95,7 +95,7 @@ def read_out_episodes(
             actions = torch.from_numpy(dataset.actions(row)[1:]).long()
             rewards = torch.from_numpy(dataset.rewards(row))
             ended = torch.from_numpy(dataset.terminated(row))
-            returns, known = discounted_returns(rewards, ended, model.config.gamma)
+            returns, known = value_targets(rewards, ended, model.config.gamma)
             parts.append(ReadOuts(read[: size - 1], actions, returns[:-1], known[:-1]))
         done += int(sizes.sum())
         progress(done, int(lengths.sum()))

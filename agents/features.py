@@ -210,14 +210,22 @@ class MemoryFeatures(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, Any]):
     Args:
         env: observations are frames (h, w, c) uint8, actions those of the model.
         world_model: a model, a shipped name or a checkpoint directory.
+        device: where a model that is named is put.
 
     Raises:
         ValueError: the env has other frames or actions than the model.
     """
 
-    def __init__(self, env: gymnasium.Env, world_model: str | Path | WorldModel) -> None:
+    def __init__(
+        self,
+        env: gymnasium.Env,
+        world_model: str | Path | WorldModel,
+        device: torch.device | str = "cpu",
+    ) -> None:
         super().__init__(env)
-        model = world_model if isinstance(world_model, WorldModel) else load(world_model)
+        model = world_model
+        if not isinstance(model, WorldModel):
+            model = load_observer(model, device)
         check_spaces("the env", env.observation_space, env.action_space, model.config)
         self.model = model.eval()
         limit, shape = float(np.finfo(np.float32).max), (model.config.num_features,)
@@ -345,7 +353,7 @@ def load_policy(
     path = Path(path)
     if path.suffix == ".safetensors":
         agent, world_model = ActorCritic.load(path)
-        model = _load_observer(world_model, device, cuda_graphs)
+        model = load_observer(world_model, device, cuda_graphs)
         inner = ActorCriticPolicy(agent.to(device), deterministic=deterministic, seed=seed)
         return FeaturePolicy(model, inner)
     policy = SB3Policy.load(path, deterministic=deterministic, device=device)
@@ -361,11 +369,13 @@ def load_policy(
         )
     values = json.loads(note.read_text())
     check_world_model(values, path)
-    return FeaturePolicy(_load_observer(values["world_model"], device, cuda_graphs), policy)
+    return FeaturePolicy(load_observer(values["world_model"], device, cuda_graphs), policy)
 
 
-def _load_observer(name: str, device: str, cuda_graphs: bool) -> WorldModel:
-    """A world model that is to observe frame by frame."""
+def load_observer(
+    name: str | Path, device: torch.device | str = "cpu", cuda_graphs: bool = True
+) -> WorldModel:
+    """Load a world model that is to observe frame by frame; on CUDA, by one graph each."""
     model = load(name, device=device)
     if cuda_graphs:
         model.use_cuda_graphs(if_possible=True)

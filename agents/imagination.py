@@ -266,7 +266,7 @@ class ImaginationTrainer:
             for slow, fast in pairs:
                 slow.lerp_(fast, 1 - config.target_decay)
         return {
-            **{name: float(np.mean([m[name] for m in logged])) for name in logged[0]},
+            **{name: float(torch.stack([m[name] for m in logged]).mean()) for name in logged[0]},
             "reward_per_step": float(dream.dreamed[dream.alive].mean()),
             "shaped_reward_per_step": float(dream.shaped[dream.alive].mean()),
             "return": float(returns[dream.alive].mean()),
@@ -315,7 +315,7 @@ class ImaginationTrainer:
     def _modules(self) -> dict[str, nn.Module]:
         return {"agent": self.agent, "prior": self.prior, "target": self.target}
 
-    def _loss(self, steps: DreamSteps) -> tuple[Tensor, dict[str, float]]:
+    def _loss(self, steps: DreamSteps) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
         log_policy = self.agent.logits(steps.features).log_softmax(-1)
         chosen = log_policy.gather(-1, steps.actions[:, None]).squeeze(-1)
@@ -340,7 +340,7 @@ class ImaginationTrainer:
             "approx_kl": (ratio - 1 - ratio.log()).mean(),
             "clip_fraction": ((ratio - 1).abs() > config.clip_range).float().mean(),
         }
-        return loss, {name: float(t.detach()) for name, t in metrics.items()}
+        return loss, {name: t.detach() for name, t in metrics.items()}
 
     @torch.no_grad()
     def _dream(self) -> DreamSegment:

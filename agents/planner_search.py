@@ -86,7 +86,8 @@ class PlannerConfig:
     num_candidates: int = 32
     """Plans imagined side by side, per env."""
     num_iterations: int | None = None
-    """Rounds of candidates in a decision; by default one, or as many as `max_seconds` allows."""
+    """Rounds of candidates in a decision; by default one, or as many as `max_dream_steps` and
+    `max_seconds` allow where one of them is given."""
     num_particles: int = 1
     """Random futures that every plan is imagined in; its return is their mean."""
     gamma: float = 0.98
@@ -255,7 +256,8 @@ class Search:
         candidates, returns = None, torch.zeros(n, 0)
         rounds: list[Tensor] = []
         weights, cost = returns, 0
-        limit = config.num_iterations or (1 if config.max_seconds is None else None)
+        unbounded = config.max_seconds is None and config.max_dream_steps is None
+        limit = config.num_iterations or (1 if unbounded else None)
         if config.num_candidates == limit == 1 or self._affordable(0) == 1:
             first = None  # nothing would be compared with it, for good
         for index in itertools.count() if limit is None else range(limit):

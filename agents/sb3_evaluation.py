@@ -18,14 +18,14 @@ from pathlib import Path
 import gymnasium
 import imageio.v3 as iio
 import numpy as np
+import torch
 from gymnasium.vector import VectorEnv
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.actor_critic import world_model_note
-from agents.features import FeaturePolicy, check_policy_fits
+from agents.features import FeaturePolicy, check_policy_fits, load_observer
 from agents.rollout import EpisodeResult, Policy, make_parallel, rollout
 from agents.sb3 import SB3Policy, save_agent
-from worldsim.checkpoint import load
 from worldsim.world_model import WorldModel
 
 
@@ -48,6 +48,7 @@ class RealEnvEvaluation(BaseCallback):
         deterministic: take the most likely actions instead of drawing them.
         videos: directory of the videos, STEPS.mp4; None records none.
         best_model_save_path: file of the agent with the best mean return (.zip); None saves none.
+        device: where a world model that is named is put.
 
     Raises:
         ValueError: `every` is below 1; or, as training starts, an agent on features without their
@@ -66,6 +67,7 @@ class RealEnvEvaluation(BaseCallback):
         deterministic: bool = False,
         videos: str | Path | None = None,
         best_model_save_path: str | Path | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
         if every < 1:
@@ -74,7 +76,7 @@ class RealEnvEvaluation(BaseCallback):
         self._note: dict[str, str] | None = None
         if isinstance(world_model, str | Path):
             self._note = world_model_note(world_model)
-            world_model = load(world_model)
+            world_model = load_observer(world_model, device)
         self.world_model = world_model
         self.seeds, self.num_workers, self.deterministic = list(seeds), num_workers, deterministic
         self.videos = None if videos is None else Path(videos)

@@ -53,10 +53,12 @@ NOT_BY_DEFAULT = (
     *("model_free", "walker_short_memory"),
 )
 """Agents that need more than others, or tell less."""
-REAL_ENV_ONLY = ("random", "data", "oracle", "model_free")
+SCRIPTED = ("data", "oracle")
+"""Agents that see the layout of the real env: dreams are of what they did there."""
+REAL_ENV_ONLY = ("random", *SCRIPTED, "model_free")
 """Agents that use no world model."""
-NOT_IN_DREAMS = ("data", "oracle", "walker_without_map", *PLANNERS, *MEMORY_CUT)
-"""Agents that need the real env, another world model, or too much time, to be judged in dreams."""
+NOT_IN_DREAMS = ("walker_without_map", *PLANNERS, *MEMORY_CUT)
+"""Agents that need another world model, or too much time, to be judged in dreams."""
 
 
 def deciding_settings(agent: str) -> list[str]:
@@ -64,11 +66,14 @@ def deciding_settings(agent: str) -> list[str]:
     trained = (MEMORY_CUT | PLANS_WITH).get(agent, agent)
     names = ["env", "max_episode_steps"]
     names.append("planner_episodes" if agent in PLANNERS else "eval_episodes")
+    acts_in_dreams = agent not in (*NOT_IN_DREAMS, *SCRIPTED)
     if agent not in NOT_IN_DREAMS:
-        names += ["dream_episodes", "horizon", "judge_contexts"]
+        names += ["dream_episodes", "horizon"]
+    if acts_in_dreams:
+        names.append("judge_contexts")
     if trained in DREAM_TRAINED:
         names.append("contexts")
-    if agent not in NOT_IN_DREAMS or trained in DREAM_TRAINED:
+    if acts_in_dreams or trained in DREAM_TRAINED:
         names.append("num_envs")
     if trained in FROM_BEHAVIOUR:
         names.append("temperature")

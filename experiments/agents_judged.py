@@ -12,6 +12,7 @@ from scipy.stats import rankdata, spearmanr
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from experiments.agents_config import SCRIPTED
 from experiments.agents_labels import LABELS, colour_of
 from experiments.report import Runs
 
@@ -113,7 +114,10 @@ def plot_judges(file: Path, judges: dict[str, list[Pair]]) -> None:
     for axes, (name, judged) in zip(all_axes[0], judges.items(), strict=True):
         for agent in dict.fromkeys(agent for agent, _, _ in judged):
             points = [(d, r) for a, d, r in judged if a == agent]
-            axes.plot(*zip(*points, strict=True), "o", color=colour_of(agent), label=LABELS[agent])
+            marker, label = "o", LABELS[agent]
+            if agent in SCRIPTED:
+                marker, label = "s", f"{label} (its real actions, dreamed)"
+            axes.plot(*zip(*points, strict=True), marker, color=colour_of(agent), label=label)
         axes.grid(alpha=0.3)
         axes.set(
             xlabel=f"{JUDGES[name]} in a dream",

@@ -32,7 +32,7 @@ from agents.actor_critic import ActorCritic, ActorCriticPolicy
 from agents.cloning import ReadOuts
 from agents.explorers import ORACLE, RandomPolicy
 from agents.features import FeaturePolicy, ShortMemoryPolicy, behaviour_policy, load_policy
-from agents.on_the_way import WayConfig, shaping_of
+from agents.on_the_way import shaping_of
 from agents.planner import Planner, bootstrap_of
 from agents.rollout import Policy
 from agents.scripted import scripted_player
@@ -47,9 +47,11 @@ from experiments.agents_config import (
     PLANNERS,
     PLANS_WITH,
     REAL_ENV_ONLY,
+    SCRIPTED,
     BenchmarkAgentsConfig,
     obstacle,
 )
+from experiments.agents_in_dreams import Judged, judge_as_recorded, judge_in_dreams
 from experiments.agents_labels import LABELS
 from experiments.agents_report import write_report
 from experiments.agents_work import (
@@ -61,7 +63,7 @@ from experiments.agents_work import (
     read_lengths,
 )
 from experiments.command_line import CONTINUES, run_script
-from experiments.dream_judging import check_env, play_dreams, play_real_episodes
+from experiments.dream_judging import check_env, play_real_episodes
 from experiments.dream_train import main as dream_train
 from experiments.dream_train_config import DreamTrainConfig
 from experiments.evaluate import JUDGE_SEED, episode_limit, make_real_envs
@@ -70,7 +72,6 @@ from experiments.platform_settings import keep_memory
 from experiments.report import as_json, provenance, summarise, write_json
 from experiments.videos import save_video
 from worldsim.contexts import ContextBank, open_contexts
-from worldsim.dream import RewardFunction
 from worldsim.world_model import WorldModel
 
 
@@ -368,38 +369,13 @@ class AgentsBenchmark:
             save_video(video, results[0].frames[:250])
         return summarise(results)
 
-    def _judge_in_dreams(self, agent: str, policy: Policy) -> dict[str, dict[str, Any] | None]:
-        """Dreamed return, and what progress on the map promises, where one is drawn; None for those
-        that need the real env or too much time."""
+    def _judge_in_dreams(self, agent: str, policy: Policy) -> Judged:
+        """What dreams promise; None for those that would take too much time."""
         if agent in NOT_IN_DREAMS:
             return {"dream": None, "dream_way": None}
-        judged: dict[str, dict[str, Any] | None] = {
-            "dream": self._judge_in_dream(agent, policy),
-            "dream_way": None,
-        }
-        if (way := shaping_of(WayConfig(touch=0.0), self.model)) is not None:
-            judged["dream_way"] = self._judge_in_dream(
-                agent, policy, lambda before, dream: way(before, dream.state)
-            )
-        return judged
-
-    def _judge_in_dream(
-        self, agent: str, policy: Policy, reward_function: RewardFunction | None = None
-    ) -> dict[str, Any]:
-        config = self.config
-        in_features = isinstance(policy, FeaturePolicy)
-        results = play_dreams(
-            self.model,
-            self.bank,
-            policy.policy if isinstance(policy, FeaturePolicy) else policy,
-            config.dream_episodes,
-            num_envs=config.num_envs,
-            horizon=config.horizon,
-            obs="features" if in_features else "pixels",
-            label=LABELS[agent] + (", by its way," if reward_function else ""),
-            reward_function=reward_function,
-        )
-        return summarise(results)
+        if agent in SCRIPTED:
+            return judge_as_recorded(policy, self.model, self.config, LABELS[agent])
+        return judge_in_dreams(policy, self.model, self.bank, self.config, LABELS[agent])
 
 
 def main(config: BenchmarkAgentsConfig) -> str:

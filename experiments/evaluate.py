@@ -254,6 +254,11 @@ class TraceKeeper:
             self.due = trace.step + self.every
 
 
+def env_options(env: str) -> dict[str, Any]:
+    """With which a real env shows its hidden state to scripted policies."""
+    return {"privileged": True} if env.startswith("memory-maze-") else {}
+
+
 def make_real_envs(
     env: str, num_workers: int, max_episode_steps: int | None = None
 ) -> tuple[VectorEnv, int | None]:
@@ -262,7 +267,7 @@ def make_real_envs(
     Returns:
         The envs, one process each, and the steps after which they truncate an episode.
     """
-    options = {"privileged": True} if env.startswith("memory-maze-") else {}
+    options = env_options(env)
 
     def make() -> gymnasium.Env:
         # One rendering thread per process: with one process per core, more only get in the way.

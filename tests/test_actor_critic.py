@@ -27,6 +27,7 @@ from agents.imagination import (
     starts_of,
 )
 from agents.planner import DreamModel
+from agents.planner_search import Step
 from worldsim.checkpoint import load, save
 from worldsim.contexts import ContextBank
 from worldsim.odometry import OdometryConfig
@@ -275,6 +276,39 @@ def test_rewards_below_the_smallest_count_as_none() -> None:
     assert greedy.logits(start).argmax().item() == 0
     patient, _ = train(150, min_reward=0.5, **options)
     assert patient.logits(start).argmax().item() != 0
+
+
+class Paying(OneHotCorridor):
+    """The corridor, where every reward is worth more."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def step(self, state: Any, actions: torch.Tensor, noise: torch.Tensor) -> Step:
+        step = super().step(state, actions, noise)
+        return step._replace(reward=self.factor * step.reward)
+
+
+def test_advantages_are_centred_and_do_not_depend_on_the_size_of_rewards() -> None:
+    def advantages(factor: float, least: float) -> torch.Tensor:
+        trainer = make_trainer(min_return_scale=least)
+        trainer.model = Paying(factor)
+        for critic in (trainer.target, trainer.agent.critic):
+            for p in critic.parameters():
+                torch.nn.init.zeros_(p)
+        with mock.patch.object(trainer, "_loss", wraps=trainer._loss) as loss:
+            trainer.update()
+        batches = loss.call_args_list[: len(loss.call_args_list) // trainer.config.num_epochs]
+        return torch.cat([call.args[0].advantages for call in batches])
+
+    one, ten = advantages(1.0, 1e-6), advantages(10.0, 1e-6)
+    torch.testing.assert_close(one, ten)
+    assert abs(float(one.mean())) < 1e-5 and float(one.std()) > 0.1
+    # Below the least spread, small returns stay small.
+    small, smaller = advantages(1.0, 100.0), advantages(0.1, 100.0)
+    torch.testing.assert_close(small, 10 * smaller)
+    assert float(small.abs().max()) < 0.1
 
 
 def test_same_seed_same_agent() -> None:

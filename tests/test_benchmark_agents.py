@@ -8,21 +8,24 @@ import math
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from test_features import Spy
 from tiny import tiny_contexts, tiny_model, write_dataset
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+import envs
 from agents.cloning import CloningConfig
 from agents.features import FeaturePolicy, ShortMemoryPolicy, load_policy
 from agents.imagination import ActorCriticConfig
 from agents.on_the_way import WayConfig
 from agents.planner import Planner, PlannerConfig
 from agents.statistics import bootstrap_interval
-from experiments import benchmark_agents
+from experiments import agents_in_dreams, benchmark_agents
 from experiments.actor_critic_training import read_out_dataset
 from experiments.agents_config import (
     CLONED,
@@ -383,8 +386,16 @@ def test_a_model_free_agent_takes_as_many_real_steps_as_it_is_given(tmp_path: Pa
     result = json.loads((tmp_path / "results/model_free-seed0.json").read_text())
     assert result["real_steps"] == 512  # rollouts of two envs and 128 steps, which are finished
     assert result["dream"] is not None
+    (work,) = (tmp_path).rglob("model_free-seed0")
+    seconds = float((work / "seconds.json").read_text())
+    (tmp_path / "results/model_free-seed0.json").unlink()
+    longer = dataclasses.replace(config, real_steps=700)
+    benchmark_agents.main(longer)  # goes on from the policy that is there
+    result = json.loads((tmp_path / "results/model_free-seed0.json").read_text())
+    assert result["real_steps"] == 768
+    assert 60 * result["training_minutes"] > 1.2 * seconds
     anew = dataclasses.replace(config, output=tmp_path / "new", real_steps=100)
-    with pytest.raises(ValueError, match="policy of 512 steps, more than 100"):
+    with pytest.raises(ValueError, match="policy of 768 steps, more than 100"):
         benchmark_agents.main(anew)
     with pytest.raises(ValueError, match="holds work of another max_episode_steps"):
         benchmark_agents.main(dataclasses.replace(anew, max_episode_steps=5))
@@ -411,6 +422,31 @@ def test_a_short_memory_sees_what_the_model_makes_of_the_last_frames_alone() -> 
 def test_a_memory_of_no_frames_is_refused() -> None:
     with pytest.raises(ValueError, match="num_frames must be at least 1"):
         ShortMemoryPolicy(tiny_model(), Spy(np.zeros((1, 1), int)), num_frames=0)
+
+
+def test_scripted_players_are_dreamed_under_the_actions_that_they_took(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(agents_in_dreams, "CONTEXT_LENGTH", 4)
+    model = tiny_model()
+    nn.init.normal_(model.reward_head[-1].weight)  # type: ignore[arg-type]
+    config = BenchmarkAgentsConfig(env="memory-maze-7x7", dream_episodes=2, horizon=3)
+    player = Spy(np.arange(6)[None])  # one action after the other
+    with mock.patch.object(model, "observe", wraps=model.observe) as observe:
+        judged = agents_in_dreams.judge_as_recorded(player, model, config, "player")
+    assert judged["dream_way"] is None  # without a map
+    state, led, frames = observe.call_args.args
+    assert led.tolist() == 2 * [[model.no_action, 0, 1, 2]]
+    real = envs.make("memory-maze-7x7")
+    for i, seen in enumerate(frames):
+        expected = [real.reset(seed=2_000_000 + i)[0], *(real.step(a)[0] for a in range(3))]
+        np.testing.assert_array_equal(seen, expected)
+    real.close()
+    state = model.observe(state, led, frames)
+    draws = torch.Generator().manual_seed(2_000_000)
+    _, rewards = model.dream(state, torch.tensor(2 * [[3, 4, 5]]), generator=draws)
+    np.testing.assert_allclose(judged["dream"]["returns"], rewards.sum(1), rtol=1e-4, atol=1e-5)
+    assert judged["dream"]["seeds"] == [2_000_000, 2_000_001]
 
 
 def test_the_oracle_is_far_better_than_chance(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from agents.cloning import (
 from agents.features import FeaturePolicy
 from worldsim.dataset_writer import DatasetWriter
 from worldsim.episodes import DamagedEpisodeWarning, EpisodeDataset
-from worldsim.latents import discounted_returns
+from worldsim.latents import value_targets
 from worldsim.recording import RecordedEpisode
 from worldsim.world_model import WorldModel
 
@@ -176,7 +176,7 @@ def test_episodes_are_read_out_as_acting_on_them_would(tmp_path: Path) -> None:
         seen = torch.from_numpy(np.concatenate(spy.features))
         torch.testing.assert_close(data.features[rows].float(), seen, atol=5e-3, rtol=5e-3)
         np.testing.assert_array_equal(data.actions[rows], episode.actions[1:])
-        returns, known = discounted_returns(
+        returns, known = value_targets(
             torch.from_numpy(episode.rewards), torch.from_numpy(episode.terminated), 0.98
         )
         torch.testing.assert_close(data.returns[rows], returns[:-1])

@@ -12,7 +12,13 @@ import torch
 from tiny import write_dataset
 
 from worldsim.episodes import Episode, EpisodeDataset
-from worldsim.latents import LatentEpisodes, discounted_returns, encode_dataset, shuffled_stretches
+from worldsim.latents import (
+    LatentEpisodes,
+    discounted_returns,
+    encode_dataset,
+    shuffled_stretches,
+    value_targets,
+)
 from worldsim.tokenizer import Tokenizer, TokenizerConfig
 
 
@@ -72,6 +78,21 @@ def test_stretches_can_be_whole_episodes() -> None:
     episodes = numbered(8, 8)
     batch = episodes.sample(4, 8, np.random.default_rng(0), longest_stretch=8)
     assert batch.latents.shape[:2] == (4, 8)
+
+
+def test_values_of_cut_episodes_are_not_too_low() -> None:
+    rng, gamma = np.random.default_rng(0), 0.98
+    running = torch.zeros(64, dtype=torch.bool)
+    sums = torch.zeros(2)
+    for _ in range(2000):  # rewards of 0.1 a step, on average: a value of 5 wherever it is cut
+        rewards = torch.from_numpy(rng.random(64) < 0.1).float()
+        targets, weights = value_targets(rewards, running, gamma)
+        sums += torch.tensor([(targets * weights).sum(), weights.sum()])
+    assert float(sums[0] / sums[1]) == pytest.approx(5.0, rel=0.05)
+    ended = running.clone()
+    ended[-1] = True
+    returns, _ = discounted_returns(rewards, ended, gamma)
+    assert torch.equal(value_targets(rewards, ended, gamma)[0], returns)  # nothing follows an end
 
 
 def test_few_frames_of_long_stretches_are_most_often_uncut() -> None:

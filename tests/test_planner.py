@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -206,6 +207,13 @@ def test_budget_in_steps_is_kept(method: str, budget: int) -> None:
     assert plan.dream_steps == min(budget // 14, 8 * 3) * 14
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_steps_alone_give_as_many_rounds_as_they_allow(method: str) -> None:
+    plan = solve(Lock(0, 7), at(0.0), method=method, horizon=7, max_dream_steps=700)
+    assert PlannerConfig().num_candidates == 32 and plan.dream_steps == 700
+    assert [made.shape[1] for made in plan.rounds] == [32, 32, 32, 4]
+
+
 def test_budget_in_seconds_ends_the_search() -> None:
     now = iter(np.arange(0.0, 1000.0, 1.0))  # every look at the clock takes a second
     config = PlannerConfig(method="cem", num_iterations=50, max_seconds=5.0)
@@ -263,6 +271,28 @@ def walk(warm: bool, seed: int, steps: int = 12, horizon: int = 6) -> float:
 def test_warm_start_earns_more() -> None:
     seeds = range(6)
     assert np.mean([walk(True, s) for s in seeds]) > np.mean([walk(False, s) for s in seeds]) + 1
+
+
+@pytest.mark.parametrize("warm_start", [0.5, None])
+def test_a_planner_begins_from_what_is_left_of_its_last_plan(
+    model: WorldModel, warm_start: float | None
+) -> None:
+    config = dataclasses.replace(SMALL, replan_every=2, warm_start=warm_start)
+    planner, frames = Planner(model, config), tiny_contexts(2, 3).frames
+    with mock.patch.object(planner.search, "plan", wraps=planner.search.plan) as plan:
+        _, state = planner.act(frames[:, 0], None, np.array([True, True]))
+        assert plan.call_args.kwargs["first"] is None
+        assert plan.call_args.kwargs["distribution"] is None
+        for t in (1, 2):  # the second step of the plan is taken, and then a new one is made
+            before = state
+            _, state = planner.act(frames[:, t], state, np.array([False, False]))
+    assert plan.call_count == 2
+    first, distribution = (plan.call_args.kwargs[name] for name in ("first", "distribution"))
+    if warm_start is None:
+        assert first is None and distribution is None
+        return
+    assert torch.equal(first, before.rest)
+    assert torch.equal(distribution.probabilities, before.distribution.probabilities)
 
 
 def test_rollout_improves_the_policy_and_stays_near_it() -> None:

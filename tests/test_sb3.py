@@ -21,10 +21,12 @@ from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.envs import IdentityEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 from tiny import tiny_model
 
-from agents.features import FeaturePolicy, check_policy_fits, load_policy
+import envs
+from agents.features import FeaturePolicy, MemoryFeatures, check_policy_fits, load_policy
 from agents.sb3 import BatchedVecEnv, SB3Policy, save_agent
 from agents.sb3_evaluation import RealEnvEvaluation
 from worldsim.checkpoint import save
@@ -140,6 +142,34 @@ def test_dqn_trains_in_a_single_dream(model: WorldModel, bank: ContextBank) -> N
     policy = SB3Policy(agent)
     for _ in range(20):
         assert policy.act(features, None, np.array([True]))[0] == best
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "policy", "options"),
+    [
+        (PPO, "MlpPolicy", {"n_steps": 8, "batch_size": 8}),
+        (RecurrentPPO, "MlpLstmPolicy", {"n_steps": 8, "batch_size": 8}),
+        (DQN, "MlpPolicy", {"learning_starts": 8, "buffer_size": 100, "batch_size": 4}),
+    ],
+)
+def test_what_was_trained_in_dreams_acts_on_the_features_of_a_real_env(
+    model: WorldModel, bank: ContextBank, tmp_path: Path, algorithm: Any, policy: str, options: Any
+) -> None:
+    dreams = VecMonitor(make(model, bank, 2, obs="features"))
+    agent = algorithm(policy, dreams, device="cpu", seed=0, **options)
+    before = [p.clone() for p in agent.policy.parameters()]
+    agent.learn(48)
+    pairs = zip(before, agent.policy.parameters(), strict=True)
+    assert any(not torch.equal(old, new) for old, new in pairs)
+    agent.save(tmp_path / "agent.zip")
+    real = envs.make("memory-maze-7x7", max_episode_steps=3)
+    env = Monitor(MemoryFeatures(real, model))
+    try:
+        kept = algorithm.load(tmp_path / "agent.zip", device="cpu")
+        found = evaluate_policy(kept, env, n_eval_episodes=2, return_episode_rewards=True)
+    finally:
+        env.close()
+    assert np.isfinite(found[0]).all() and found[1] == [3, 3]
 
 
 def test_an_identity_env_is_learned_through_the_bridge() -> None:

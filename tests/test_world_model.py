@@ -122,6 +122,38 @@ def test_training_and_dreaming_see_the_same_reward() -> None:
     torch.testing.assert_close(losses["value"], values.mean(), rtol=1e-3, atol=1e-4)
 
 
+@torch.no_grad()
+def test_the_behaviour_is_read_before_the_action_that_it_took() -> None:
+    model = tiny_model()
+    torch.nn.init.normal_(model.policy_head[-1].weight)  # type: ignore[arg-type]
+    actions, frames = episode()
+    latents = model.tokenizer.encode(frames)
+    _, features = model.observe_latents(model.initial_state(2), actions, latents)
+    logits = model.policy_head(features).log_softmax(-1)
+    signal, nothing = torch.ones(2, 7), torch.zeros(2, 7)
+    heads = (nothing, nothing.bool(), nothing, nothing)
+    losses = model(
+        latents, actions, torch.zeros(2, 7, 3), *heads, 0 * latents, signal, signal.bool()
+    )
+    taken = -logits[:, :-1].gather(-1, actions[:, 1:, None]).mean()
+    led = -logits[:, 1:].gather(-1, actions[:, 1:, None]).mean()
+    torch.testing.assert_close(losses["policy"], taken, rtol=1e-3, atol=1e-4)
+    assert abs(taken - led) > 0.01
+
+
+@torch.no_grad()
+def test_a_dreamed_frame_is_read_as_if_it_had_been_seen() -> None:
+    """Shown without noise, it leaves the same memory and features."""
+    model = tiny_model().reconfigured(dream_signal=1.0).eval()
+    state, action = observed(model), torch.tensor([1, 4])
+    dreamed, latents, features = model.imagine_latents(
+        state, action, model.tell(state, action), noise(model, 2)
+    )
+    seen, read = model.observe_latents(state, action[:, None], latents)
+    assert_equal(dreamed, seen)
+    assert torch.equal(features, read) and not torch.equal(features[:, 0], state.features)
+
+
 def test_a_dream_is_a_function_of_state_action_and_noise(model: WorldModel) -> None:
     state, actions = observed(model), torch.tensor([1, 4])
     before = state.clone()

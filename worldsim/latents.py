@@ -27,7 +27,7 @@ class LatentBatch(NamedTuple):
     poses: Tensor  # (b, t, 3) float32, zeros where they are not known
     rewards: Tensor  # (b, t) float32
     terminated: Tensor  # (b, t) bool
-    returns: Tensor  # (b, t) float32 discounted rewards after each frame
+    returns: Tensor  # (b, t) float32 discounted rewards after each frame, see `value_targets`
     return_weights: Tensor  # (b, t) float32 share of each return that was recorded
 
 
@@ -48,6 +48,26 @@ def discounted_returns(rewards: Tensor, terminated: Tensor, gamma: float) -> tup
     left = torch.arange(len(rewards) - 1, -1, -1).float()
     known = torch.ones(len(rewards)) if bool(terminated.any()) else 1 - gamma**left
     return torch.tensor(returns[::-1]), known
+
+
+LEAST_KNOWN = 0.25
+"""Share of a return from which on the rest is taken to be like it; what is less stays too low."""
+
+
+def value_targets(rewards: Tensor, terminated: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """What the values of an episode's frames are to be, and how much each counts.
+
+    Where an episode was cut, what followed is taken to have made as much as what was recorded:
+    otherwise values would fall towards every cut, and be too low in all short episodes.
+
+    Args:
+        rewards, terminated, gamma: as for `discounted_returns`.
+
+    Returns:
+        (t,) float32 targets, and (t,) float32 weights: the shares that were recorded.
+    """
+    returns, known = discounted_returns(rewards, terminated, gamma)
+    return returns / known.clamp(min=LEAST_KNOWN), known
 
 
 class LatentEpisodes:
@@ -79,7 +99,7 @@ class LatentEpisodes:
             terminated.split(self.lengths.tolist()),
             strict=True,
         )
-        pairs = [discounted_returns(r, ended, gamma) for r, ended in parts]
+        pairs = [value_targets(r, ended, gamma) for r, ended in parts]
         self.returns, self.return_weights = (torch.cat(part) for part in zip(*pairs, strict=True))
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
 
