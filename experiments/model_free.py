@@ -36,7 +36,7 @@ class WholeSequencesPolicy(CnnLstmPolicy):
     """
 
     def extract_features(self, obs: Any, *args: Any) -> Any:
-        black = ~obs.flatten(1).any(dim=1)
+        black = (obs == 0).flatten(1).all(dim=1)  # any() of bytes would give bytes
         if not black.any():
             return super().extract_features(obs, *args)
         seen = super().extract_features(torch.cat((torch.zeros_like(obs[:1]), obs[~black])), *args)

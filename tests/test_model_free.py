@@ -32,14 +32,18 @@ def test_whole_sequences_give_what_single_steps_give(begins: list[tuple[int, int
         torch.testing.assert_close(ours, expected)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])  # as it acts, as it learns
 @pytest.mark.parametrize("black", [[], [0], [1, 4, 5], [0, 1, 2, 3, 4, 5]])
-def test_black_frames_have_the_features_of_black_frames(black: list[int]) -> None:
+def test_black_frames_have_the_features_of_black_frames(
+    black: list[int], dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
     space = gymnasium.spaces.Box(0, 255, (3, 36, 36), np.uint8)
     policy = WholeSequencesPolicy(space, gymnasium.spaces.Discrete(6), lambda _: 3e-4)
-    frames = torch.randint(1, 256, (6, 3, 36, 36)).float()
-    frames[black] = 0.0
-    frames[2, 0] = 0.0
+    frames = torch.randint(1, 256, (6, 3, 36, 36)).to(dtype)
+    frames[black] = 0
+    frames[2, 0] = 0
 
     expected = super(WholeSequencesPolicy, policy).extract_features(frames)
     assert not torch.equal(expected[0], expected[1]) or len(black) == 6
