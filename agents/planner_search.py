@@ -269,6 +269,8 @@ class Search:
             late = allowed is not None and (index + 1) * average > allowed
             if num < 1 or (index and late):
                 break
+            if config.method == "mppi" and index and num < config.num_candidates:
+                break  # it refits to the last round alone, which is not to be of a few plans
             drawn = plans.sample(num, config.persistence, generator)
             fixed = self._fixed_steps(state, num, index, drawn, first)
             drawn, made, steps = self._imagine(state, drawn, fixed, noise, generator, value)

@@ -74,7 +74,7 @@ def judge_in_dreams(
 
 @torch.no_grad()
 def judge_as_recorded(
-    policy: Policy, model: WorldModel, config: BenchmarkAgentsConfig, label: str
+    player: Callable[[int], Policy], model: WorldModel, config: BenchmarkAgentsConfig, label: str
 ) -> Judged:
     """Let the model dream what a player does that sees the layout of a real maze.
 
@@ -83,7 +83,7 @@ def judge_as_recorded(
     said where an episode ends before that.
 
     Args:
-        policy: acts on frames and infos.
+        player: makes what acts in an episode, on frames and infos, from its number.
         model: observes and dreams.
         config: names the env; how many dreams, of how many steps.
         label: of the progress bar.
@@ -93,8 +93,8 @@ def judge_as_recorded(
     env = envs.make(config.env, max_episode_steps=steps, **env_options(config.env))
     played = []
     try:
-        for seed in tqdm(seeds, f"{label}, to be dreamed", unit="episode"):
-            *_, episode = play_episode(env, policy, seed, {})
+        for i, seed in enumerate(tqdm(seeds, f"{label}, to be dreamed", unit="episode")):
+            *_, episode = play_episode(env, player(i), seed, {})
             assert isinstance(episode, RecordedEpisode)
             played.append(episode)
     finally:

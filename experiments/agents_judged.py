@@ -73,8 +73,9 @@ def rank_interval(
 ) -> tuple[float, float] | None:
     """95 % interval of the rank correlation: seeds of training, mazes and dreams are drawn anew.
 
-    All agents are drawn in the same mazes and the same dreams, for hard ones are hard for all.
-    None where they have not all played the same.
+    All agents are drawn in the same mazes and the same dreams, for hard ones are hard for all;
+    scripted players, whose dreams are others, in theirs. None where they have not all played the
+    same.
     """
     rng = np.random.default_rng(seed)
     judged = {agent: [r for r in rs if r.get(judge) is not None] for agent, rs in runs.items()}
@@ -85,12 +86,13 @@ def rank_interval(
         if len(played) != 1:
             return None
         count = len(played.pop())
-        episodes = rng.integers(count, size=(num_resamples, 1, count))
-        drawn = (
-            np.array([r[where]["returns"] for r in rs])[seeds[agent], episodes].mean(axis=(1, 2))
-            for agent, rs in judged.items()
-        )
-        returns.append(np.stack(list(drawn), axis=1))
+        shared, apart = rng.integers(count, size=(2, num_resamples, 1, count))
+        drawn = []
+        for agent, rs in judged.items():
+            episodes = apart if agent in SCRIPTED and where != "real" else shared
+            table = np.array([r[where]["returns"] for r in rs])
+            drawn.append(table[seeds[agent], episodes].mean(axis=(1, 2)))
+        returns.append(np.stack(drawn, axis=1))
     dreamed, real = (rankdata(one, axis=1) for one in returns)
     dreamed, real = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (dreamed, real))
     spread = np.sqrt((dreamed**2).sum(axis=1) * (real**2).sum(axis=1))

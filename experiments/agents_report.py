@@ -202,12 +202,14 @@ def format_table(runs: Runs) -> str:
             _milliseconds([r.get("seconds_per_decision") for r in results]),
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    gpu = any(r.get("device", "cpu") != "cpu" for results in runs.values() for r in results)
     lines += [
         "",
         "Real steps: taken to train the policy; recorded steps: those that its world model learned "
         "from. Minutes: training of one seed. ms/step: of choosing an action, on average (planners "
         "decide on several at once), for each of as many real envs as ran "
-        "side by side, on one core, and on all where an agent plans or its memory is cut. "
+        "side by side, on one core, and on all where an agent plans or its memory is cut"
+        f"{', with a GPU for the model where results say so' if gpu else ''}. "
         "Intervals are of mazes and of as many seeds as there are: of one seed they say nothing of "
         "other seeds.",
     ]

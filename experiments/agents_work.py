@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.agents_config import BenchmarkAgentsConfig, deciding_settings
+from experiments.agents_config import DREAM_TRAINED, BenchmarkAgentsConfig, deciding_settings
 from experiments.dream_train_config import DreamTrainConfig
 from experiments.report import as_json, same_setting, write_json
 from experiments.sb3_training import FROM_NOTHING
@@ -45,6 +45,12 @@ def check_kept(
             raise ValueError(
                 f"{file} was made with {kept['dataset_frames']} frames of {config.dataset}, which "
                 f"has {dataset_frames} now: {ADVICE}"
+            )
+        timed = config.total_timesteps is None and agent in DREAM_TRAINED
+        if timed and (device := kept.get("device", "cpu")) != config.torch_device:
+            raise ValueError(
+                f"{file} was trained on {device}, which dreams another number of steps in the same "
+                f"minutes than {config.torch_device}: give --total-timesteps, or {ADVICE}"
             )
         # Settings that were not there yet had no other value than their default.
         then = as_json(BenchmarkAgentsConfig()) | kept["config"]

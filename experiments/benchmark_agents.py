@@ -145,9 +145,15 @@ class AgentsBenchmark:
             trained = (MEMORY_CUT | PLANS_WITH).get(agent, agent)
             if trained in DREAM_TRAINED:
                 self._training(trained, seed=0)
-            frames = self._dataset_frames if agent in FROM_EPISODES else None
-            check_kept(config.output_directory, agent, config, self.recorded_steps, frames)
+                if config.contexts is not None:
+                    check_episodes(self.model.config, config.contexts)
+            self.check_kept(agent, config)
         check_env(config.env, self.name)
+
+    def check_kept(self, agent: str, config: BenchmarkAgentsConfig) -> None:
+        """Refuse kept results of other settings, see `agents_work.check_kept`."""
+        frames = self._dataset_frames if agent in FROM_EPISODES else None
+        check_kept(config.output_directory, agent, config, self.recorded_steps, frames)
 
     @functools.cached_property
     def _dataset_frames(self) -> int:
@@ -180,11 +186,12 @@ class AgentsBenchmark:
             "seed": seed,
             "world_model_sha256": self.weights,
             "real": real,
-            **self._judge_in_dreams(agent, policy),
+            **self._judge_in_dreams(agent, seed, policy),
             "real_steps": 0,
             "recorded_steps": 0 if agent in REAL_ENV_ONLY else self.recorded_steps,
             "training_minutes": (trained - started) / 60,  # of agents that are trained in one go
             "seconds_per_decision": timed.seconds / timed.decisions,
+            "device": config.torch_device,
             **details,
             **({"dataset_frames": self._dataset_frames} if agent in FROM_EPISODES else {}),
             "config": as_json(config),
@@ -201,10 +208,8 @@ class AgentsBenchmark:
         config, model = self.config, self.model
         if agent == "random":
             return RandomPolicy(model.config.num_actions, seed=seed), {}
-        if agent == "oracle":
-            return scripted_player(config.env, seed, ORACLE), {}
-        if agent == "data":
-            return scripted_player(config.env, seed), {}
+        if agent in SCRIPTED:
+            return self._scripted(agent, seed), {}
         if agent in MEMORY_CUT:
             whole, details = self._make(MEMORY_CUT[agent], seed)
             assert isinstance(whole, FeaturePolicy)
@@ -258,6 +263,10 @@ class AgentsBenchmark:
                 ),
             }
         return self._train_in_dream(agent, seed)
+
+    def _scripted(self, agent: str, seed: int) -> Policy:
+        """A player that sees the layout of the real env."""
+        return scripted_player(self.config.env, seed, ORACLE if agent == "oracle" else None)
 
     def _behaving(
         self, model: WorldModel, seed: int, walking: bool = True
@@ -369,12 +378,14 @@ class AgentsBenchmark:
             save_video(video, results[0].frames[:250])
         return summarise(results)
 
-    def _judge_in_dreams(self, agent: str, policy: Policy) -> Judged:
+    def _judge_in_dreams(self, agent: str, seed: int, policy: Policy) -> Judged:
         """What dreams promise; None for those that would take too much time."""
         if agent in NOT_IN_DREAMS:
             return {"dream": None, "dream_way": None}
         if agent in SCRIPTED:
-            return judge_as_recorded(policy, self.model, self.config, LABELS[agent])
+            return judge_as_recorded(
+                lambda i: self._scripted(agent, 1000 * seed + i), self.model, self.config, agent
+            )
         return judge_in_dreams(policy, self.model, self.bank, self.config, LABELS[agent])
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from experiments.agents_config import BenchmarkAgentsConfig
 from experiments.agents_labels import LABELS
 from experiments.agents_report import gain, mean_return
-from experiments.agents_work import check_kept, check_same_model
+from experiments.agents_work import check_same_model
 from experiments.benchmark_agents import AgentsBenchmark
 from experiments.command_line import CONTINUES, run_script
 from experiments.platform_settings import keep_memory
@@ -102,11 +102,13 @@ class BenchmarkGuardsConfig(BenchmarkAgentsConfig):
         return self.work or Path("runs/guards") / self.env
 
 
-def with_guard(config: BenchmarkGuardsConfig, guard: str) -> BenchmarkGuardsConfig:
+def with_guard(
+    config: BenchmarkGuardsConfig, guard: str, *, must_differ: bool = True
+) -> BenchmarkGuardsConfig:
     """The config with the settings of one guard, and directories of its own.
 
     Raises:
-        ValueError: they are those that are given already.
+        ValueError: they are those that are given already, and `must_differ`.
     """
     changes = {
         name: dataclasses.replace(getattr(config, name), **value)
@@ -114,7 +116,8 @@ def with_guard(config: BenchmarkGuardsConfig, guard: str) -> BenchmarkGuardsConf
         else value
         for name, value in GUARDS[guard].items()
     }
-    if guard != AS_GIVEN and all(getattr(config, name) == new for name, new in changes.items()):
+    same = all(getattr(config, name) == new for name, new in changes.items())
+    if must_differ and guard != AS_GIVEN and same:
         raise ValueError(f"{guard} changes nothing of what is given: leave it out of guards")
     return dataclasses.replace(
         config,
@@ -134,7 +137,7 @@ def check_all_kept(config: BenchmarkGuardsConfig, benchmark: AgentsBenchmark, ag
     for guard in GUARDS:
         directory = config.output_directory / guard
         check_same_model(directory, [agent], benchmark.name, benchmark.weights)
-        check_kept(directory, agent, with_guard(config, guard), benchmark.recorded_steps)
+        benchmark.check_kept(agent, with_guard(config, guard, must_differ=False))
 
 
 def write_report(output: Path, agent: str) -> str:

@@ -168,8 +168,8 @@ def evaluate_in_dream(
         num_recorded=4,
         num_denoising_steps=config.num_denoising_steps,
     )
-    run.add_evaluation(name, label, "dream", results)
     show_video(run, name, [r.frames for r in results[:4] if r.frames is not None])
+    run.add_evaluation(name, label, "dream", results)
 
 
 def evaluate_on_real(run: RunDirectory, policies: dict[str, tuple[Policy, str]]) -> None:
@@ -190,9 +190,9 @@ def evaluate_on_real(run: RunDirectory, policies: dict[str, tuple[Policy, str]])
                 label=f"{label} on {config.env}",
                 threads=torch.get_num_threads() if isinstance(policy, Planner) else 1,
             )
-            run.add_evaluation(name, label, config.env, results)
             if results[0].frames is not None:
                 show_video(run, name, [results[0].frames])
+            run.add_evaluation(name, label, config.env, results)
     finally:
         batch.close()
 

@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 from agents.explorers import RandomPolicy
 from agents.features import FeaturePolicy, behaviour_policy, load_policy
+from agents.on_the_way import WayConfig
 from agents.planner import Planner
 from agents.rollout import Policy
 from agents.scripted import has_scripted_player, scripted_player
@@ -53,7 +54,6 @@ from experiments.run_directory import RunDirectory
 from experiments.sb3_training import too_small_for_pixels, train_with_sb3
 from worldsim.checkpoint import fingerprint, load, load_config
 from worldsim.contexts import open_contexts
-from worldsim.storage import find_dataset
 from worldsim.world_model import WorldModel
 
 TRAINERS = {
@@ -155,9 +155,7 @@ def check_first(config: DreamTrainConfig) -> None:
     if config.judge or config.rounds > 1:
         check_env(config.env, name)
     model = load_config(name)
-    if config.contexts is not None:
-        find_dataset(config.contexts)
-    for episodes in (config.clone, config.dataset):
+    for episodes in (config.contexts, config.clone, config.dataset):
         if episodes is not None:
             check_episodes(model, episodes)
     for unused in given_for_nothing(config):
@@ -165,6 +163,8 @@ def check_first(config: DreamTrainConfig) -> None:
             f"--{unused.replace('_', '-')} is given, and --agent {config.agent} does not use it",
             stacklevel=2,
         )
+    if config.way != WayConfig() and not model.draws_map:
+        warnings.warn(f"--way is given, and {name} draws no map to find ways on", stacklevel=2)
     if config.obs == "pixels" and (reason := too_small_for_pixels(model.frame_shape)) is not None:
         raise ValueError(f"{reason}: give --obs features")
     by_map = config.agent == "planner" and config.planner.bootstrap == "map"
@@ -236,7 +236,7 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
         if has_scripted_player(config.env):
             player = scripted_player(config.env, config.seed)
             baselines["data"] = (player, "scripted, sees more")
-        if config.improves_behaviour:
+        if config.improves_behaviour and (round_index == 1 or "start" in run.evaluations):
             own = "the behaviour that it starts from" if config.clone is None else "own behaviour"
             baselines["start"] = (own_behaviour(config, model), own)
         if config.judge:

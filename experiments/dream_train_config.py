@@ -112,7 +112,7 @@ class DreamTrainConfig:
         for name in (
             *("num_envs", "horizon", "eval_episodes", "dream_eval_episodes", "rounds"),
             *("num_contexts", "num_starts", "context_length", "collect_episodes"),
-            *("max_episode_steps", "world_model_steps"),
+            *("max_episode_steps", "world_model_steps", "num_denoising_steps", "frames_to_reward"),
         ):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

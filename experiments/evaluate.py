@@ -372,6 +372,9 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
             render_mode="rgb_array",
             autoreset_mode=AutoresetMode.DISABLED,
         )
+        if not in_features:
+            spaces = batch.single_observation_space, batch.single_action_space
+            check_policy_fits(policy, config.world_model, *spaces)
         where, limit, threads = "the dream", config.horizon, torch.get_num_threads()
     else:
         num_workers = min(config.num_workers, config.num_episodes)

@@ -433,7 +433,7 @@ def test_scripted_players_are_dreamed_under_the_actions_that_they_took(
     config = BenchmarkAgentsConfig(env="memory-maze-7x7", dream_episodes=2, horizon=3)
     player = Spy(np.arange(6)[None])  # one action after the other
     with mock.patch.object(model, "observe", wraps=model.observe) as observe:
-        judged = agents_in_dreams.judge_as_recorded(player, model, config, "player")
+        judged = agents_in_dreams.judge_as_recorded(lambda i: player, model, config, "player")
     assert judged["dream_way"] is None  # without a map
     state, led, frames = observe.call_args.args
     assert led.tolist() == 2 * [[model.no_action, 0, 1, 2]]

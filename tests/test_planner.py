@@ -204,14 +204,18 @@ def test_budget_in_steps_is_kept(method: str, budget: int) -> None:
         max_dream_steps=budget,
     )
     assert plan.dream_steps * 3 == problem.rows_stepped
-    assert plan.dream_steps == min(budget // 14, 8 * 3) * 14
+    plans = min(budget // 14, 8 * 3)
+    if method == "mppi" and plans > 8:
+        plans -= plans % 8  # a last round of a few plans would undo those before
+    assert plan.dream_steps == plans * 14
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_steps_alone_give_as_many_rounds_as_they_allow(method: str) -> None:
     plan = solve(Lock(0, 7), at(0.0), method=method, horizon=7, max_dream_steps=700)
-    assert PlannerConfig().num_candidates == 32 and plan.dream_steps == 700
-    assert [made.shape[1] for made in plan.rounds] == [32, 32, 32, 4]
+    rounds = [32, 32, 32] if method == "mppi" else [32, 32, 32, 4]
+    assert [made.shape[1] for made in plan.rounds] == rounds
+    assert plan.dream_steps == 7 * sum(rounds)
 
 
 def test_budget_in_seconds_ends_the_search() -> None:

@@ -28,8 +28,8 @@ class CudaGraphs:
     """
 
     WARM_UP = 3
-    MAX_RECORDINGS = 4
-    """How many are kept; the one that was made first goes first."""
+    MAX_RECORDINGS = 8
+    """How many are kept; the one that was not replayed for longest goes first."""
 
     def __init__(self) -> None:
         self._recordings: dict[Hashable, _Recording] = {}
@@ -54,11 +54,12 @@ class CudaGraphs:
             key: tells functions apart, and all else that changes what they do.
         """
         key = (key, *((tuple(t.shape), t.dtype, t.device) for t in tensors))
-        recording = self._recordings.get(key)
+        recording = self._recordings.pop(key, None)
         if recording is None:
             while len(self._recordings) >= self.MAX_RECORDINGS:
                 del self._recordings[next(iter(self._recordings))]
-            recording = self._recordings[key] = self._record(function, tensors)
+            recording = self._record(function, tensors)
+        self._recordings[key] = recording  # behind all others
         for static, given in zip(recording.inputs, tensors, strict=True):
             static.copy_(given)
         recording.graph.replay()
