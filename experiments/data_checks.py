@@ -157,6 +157,7 @@ def _largest_value(dataset: EpisodeDataset, gamma: float) -> float:
     for i in range(len(dataset)):
         rewards = torch.from_numpy(dataset.rewards(i)).float()
         ended = torch.from_numpy(dataset.terminated(i))
-        returns, _ = value_targets(rewards, ended, gamma)
-        largest = max(largest, float(rewards[1:].abs().max()), float(returns.abs().max()))
+        returns, known = value_targets(rewards, ended, gamma)
+        sure = returns[known > 0.25].abs()  # the others hardly count
+        largest = max([largest, *rewards[1:].abs().tolist(), *sure.tolist()])
     return largest

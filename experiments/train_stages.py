@@ -148,11 +148,12 @@ def encode(
         return encode_dataset(
             model.tokenizer,
             dataset,
-            config.output / "latents.safetensors" if accelerator.is_main_process else None,
+            config.output / "latents.safetensors",
             device=accelerator.device,
             dtype=torch.bfloat16 if bf16 else torch.float32,
             gamma=model.config.gamma,
             poses=model.config.pose is not None,
+            keep=accelerator.is_main_process,
             progress=lambda done, _: bar.update(done - bar.n),
         )
 
@@ -215,8 +216,8 @@ def train_where_to_go(
     model = model.reconfigured(places=places_config(config, model.config)).eval()
     assert model.places is not None
     with tqdm(total=episodes.num_frames, desc="read episodes", unit="frame", mininterval=2) as bar:
-        cache = config.output / "read_outs.safetensors" if accelerator.is_main_process else None
-        read = read_once(model, episodes, cache, lambda done, _: bar.update(done - bar.n))
+        cache, keep = config.output / "read_outs.safetensors", accelerator.is_main_process
+        read = read_once(model, episodes, cache, lambda done, _: bar.update(done - bar.n), keep)
     if accelerator.is_main_process:
         fingerprint = reading(model, episodes)
         for stage in ("places", "occupancy"):

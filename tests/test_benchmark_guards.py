@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from tiny import tiny_contexts, tiny_model
+from tiny import tiny_contexts, tiny_model, write_dataset
 
 from agents.imagination import ActorCriticConfig, ImaginationTrainer
 from experiments import benchmark_guards
@@ -19,6 +19,7 @@ from experiments.benchmark_guards import (
     GUARDS,
     LEFT_OUT,
     BenchmarkGuardsConfig,
+    check_all_kept,
     format_table,
     with_guard,
 )
@@ -82,6 +83,20 @@ def test_a_guard_changes_its_own_settings_alone(guard: str) -> None:
         else:
             wanted = GUARDS[guard].get(name, wanted)
         assert now == wanted
+
+
+def test_guards_that_were_not_asked_for_need_not_change_anything(tmp_path: Path) -> None:
+    given = BenchmarkGuardsConfig(
+        agents=("actor_critic_cloned",),
+        dataset=str(write_dataset(tmp_path, size=64)),
+        training_horizon=64,
+        output=tmp_path / "results",
+    )
+    checked: list[tuple[str, str]] = []
+    benchmark = mock.Mock(name="benchmark", weights="abc")
+    benchmark.check_kept = lambda agent, config: checked.append((agent, config.output.name))
+    check_all_kept(given, benchmark, "actor_critic_cloned")
+    assert checked == [("actor_critic_cloned", guard) for guard in GUARDS]
 
 
 def test_a_guard_that_changes_nothing_is_refused() -> None:

@@ -111,9 +111,9 @@ def test_models_that_are_not_on_a_gpu_have_no_graphs() -> None:
 
 def test_recordings_go_where_weights_move() -> None:
     model = tiny_model()
-    before = model.cuda_graphs = Direct()
+    model.cuda_graphs = Direct()
     model.double()
-    assert model.cuda_graphs is not before and not model.cuda_graphs._recordings
+    assert model.cuda_graphs is None  # there are none where it is now
 
 
 def on_gpu(model: WorldModel) -> WorldModel:
@@ -162,6 +162,16 @@ def test_graphs_observe_what_the_model_observes() -> None:
         part = actions[:, i : i + 1], frames[:, i : i + 1]
         states = [m.observe(s, *part) for m, s in zip((model, replayed), states, strict=True)]
         assert_equal(*states)
+
+
+@pytest.mark.gpu
+def test_recordings_begin_anew_where_weights_move_on_a_gpu() -> None:
+    model = on_gpu(tiny_model())
+    model.use_cuda_graphs()
+    before = model.cuda_graphs
+    model.double()
+    assert model.cuda_graphs is not None and model.cuda_graphs is not before
+    assert model.cpu().cuda_graphs is None
 
 
 @pytest.mark.gpu

@@ -217,7 +217,6 @@ def test_rounds_without_training_are_played_by_the_model_itself(
     assert sum("collected-v0" in name for name in learned) == 2, learned  # of both rounds
 
 
-@pytest.mark.slow
 def test_rounds_collect_learn_and_go_on(checkpoint: Path, tmp_path: Path) -> None:
     config = make_config(checkpoint, tmp_path / "run", obs="features", rounds=2, collect_episodes=2)
     config = dataclasses.replace(config, world_model_steps=2, num_contexts=3, context_length=9)

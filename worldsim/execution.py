@@ -33,9 +33,10 @@ class Execution(Heads):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         """Move or convert weights; graphs would go on reading where they were."""
+        moved = super()._apply(fn, recurse)
         if self.cuda_graphs is not None:
-            self.cuda_graphs = CudaGraphs()
-        return super()._apply(fn, recurse)
+            self.cuda_graphs = CudaGraphs() if self.device.type == "cuda" else None
+        return moved
 
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
         if self.compute_dtype == torch.float32:
@@ -80,12 +81,14 @@ class Execution(Heads):
         if self.device.type != "cuda":
             return f"CUDA graphs need a CUDA device; the model is on {self.device}"
         model = cast("WorldModel", self)
+        kind = model.config.backbone.kind
+        if kind == "dfot":
+            return "CUDA graphs record what does not depend on how many frames there are; dfot does"
         empty = model.initial_state(1)
         actions = torch.zeros(1, 3, device=self.device) if model.told_poses else empty.steps
         noise = torch.zeros(1, *model.noise_shape, device=self.device)
         after = model.imagine(empty, actions, noise=noise, decode=False).state
         for name, t in after.memory.items():
             if t.shape != empty.memory[name].shape:
-                kind = model.config.backbone.kind
                 return f"CUDA graphs need a memory of constant size; that of {kind} grows ({name})"
         return None

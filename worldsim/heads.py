@@ -77,6 +77,20 @@ def weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:
     return ((loss * weight).sum(1) / weight.sum(1).clamp(min=1e-6)).mean()
 
 
+def mean_where(loss: Tensor, known: Tensor) -> Tensor:
+    """Mean of a loss where it is known, in all processes together; zero where it is nowhere.
+
+    Args:
+        loss, known: of the same shape, float and bool. Gradients are averaged over processes, of
+            which one may know much more than another.
+    """
+    count, processes = known.sum().float(), 1
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(count)
+        processes = torch.distributed.get_world_size()
+    return processes * (loss * known).sum() / count.clamp(min=1)
+
+
 def policy_loss(logits: Tensor, actions: Tensor, weight: Tensor) -> Tensor:
     """Of predicting the action taken after each frame but the last, where it is known.
 
@@ -156,5 +170,6 @@ class Heads(nn.Module):
             "reward": weighted_mean(reward, weight * led),
             "termination": weighted_mean(ended, weight),
             "policy": policy_loss(self.policy_head(read_outs), actions, weight),
-            "value": weighted_mean(value, weight * return_weights),
+            # By the weights of frames alone: where little is known, little is learned.
+            "value": weighted_mean(value * return_weights, weight),
         }

@@ -50,7 +50,7 @@ def discounted_returns(rewards: Tensor, terminated: Tensor, gamma: float) -> tup
     return torch.tensor(returns[::-1]), known
 
 
-LEAST_KNOWN = 0.25
+LEAST_KNOWN = 0.05
 """Share of a return from which on the rest is taken to be like it; what is less stays too low."""
 
 
@@ -226,6 +226,7 @@ def encode_dataset(
     dtype: torch.dtype = torch.float32,
     gamma: float = 0.98,
     poses: bool = False,
+    keep: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LatentEpisodes:
     """Encode every frame of a dataset.
@@ -237,6 +238,7 @@ def encode_dataset(
         device, dtype: where and in what precision to encode.
         gamma: discount of the returns.
         poses: keep poses too, from privileged infos.
+        keep: write the file; of several processes, one should.
         progress: called with (frames done, frames in all).
 
     Raises:
@@ -264,5 +266,6 @@ def encode_dataset(
         sizes.append(len(episode))
     values = {name: torch.cat(part) for name, part in parts.items()}
     result = LatentEpisodes(**values, lengths=np.array(sizes), gamma=gamma)
-    keep_tensors(cache, key, values | {"lengths": torch.from_numpy(result.lengths)})
+    if keep:
+        keep_tensors(cache, key, values | {"lengths": torch.from_numpy(result.lengths)})
     return result

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from worldsim.collision import Walls, stop_at_walls
 from worldsim.grid_ways import beside_any, cost_to_go
+from worldsim.heads import mean_where
 from worldsim.layers import Memory, in_float32
 from worldsim.occupancy_config import OccupancyConfig
 from worldsim.pose import placed_at, seen_from
@@ -385,4 +386,4 @@ class Occupancy(nn.Module):
             seen = seen & recorded[..., None]
         odds, target = self.log_odds(cells), come_to[:, None].expand_as(seen).float()
         losses = F.binary_cross_entropy_with_logits(odds, target, reduction="none")
-        return (losses * seen).sum() / seen.sum().clamp(min=1)
+        return mean_where(losses, seen)

@@ -212,7 +212,7 @@ class Odometry(nn.Module):
         with torch.autocast(latents.device.type, enabled=False):
             led = self.action_in(actions)
             seen = self.latent_in(latents.float().flatten(2))
-            states, last = self.network(torch.cat([led, seen], dim=-1), hidden[None])
+            states, last = self.network(torch.cat([led, seen], dim=-1), hidden[None].contiguous())
             known = torch.cat([hidden[:, None], states[:, :-1]], dim=1)
             before = self.before(torch.cat([known, led], dim=-1))
             return self._moved(before, actions), self._moved(self.after(states), actions), last[0]

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from worldsim.heads import make_head, policy_loss
+from worldsim.heads import make_head, mean_where, policy_loss
 from worldsim.layers import Memory, in_float32
 from worldsim.occupancy import Occupancy
 from worldsim.occupancy_config import OccupancyConfig
@@ -332,7 +332,7 @@ class Places(nn.Module):
         slots = self.write(self.initial_memory(len(x))[SLOTS], x, poses, time)
         query = self.query(x).softmax(-1)
         outlook = self.outlook(x, *self.look_up(slots, query, poses, time))
-        own = _mean(-outlook.log_likelihood(places), known)
+        own = mean_where(-outlook.log_likelihood(places), known)
 
         rows = torch.arange(len(x), device=x.device)[:, None]
         asked = placed_at(true_poses, places)[rows, others]
@@ -345,7 +345,7 @@ class Places(nn.Module):
             torch.stack([full.log(), (1 - full).log()], dim=-1),
         )
         likelihood = guesses.log_likelihood(seen_from(true_poses, asked))
-        return own, _mean(-likelihood, known[rows, others])
+        return own, mean_where(-likelihood, known[rows, others])
 
     @in_float32
     def walk_loss(
@@ -368,7 +368,3 @@ class Places(nn.Module):
         features = [read_outs, place_features(place, told.float()), pose_features_of(poses)]
         speed = place.norm(dim=-1) / (later - now).clamp(min=1)
         return policy_loss(self.walk(torch.cat(features, dim=-1)), actions, speed.square())
-
-
-def _mean(loss: Tensor, known: Tensor) -> Tensor:
-    return (loss * known).sum() / known.sum().clamp(min=1)

@@ -75,18 +75,22 @@ def read_once(
     episodes: LatentEpisodes,
     cache: Path | None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    keep: bool = True,
 ) -> ReadEpisodes:
     """`read_episodes`, or what was read before of the same episodes by the same model.
 
     Args:
         cache: file to keep it in; None keeps nothing.
+        progress: called with (frames done, frames in all).
+        keep: write the file; of several processes, one should.
     """
     key = reading(model, episodes)
     kept = kept_tensors(cache, key, ReadEpisodes._fields)
     if kept is not None:
         return ReadEpisodes(**kept)
     read = read_episodes(model, episodes, progress=progress)
-    keep_tensors(cache, key, read._asdict())
+    if keep:
+        keep_tensors(cache, key, read._asdict())
     return read
 
 

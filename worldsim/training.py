@@ -109,10 +109,11 @@ class Trainer:
             save_every: steps between checkpoints; 0 saves only at the end.
         """
         while self.step < self.config.steps:
-            yield self._train_step()
+            values = self._train_step()
             finished = self.step == self.config.steps
             if finished or (save_every and self.step % save_every == 0):
                 self.save()
+            yield values
 
     def _train_step(self) -> dict[str, float]:
         rate = self.config.rate(self.step)
@@ -163,11 +164,21 @@ class Trainer:
         """Continue from the last checkpoint, if there is one.
 
         Raises:
-            ValueError: it was trained by other optimizers.
+            ValueError: it was trained by other optimizers; or processes have found different ones.
         """
         file = None if self.directory is None else kept_file(self.directory)
-        if file is None:
-            return False
+        if file is not None:
+            self._load(file)
+        steps = torch.tensor([self.step], device=self.accelerator.device)
+        found = sorted(set(self.accelerator.gather(steps).tolist()))
+        if len(found) > 1:
+            raise ValueError(
+                f"processes would go on from steps {', '.join(map(str, found))}: {self.directory} "
+                "has to be on a disk that all machines share"
+            )
+        return file is not None
+
+    def _load(self, file: Path) -> None:
         state = torch.load(file, map_location=self.accelerator.device, weights_only=True)
         if len(state["optimizers"]) != len(self._optimizers):
             raise ValueError(
@@ -183,7 +194,6 @@ class Trainer:
                 kept |= {name: now[name] for name in ("initial_lr", "weight_decay")}
             optimizer.load_state_dict(values)
         self.step = state["step"]
-        return True
 
 
 def kept_file(directory: Path) -> Path | None:
