@@ -23,12 +23,13 @@ Pair: TypeAlias = tuple[str, float, float]
 """Agent, mean return of dreams and of real episodes."""
 
 
-def report_judges(file: Path, runs: Runs) -> list[str]:
+def report_judges(file: Path, runs: Runs, variants: Runs | None = None) -> list[str]:
     """Say how each judge ranks policies, and plot it; nothing where there are too few.
 
     Args:
         file: of the plot.
         runs: results of the benchmark, by agent.
+        variants: further policies, which are trained otherwise: those of `benchmark_guards.py`.
     """
     judged = {name: judge_pairs(runs, name) for name in JUDGES}
     if all(can_rank(pairs) for pairs in judged.values()):  # of the same agents, to be compared
@@ -46,8 +47,14 @@ def report_judges(file: Path, runs: Runs) -> list[str]:
             f"Rank correlation of {JUDGES[name]} in dreams and real returns, {len(real)} policies "
             f"(means over seeds): {found}."
         )
+        if further := judge_pairs(variants or {}, name):
+            dreamed, real = means_of(pairs + further)
+            lines[-1] += (
+                f" With {len(real) - len(agents)} more that are trained with other guards "
+                f"(benchmark_guards.py): {spearmanr(dreamed, real).statistic:.2f}."
+            )
     if judged:
-        plot_judges(file, judged)
+        plot_judges(file, judged, {name: judge_pairs(variants or {}, name) for name in judged})
     return lines
 
 
@@ -108,7 +115,7 @@ def can_rank(pairs: list[Pair]) -> bool:
     return all(len(set(values)) > 2 for values in means_of(pairs))
 
 
-def plot_judges(file: Path, judges: dict[str, list[Pair]]) -> None:
+def plot_judges(file: Path, judges: dict[str, list[Pair]], variants: dict[str, list[Pair]]) -> None:
     """Dreamed against real returns, one dot per policy and seed, for each way to judge."""
     figure, all_axes = plt.subplots(
         1, len(judges), figsize=(5.5 * len(judges), 5), layout="constrained", squeeze=False
@@ -120,6 +127,10 @@ def plot_judges(file: Path, judges: dict[str, list[Pair]]) -> None:
             if agent in SCRIPTED:
                 marker, label = "s", f"{label} (its real actions, dreamed)"
             axes.plot(*zip(*points, strict=True), marker, color=colour_of(agent), label=label)
+        if variants[name]:
+            points = [pair[1:] for pair in variants[name]]
+            label = "with other guards (benchmark_guards.py)"
+            axes.plot(*zip(*points, strict=True), "x", color="grey", label=label)
         axes.grid(alpha=0.3)
         axes.set(
             xlabel=f"{JUDGES[name]} in a dream",

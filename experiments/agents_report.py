@@ -57,6 +57,9 @@ Mean: TypeAlias = tuple[float, float, float]
 def write_report(output: Path) -> str:
     """Write table.md, returns.png, curves.png of what was trained, judge.png; returns the table.
 
+    Policies that `benchmark_guards.py` has trained are judged with the others where their results
+    are beside these, in a directory of the same name with "-guards" behind it.
+
     Raises:
         FileNotFoundError: there is no result.
     """
@@ -71,7 +74,14 @@ def write_report(output: Path) -> str:
         lines.append(gains)
     if any("reached" in r["real"] for results in runs.values() for r in results):
         lines.append(format_returning(runs))
-    lines += report_judges(output / "judge.png", runs)
+    variants: Runs = {}
+    models = {r.get("world_model_sha256") for results in runs.values() for r in results}
+    for directory in sorted(output.with_name(f"{output.name}-guards").glob("*/")):
+        if directory.name != "as_given":  # is an agent of these results
+            found = itertools.chain(*read_runs(directory, LABELS).values())
+            if of_same_model := [r for r in found if r.get("world_model_sha256") in models]:
+                variants[directory.name] = of_same_model
+    lines += report_judges(output / "judge.png", runs, variants)
     table = "\n\n".join(lines)
     (output / "table.md").write_text(table + "\n")
     return table

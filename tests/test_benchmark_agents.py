@@ -312,6 +312,18 @@ def test_the_judge_compares_returns_of_policies_that_acted_in_both(tmp_path: Pat
     other = "by the way on the map in dreams and real returns, 3 policies (means over seeds)"
     assert f"{other}: -1.00 [-1.00, -1.00]." in table
 
+    # A policy of other guards, of which dreams promise the most and which makes the least.
+    beside = tmp_path.with_name(f"{tmp_path.name}-guards")
+    for guard, model in [("none", None), ("of_another_model", "abc"), ("as_given", None)]:
+        (beside / guard).mkdir(parents=True)
+        one = result | {"dream": summary(9.0, 10), "real": summary(1.0, 1)}
+        if model is not None:
+            one["world_model_sha256"] = model
+        (beside / guard / "actor_critic-seed0.json").write_text(json.dumps(one))
+    table = write_report(tmp_path)
+    assert f"{ranked}1.00 [1.00, 1.00]. With 1 more" in table
+    assert "(benchmark_guards.py): -0.20." in table
+
 
 def test_ranks_are_less_sure_where_returns_are(tmp_path: Path) -> None:
     def runs(spread: float) -> dict[str, list[dict[str, Any]]]:
