@@ -137,6 +137,7 @@ def plot_judges(file: Path, judges: dict[str, list[Pair]], variants: dict[str, l
             ylabel="return of a real episode",
             title=f"rank correlation {spearmanr(*means_of(judged)).statistic:.2f}",
         )
-    all_axes[0, 0].legend(fontsize=8)
+    handles, labels = all_axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
     figure.savefig(file, dpi=120)
     plt.close(figure)

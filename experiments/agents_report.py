@@ -265,14 +265,13 @@ def plot_curves(file: Path, runs: Runs) -> None:
     figure, all_axes = plt.subplots(
         1, len(shown), figsize=(6 * len(shown), 4.5), layout="constrained", squeeze=False
     )
+    lines = {}
     for axes, curve in zip(all_axes[0], shown, strict=True):
         for agent, results in trained[curve].items():
-            for i, result in enumerate(results):
-                label = LABELS[agent] if i == 0 else None
+            for result in results:
                 step, reward = np.array(result[curve]).T
                 reward = 1000 * reward / np.array(result["curve_steps"])
-                axes.plot(step, reward, color=colour_of(agent), label=label)
-        axes.legend(fontsize=8)
+                (lines[LABELS[agent]],) = axes.plot(step, reward, color=colour_of(agent))
         if curve == "curve":  # of real steps too, of which there may be many times as many
             axes.set_xscale("log")
         axes.set(
@@ -281,6 +280,7 @@ def plot_curves(file: Path, runs: Runs) -> None:
             title=titles[curve],
         )
         axes.grid(alpha=0.3)
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(file, dpi=120)
     plt.close(figure)
 
