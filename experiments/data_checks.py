@@ -158,6 +158,6 @@ def _largest_value(dataset: EpisodeDataset, gamma: float) -> float:
         rewards = torch.from_numpy(dataset.rewards(i)).float()
         ended = torch.from_numpy(dataset.terminated(i))
         returns, known = value_targets(rewards, ended, gamma)
-        sure = returns[known > 0.25].abs()  # the others hardly count
+        sure = returns[known > 0.5].abs()  # others count little, and may be far off
         largest = max([largest, *rewards[1:].abs().tolist(), *sure.tolist()])
     return largest
