@@ -15,7 +15,7 @@ from minari.dataset.minari_storage import METADATA_FILE_NAME
 import worldsim.checkpoint as checkpoint
 from experiments.report import write_json
 from worldsim.episodes import DamagedEpisodeError, EpisodeDataset
-from worldsim.latents import value_targets
+from worldsim.latents import discounted_returns
 from worldsim.pose import poses_of
 from worldsim.storage import find_dataset
 from worldsim.training_config import DynamicsTraining
@@ -152,12 +152,11 @@ def _too_short(dataset: EpisodeDataset, length: int) -> str | None:
 
 
 def _largest_value(dataset: EpisodeDataset, gamma: float) -> float:
-    """Largest absolute reward, or return to be told, of a dataset."""
+    """Largest absolute reward or discounted return of a dataset."""
     largest = 0.0
     for i in range(len(dataset)):
         rewards = torch.from_numpy(dataset.rewards(i)).float()
         ended = torch.from_numpy(dataset.terminated(i))
-        returns, known = value_targets(rewards, ended, gamma)
-        sure = returns[known > 0.5].abs()  # others count little, and may be far off
-        largest = max([largest, *rewards[1:].abs().tolist(), *sure.tolist()])
+        returns, _ = discounted_returns(rewards, ended, gamma)
+        largest = max(largest, float(rewards[1:].abs().max()), float(returns.abs().max()))
     return largest
