@@ -256,8 +256,8 @@ class Search:
         candidates, returns = None, torch.zeros(n, 0)
         rounds: list[Tensor] = []
         weights, cost = returns, 0
-        unbounded = config.max_seconds is None and config.max_dream_steps is None
-        limit = config.num_iterations or (1 if unbounded else None)
+        budget = config.max_seconds is not None or config.max_dream_steps is not None
+        limit = config.num_iterations or (None if budget else 1)
         if config.num_candidates == limit == 1 or self._affordable(0) == 1:
             first = None  # nothing would be compared with it, for good
         for index in itertools.count() if limit is None else range(limit):
