@@ -375,7 +375,7 @@ def load_policy(
 def load_observer(
     name: str | Path, device: torch.device | str = "cpu", cuda_graphs: bool = True
 ) -> WorldModel:
-    """Load a world model that is to observe frame by frame; on CUDA, by one graph each."""
+    """Load a world model that is to observe, or dream, frame by frame; on CUDA, by a graph each."""
     model = load(name, device=device)
     if cuda_graphs:
         model.use_cuda_graphs(if_possible=True)

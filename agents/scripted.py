@@ -9,6 +9,11 @@ def has_scripted_player(env: str) -> bool:
     return env.startswith(("memory-maze-", "minerl-navigate"))
 
 
+def env_options(env: str) -> dict[str, bool]:
+    """With which a real env shows its hidden state to its scripted player."""
+    return {"privileged": True} if env.startswith("memory-maze-") else {}
+
+
 def scripted_player(
     env: str, seed: int = 0, explorer: ExplorerConfig | None = None
 ) -> ScriptedExplorer | CompassFollower:

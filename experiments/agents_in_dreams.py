@@ -15,9 +15,10 @@ import envs
 from agents.features import FeaturePolicy
 from agents.on_the_way import WayConfig, shaping_of
 from agents.rollout import EpisodeResult, Policy
+from agents.scripted import env_options
 from experiments.agents_config import BenchmarkAgentsConfig
 from experiments.dream_judging import play_dreams
-from experiments.evaluate import FIRST_EVALUATION_SEED, env_options
+from experiments.evaluate import FIRST_EVALUATION_SEED
 from experiments.report import summarise
 from experiments.workers import play_episode
 from worldsim.contexts import ContextBank

@@ -36,6 +36,7 @@ def report_judges(file: Path, runs: Runs, variants: Runs | None = None) -> list[
         both = set.intersection(*({agent for agent, *_ in pairs} for pairs in judged.values()))
         judged = {name: [p for p in pairs if p[0] in both] for name, pairs in judged.items()}
     judged = {name: pairs for name, pairs in judged.items() if can_rank(pairs)}
+    others = {name: judge_pairs(variants or {}, name) for name in judged}
     lines = []
     for name, pairs in judged.items():
         dreamed, real = means_of(pairs)
@@ -47,14 +48,14 @@ def report_judges(file: Path, runs: Runs, variants: Runs | None = None) -> list[
             f"Rank correlation of {JUDGES[name]} in dreams and real returns, {len(real)} policies "
             f"(means over seeds): {found}."
         )
-        if further := judge_pairs(variants or {}, name):
-            dreamed, real = means_of(pairs + further)
+        if others[name]:
+            dreamed, real = means_of(pairs + others[name])
             lines[-1] += (
                 f" With {len(real) - len(agents)} more that are trained with other guards "
                 f"(benchmark_guards.py): {spearmanr(dreamed, real).statistic:.2f}."
             )
     if judged:
-        plot_judges(file, judged, {name: judge_pairs(variants or {}, name) for name in judged})
+        plot_judges(file, judged, others)
     return lines
 
 

@@ -31,7 +31,13 @@ import worldsim.checkpoint as checkpoint
 from agents.actor_critic import ActorCritic, ActorCriticPolicy
 from agents.cloning import ReadOuts
 from agents.explorers import ORACLE, RandomPolicy
-from agents.features import FeaturePolicy, ShortMemoryPolicy, behaviour_policy, load_policy
+from agents.features import (
+    FeaturePolicy,
+    ShortMemoryPolicy,
+    behaviour_policy,
+    load_observer,
+    load_policy,
+)
 from agents.on_the_way import shaping_of
 from agents.planner import Planner, bootstrap_of
 from agents.rollout import Policy
@@ -96,8 +102,7 @@ class AgentsBenchmark:
 
     def __init__(self, config: BenchmarkAgentsConfig) -> None:
         self.name = config.world_model or config.env
-        self.model: WorldModel = checkpoint.load(self.name, device=config.torch_device)
-        self.model.use_cuda_graphs(if_possible=True)
+        self.model: WorldModel = load_observer(self.name, config.torch_device)
         # What is the model's default is compared with kept results, and noted, as what it is.
         planner = dataclasses.replace(
             config.planner, bootstrap=bootstrap_of(config.planner, self.model)

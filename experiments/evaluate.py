@@ -30,7 +30,13 @@ from tqdm import tqdm
 import envs
 from agents.actor_critic import ActorCritic
 from agents.explorers import MAZE_ACTIONS, RandomPolicy
-from agents.features import FeaturePolicy, behaviour_policy, check_policy_fits, load_policy
+from agents.features import (
+    FeaturePolicy,
+    behaviour_policy,
+    check_policy_fits,
+    load_observer,
+    load_policy,
+)
 from agents.planner import Planner
 from agents.planner_search import FAST_PLANNER, PlannerConfig
 from agents.planner_trace import PlanTrace, save_trace
@@ -42,11 +48,11 @@ from agents.rollout import (
     make_parallel,
     rollout,
 )
-from agents.scripted import scripted_player
+from agents.scripted import env_options, scripted_player
 from experiments.command_line import run_script
 from experiments.report import format_table, provenance, summarise, write_json
 from experiments.videos import check_video, save_video
-from worldsim.checkpoint import fingerprint, load, shipped_models
+from worldsim.checkpoint import fingerprint, shipped_models
 from worldsim.contexts import open_contexts
 from worldsim.dream import DreamVectorEnv
 from worldsim.world_model import WorldModel
@@ -194,8 +200,7 @@ def policy_of_model(config: EvaluateConfig, dreaming: WorldModel | None = None) 
                 f"no world model of {config.env} ships for {config.policy}: name one with "
                 f"--policy-model ({', '.join(shipped_models())}, or a checkpoint directory)"
             )
-        model = load(name or config.env, device=config.device)
-        model.use_cuda_graphs(if_possible=True)
+        model = load_observer(name or config.env, config.device)
         if dreaming is not None and model.config.num_actions != dreaming.config.num_actions:
             raise ValueError(
                 f"the policy's model {name!r} has {model.config.num_actions} "
@@ -252,11 +257,6 @@ class TraceKeeper:
         if trace.env == 0 and trace.step >= self.due:
             save_trace(self.directory / f"{trace.step:05d}.png", trace, self.names)
             self.due = trace.step + self.every
-
-
-def env_options(env: str) -> dict[str, Any]:
-    """With which a real env shows its hidden state to scripted policies."""
-    return {"privileged": True} if env.startswith("memory-maze-") else {}
 
 
 def make_real_envs(
@@ -346,8 +346,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     batch: VectorEnv
     limit: int | None
     if config.world_model is not None:
-        model = load(config.world_model, device=config.device)
-        model.use_cuda_graphs(if_possible=True)
+        model = load_observer(config.world_model, config.device)
         policy: Policy
         if config.policy in POLICIES_OF_MODELS:
             policy = policy_of_model(config, model)
