@@ -114,7 +114,7 @@ def missing_for_minecraft() -> list[str]:
     if not has_mod():
         problems.append(
             "The installed minerl has no compiled mod: run python -m envs.minerl_setup --real "
-            "(Python 3.11 on Linux), or build it as described in the README."
+            "(Python 3.11 on Linux), or see the README for other ways."
         )
     return problems
 
