@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import pickle
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import worldsim
 from worldsim.backbone import CausalConfig
-from worldsim.cuda_graphs import CudaGraphs
+from worldsim.cuda_graphs import CudaGraphs, _Recording
 from worldsim.own_dreams import draw_dream_noise, end_in_dreams
 from worldsim.world_model import WorldModel
 
@@ -101,6 +102,76 @@ def test_own_dreams_are_replayed_too() -> None:
         assert torch.equal(mine, its)
 
 
+class Recorder(CudaGraphs):
+    """Keeps what it would record, and calls it instead of a replay."""
+
+    MAX_RECORDINGS = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recorded: list[Callable[..., Sequence[Tensor]]] = []
+
+    def _record(
+        self, function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]
+    ) -> _Recording:
+        self.recorded.append(function)
+        inputs, outputs = [t.clone() for t in tensors], [t.clone() for t in function(*tensors)]
+
+        class Graph:
+            @staticmethod
+            def replay() -> None:
+                for output, new in zip(outputs, function(*inputs), strict=True):
+                    output.copy_(new)
+
+        return _Recording(Graph(), inputs, outputs)  # type: ignore[arg-type]
+
+
+def test_what_was_not_replayed_for_longest_is_recorded_again() -> None:
+    graphs, x = Recorder(), torch.arange(3.0)
+    functions = [lambda x, i=i: [x + i] for i in range(3)]
+    order = [0, 1, 0, 2, 0, 1]  # 2 takes the place of 1, and 1 later that of 2
+    first = graphs(functions[0], [x], 0)[0]
+    for i in order:
+        assert torch.equal(graphs(functions[i], [x + i], i)[0], x + 2 * i)
+    assert [functions.index(f) for f in graphs.recorded] == [0, 1, 2, 1]
+    assert torch.equal(first, x)  # not written over by later replays
+
+
+def test_autocast_and_shapes_are_recorded_apart() -> None:
+    graphs = Recorder()
+    weights = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+
+    def product(x: Tensor) -> list[Tensor]:
+        return [x @ weights]
+
+    x = torch.ones(2, 4)
+    assert graphs(product, [x], "product")[0].dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert graphs(product, [x], "product")[0].dtype == torch.bfloat16
+    assert graphs(product, [x], "product")[0].dtype == torch.float32
+    assert len(graphs.recorded) == 2
+    assert len(graphs(product, [x[:1]], "product")[0]) == 1 and len(graphs.recorded) == 3
+
+
+def test_copies_and_saved_models_have_recorded_nothing() -> None:
+    model = tiny_model()
+    model.cuda_graphs = CudaGraphs()
+    model.cuda_graphs._recordings["key"] = lambda: None  # type: ignore[assignment]
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert type(copied.cuda_graphs) is CudaGraphs and not copied.cuda_graphs._recordings
+
+
+def test_models_of_other_settings_have_graphs_where_theirs_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(WorldModel, "_obstacle_to_graphs", lambda self: None)
+    model = tiny_model()
+    assert model.reconfigured(dream_signal=0.5).cuda_graphs is None
+    model.use_cuda_graphs()
+    other = model.reconfigured(dream_signal=0.5)
+    assert other.cuda_graphs is not None and other.cuda_graphs is not model.cuda_graphs
+
+
 def test_models_that_are_not_on_a_gpu_have_no_graphs() -> None:
     with pytest.raises(ValueError, match="need a CUDA device; the model is on cpu"):
         tiny_model().use_cuda_graphs()
@@ -162,6 +233,80 @@ def test_graphs_observe_what_the_model_observes() -> None:
         part = actions[:, i : i + 1], frames[:, i : i + 1]
         states = [m.observe(s, *part) for m, s in zip((model, replayed), states, strict=True)]
         assert_equal(*states)
+
+
+def check_graphs_of_a_map(device: str, use_graphs: bool) -> None:
+    model, replayed = (worldsim.load("memory-maze-9x9", device=device) for _ in range(2))
+    if use_graphs:
+        replayed.use_cuda_graphs()
+    contexts = worldsim.load_contexts("memory-maze-9x9")
+    for n in (2, 3, 2):
+        actions, frames = (
+            torch.from_numpy(x[:n, :20]).to(device) for x in (contexts.actions, contexts.frames)
+        )
+        state = model.observe(model.initial_state(n), actions, frames)
+        for step in range(3):
+            z = noise(model, n, step).to(device)
+            forward = torch.ones(n, dtype=torch.int64, device=device)
+            expected, dream = (m.imagine(state, forward, noise=z) for m in (model, replayed))
+            assert_equal(dream.state, expected.state)
+            assert torch.equal(dream.frame, expected.frame)
+            state = expected.state
+
+
+def test_dreams_with_a_map_are_the_same_again() -> None:
+    check_graphs_of_a_map("cpu", use_graphs=False)
+
+
+@pytest.mark.gpu
+def test_graphs_dream_with_a_map_and_after_others_took_their_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(CudaGraphs, "MAX_RECORDINGS", 1)
+    check_graphs_of_a_map("cuda", use_graphs=True)
+
+
+def check_graphs_of_own_dreams(device: str, use_graphs: bool) -> None:
+    model = tiny_model().to(device).train()
+    replayed = copy.deepcopy(model)
+    if use_graphs:
+        replayed.use_cuda_graphs()
+    actions, frames = (t.to(device) for t in episode(2, 7))
+    latents, poses = model.encode(frames), torch.zeros(2, 7, 3, device=device)
+    signal = torch.ones(2, 7, device=device)
+    drawn = draw_dream_noise(2, 3, model, torch.Generator(device).manual_seed(0))
+    ends = []
+    for _ in range(2):
+        with torch.autocast(device, torch.bfloat16):
+            expected, end = (
+                end_in_dreams(m, latents, actions, poses, signal, drawn) for m in (model, replayed)
+            )
+        assert all(torch.equal(a, e) for a, e in zip(end, expected, strict=True))
+        ends.append(end[0])
+        with torch.no_grad():
+            for p in (*model.parameters(), *replayed.parameters()):
+                p.mul_(1.01)
+    assert not torch.equal(*ends)  # the weights matter
+
+
+def test_own_dreams_of_a_training_step_are_the_same_again() -> None:
+    check_graphs_of_own_dreams("cpu", use_graphs=False)
+
+
+@pytest.mark.gpu
+def test_graphs_dream_in_training_steps_with_the_weights_of_now() -> None:
+    check_graphs_of_own_dreams("cuda", use_graphs=True)
+
+
+@pytest.mark.gpu
+def test_what_is_recorded_in_inference_mode_is_replayed_outside() -> None:
+    model = on_gpu(tiny_model())
+    model.use_cuda_graphs()
+    state, z = model.initial_state(2), noise(model, 2).cuda()
+    actions = torch.zeros(2, dtype=torch.int64, device="cuda")
+    with torch.inference_mode():
+        expected = model.imagine(state, actions, noise=z).reward.clone()
+    assert torch.equal(model.imagine(state, actions, noise=z).reward, expected)
 
 
 @pytest.mark.gpu

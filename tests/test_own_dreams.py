@@ -16,6 +16,7 @@ from torch import Tensor
 from worldsim.latents import LatentEpisodes
 from worldsim.odometry import OdometryConfig
 from worldsim.own_dreams import DreamNoise, OwnDreams, draw_dream_noise, end_in_dreams
+from worldsim.places import PlacesConfig
 from worldsim.pose import PoseConfig, relative_poses
 from worldsim.training import dynamics_loss
 from worldsim.training_config import DynamicsTraining, OptimizerConfig
@@ -91,6 +92,25 @@ def test_dreams_are_dreamed_at_true_poses(odometry: bool) -> None:
     poses = segments(model)[2]
     expected = relative_poses(poses) if odometry else poses
     assert torch.equal(torch.cat(told, dim=1), expected[:, CONTEXT:])
+
+
+def test_places_are_left_out_of_dreams_and_there_again_after() -> None:
+    model = tiny_model(
+        pose=PoseConfig(), odometry=OdometryConfig(hidden=16), places=PlacesConfig(slots=4)
+    )
+    places, draws = model.places, drawn(model)
+    assert places is not None
+    expected = end(model.reconfigured(places=None), draws)
+    with mock.patch.object(type(places), "forward", side_effect=AssertionError):
+        for mine, its in zip(end(model, draws), expected, strict=True):
+            assert torch.equal(mine, its)
+        assert model.places is places
+        with (
+            mock.patch.object(model, "commit", side_effect=KeyboardInterrupt),
+            pytest.raises(KeyboardInterrupt),
+        ):
+            end(model, draws)
+    assert model.places is places
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,9 @@ class CudaGraphs:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._pool = None if not torch.cuda.is_available() else torch.cuda.graph_pool_handle()
 
-    def __deepcopy__(self, memo: object) -> CudaGraphs:
-        """Of a copied model, whose weights lie elsewhere: nothing is recorded yet."""
-        return CudaGraphs()
+    def __reduce__(self) -> tuple[type[CudaGraphs], tuple[()]]:
+        """Of a copied or saved model, whose weights lie elsewhere: nothing is recorded yet."""
+        return CudaGraphs, ()
 
     def __call__(
         self,
@@ -51,9 +51,11 @@ class CudaGraphs:
         Args:
             function: waits for nothing on the device and draws no random numbers.
             tensors: its arguments, on one CUDA device.
-            key: tells functions apart, and all else that changes what they do.
+            key: tells functions apart, and all else that changes what they do, but for autocast.
         """
-        key = (key, *((tuple(t.shape), t.dtype, t.device) for t in tensors))
+        kind = tensors[0].device.type
+        cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        key = (key, cast, *((tuple(t.shape), t.dtype, t.device) for t in tensors))
         recording = self._recordings.pop(key, None)
         if recording is None:
             while len(self._recordings) >= self.MAX_RECORDINGS:
@@ -75,7 +77,8 @@ class CudaGraphs:
     def _record(
         self, function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]
     ) -> _Recording:
-        inputs = [t.clone() for t in tensors]
+        with torch.inference_mode(False):  # else they could be written to in that mode alone
+            inputs = [t.clone() for t in tensors]
         cached = torch.is_autocast_cache_enabled()
         # Weights that autocast has converted before would be gone when they are read in a replay.
         torch.set_autocast_cache_enabled(False)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldsim.cuda_graphs import replay
 
@@ -71,13 +71,20 @@ def draw_dream_noise(
 
 
 @contextlib.contextmanager
-def as_in_dreams(backbone: nn.Module) -> Iterator[None]:
-    """Dream as outside of training, in which DFoT sees both ways and not its memory."""
+def as_in_dreams(model: WorldModel) -> Iterator[None]:
+    """Dream as outside of training, in which DFoT sees both ways and not its memory.
+
+    Places are left out: they follow every frame, and no dreamed frame depends on them where it is
+    told where it stands.
+    """
+    backbone, places = model.denoiser.backbone, model.places
     training = backbone.training
     backbone.eval()
+    model.places = None
     try:
         yield
     finally:
+        model.places = places
         backbone.train(training)
 
 
@@ -107,7 +114,7 @@ def end_in_dreams(
     told = model.told(actions, poses)
     led = told if model.odometry is None else actions
     clean = torch.ones(past.shape[:2], device=latents.device)
-    with as_in_dreams(model.denoiser.backbone):
+    with as_in_dreams(model):
         state, _ = model.commit(
             model.initial_state(len(latents)),
             led[:, :context],

@@ -255,6 +255,8 @@ class WorldModel(Dreaming):
         mine, weights = self.state_dict(), model.state_dict()
         model.load_state_dict({name: mine.get(name, new) for name, new in weights.items()})
         model.compute_dtype = self.compute_dtype
+        if self.cuda_graphs is not None:
+            model.use_cuda_graphs(if_possible=True)
         return model.train(self.training)
 
     @torch.no_grad()
