@@ -15,11 +15,10 @@ from tqdm import tqdm
 
 from experiments.train_config import TrainConfig
 from worldsim.episodes import EpisodeDataset
-from worldsim.latents import LatentEpisodes, encode_dataset
+from worldsim.latents import LatentEpisodes, encode_dataset, fingerprint_of
 from worldsim.occupancy import Occupancy
 from worldsim.occupancy_config import OccupancyConfig
 from worldsim.occupancy_training import long_enough, occupancy_loss
-from worldsim.odometry import Odometry
 from worldsim.odometry_training import odometry_loss
 from worldsim.places import Places, PlacesConfig
 from worldsim.places_training import (
@@ -96,10 +95,24 @@ def run_stage(config: TrainConfig, trainer: Trainer, name: str, frames_per_step:
 
 
 def train_odometry(
-    config: TrainConfig, odometry: Odometry, episodes: LatentEpisodes, accelerator: Accelerator
+    config: TrainConfig,
+    model: WorldModel,
+    episodes: LatentEpisodes,
+    accelerator: Accelerator,
+    *,
+    begun: bool,
 ) -> None:
-    """Train the odometry in place; ends with the averaged weights."""
-    training = config.odometry_training
+    """Train the model's odometry in place; ends with the averaged weights.
+
+    Args:
+        begun: the dynamics have, so that it stays what they learn from. Before, what has learned
+            from the latents of another tokenizer begins anew.
+    """
+    odometry, training = model.odometry, config.odometry_training
+    assert odometry is not None
+    if accelerator.is_main_process and not begun:
+        forget_other_models(config.output / "odometry", fingerprint_of(model.tokenizer))
+    accelerator.wait_for_everyone()
     trainer = Trainer(
         LossModule(odometry),
         odometry_loss(episodes, training, accelerator),

@@ -53,7 +53,7 @@ from worldsim.latents import LatentEpisodes
 from worldsim.odometry import OdometryConfig
 from worldsim.open_loop import draw_stretches
 from worldsim.tokenizer import Tokenizer
-from worldsim.training import Trainer, dynamics_loss, kept_model
+from worldsim.training import Trainer, agreed_dtype, dynamics_loss, kept_model
 from worldsim.world_model import WorldModel
 from worldsim.world_model_config import WorldModelConfig
 
@@ -96,7 +96,10 @@ def main(config: TrainConfig) -> Path:
     )
     model = build_model(config, train)
     if (config.places or config.occupancy) and model.odometry is None:
-        raise ValueError("places and maps are kept where odometry says: give --odometry too")
+        advice = "give --odometry too"
+        if config.init is not None:
+            advice = f"{config.init} has none, so choose another --init, or train anew with it"
+        raise ValueError(f"places and maps are kept where odometry says: {advice}")
     check_stages(config, model, accelerator)
     for note in check_training_data(train, model.config, config.dynamics):
         tell(note)
@@ -115,15 +118,15 @@ def main(config: TrainConfig) -> Path:
     model.to(accelerator.device)
     if config.init is None and config.tokenizer_of is None:
         train_tokenizer(config, model.tokenizer, train, accelerator)
-        if begun is not None:  # calibrated anew, on episodes that have come since
-            prefix = "tokenizer."
-            weights = {k.removeprefix(prefix): t for k, t in begun.items() if k.startswith(prefix)}
-            model.tokenizer.load_state_dict(weights)
+    if begun is not None:  # it may be calibrated on other episodes by now, or taken from elsewhere
+        prefix = "tokenizer."
+        weights = {k.removeprefix(prefix): t for k, t in begun.items() if k.startswith(prefix)}
+        model.tokenizer.load_state_dict(weights)
     model.tokenizer.eval().requires_grad_(False)
     episodes = encode(config, model, train, accelerator)
     if model.odometry is not None:
         if config.odometry:
-            train_odometry(config, model.odometry, episodes, accelerator)
+            train_odometry(config, model, episodes, accelerator, begun=begun is not None)
         model.odometry.requires_grad_(False)
     if model.places is not None:
         model.places.requires_grad_(False)
@@ -161,9 +164,11 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     if precision not in ("auto", "bf16", "no"):
         raise ValueError(f"precision must be auto, bf16 or no, got {precision!r}")
     if precision == "auto":
-        precision = "bf16" if checkpoint.fast_dtype(device) == torch.bfloat16 else "no"
+        PartialState(cpu=device == "cpu")  # of processes, which agree
+        precision = "bf16" if agreed_dtype(device) == torch.bfloat16 else "no"
+    backbone = checkpoint.load_config(config.init).backbone if config.init else config.backbone
     # On segments that its window holds, FAR uses none of its coarse tokens.
-    far = config.backbone.kind == "far"
+    far = backbone.kind == "far"
     options = DistributedDataParallelKwargs(find_unused_parameters=far)
     return Accelerator(mixed_precision=precision, cpu=device == "cpu", kwargs_handlers=[options])
 
@@ -316,7 +321,8 @@ def train_dynamics(
         accelerator,
         config.output / "dynamics",
     )
-    if trainer.resume():
+    resumed = trainer.resume()
+    if resumed:
         tqdm.write(f"world model: resumed at step {trainer.step}")
     tqdm.write(
         f"{count_parameters(model.denoiser) / 1e6:.1f} M parameters, tokenizer "
@@ -367,7 +373,7 @@ def train_dynamics(
         if config.validation.every and step % config.validation.every == 0:
             show(step)
     # Also where training had ended before, but was killed before it was kept.
-    if writer is not None and not is_kept(path, trainer.step):
+    if writer is not None and not (resumed and is_kept(path, trainer.step)):
         keep(trainer.step)
         show(trainer.step)
     if writer:

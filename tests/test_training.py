@@ -21,6 +21,7 @@ from tiny import NUM_ACTIONS, tiny_config, tiny_contexts, tiny_model, write_data
 from torch import Tensor, nn
 
 import worldsim.checkpoint as checkpoint
+import worldsim.training
 from experiments.data_checks import held_out_of
 from experiments.sb3_training import PPOConfig
 from experiments.ship_model import ShipConfig, choose_contexts
@@ -448,6 +449,10 @@ def train_and_save(directory: str) -> None:
 
 def run_process(index: int, num_processes: int, port: int, directory: str) -> None:
     torch.set_num_threads(1)
+    if index > 0:  # a trial tells what is fast, and may not tell every process the same
+        mine = checkpoint.fast_dtype("cpu")
+        other = torch.bfloat16 if mine == torch.float32 else torch.float32
+        worldsim.training.fast_dtype = lambda _: other
     os.environ |= {
         "RANK": str(index),
         "LOCAL_RANK": str(index),
@@ -749,6 +754,15 @@ def test_a_model_that_finds_poses_is_trained_on_the_tokenizer_of_another(tmp_pat
         if not torch.equal(t, moved[name]):
             assert name.startswith("odometry"), name
     assert not torch.equal(moved["odometry.after.2.bias"], taken_odometry)
+    # And longer still, which is kept too, though the dynamics have no more steps than before.
+    optimizer = OptimizerConfig(steps=8)
+    still_longer = dataclasses.replace(
+        longer, odometry_training=OdometryTraining(optimizer=optimizer, batch_size=2)
+    )
+    bias = final_weights(main(still_longer))["odometry.after.2.bias"]
+    assert not torch.equal(moved["odometry.after.2.bias"], bias)
+    moved = final_weights(tmp_path / "longer" / "checkpoint")
+    longer = still_longer
     # A run that ended before its checkpoint was written writes it when it is started again.
     shutil.rmtree(tmp_path / "longer" / "checkpoint")
     assert_equal(final_weights(main(longer)), moved)
@@ -774,6 +788,60 @@ def test_a_model_that_finds_poses_is_trained_on_the_tokenizer_of_another(tmp_pat
     other = write_dataset(tmp_path / "other", size=32)
     with pytest.raises(ValueError, match=r"is for frames \(16, 16, 3\)"):
         main(tiny_training(other, tmp_path / "fourth", tokenizer_of=str(first)))
+
+
+def test_what_is_learned_from_stays_the_latents_of_one_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    AcceleratorState._reset_state(True)
+    dataset = write_dataset(tmp_path / "data", poses=True)
+    told = OdometryTraining(optimizer=OptimizerConfig(steps=2), batch_size=2)
+    config = tiny_training(dataset, tmp_path / "run", odometry=True, odometry_training=told)
+    train_step, steps, last = Trainer._train_step, [], {"dynamics": 0}
+
+    def until_last(self: Trainer) -> dict[str, float]:
+        stage = "" if self.directory is None else self.directory.name
+        steps.append((stage, self.step))
+        if stage == "dynamics" and self.step == last[stage]:
+            raise KilledError
+        return train_step(self)
+
+    monkeypatch.setattr(Trainer, "_train_step", until_last)
+    with pytest.raises(KilledError):
+        main(config)
+    # Before the dynamics begin the tokenizer may still change; then the odometry begins anew.
+    steps.clear()
+    with pytest.raises(KilledError):
+        main(config)
+    assert not [step for stage, step in steps if stage == "odometry"]
+    longer = OptimizerConfig(steps=6, muon_learning_rate=0, warmup_steps=1)
+    changed = dataclasses.replace(
+        config, tokenizer_training=TokenizerTraining(optimizer=longer, batch_size=4)
+    )
+    with pytest.raises(KilledError):
+        main(changed)
+    assert [step for stage, step in steps if stage == "odometry"] == [0, 1]
+
+    # Of a tokenizer from elsewhere it is the one that it was, whatever is there by now.
+    monkeypatch.undo()
+    first = main(tiny_training(dataset, tmp_path / "first"))
+    monkeypatch.setattr(Trainer, "_train_step", until_last)
+    last["dynamics"] = 3
+    taken = tiny_training(dataset, tmp_path / "taken", tokenizer_of=str(first))
+    with pytest.raises(KilledError):
+        main(taken)
+    latents = (tmp_path / "taken/latents.safetensors").read_bytes()
+    tokenizer = {n: t for n, t in final_weights(first).items() if n.startswith("tokenizer")}
+    other = checkpoint.load(first, dtype=torch.float32)
+    with torch.no_grad():
+        for p in other.tokenizer.parameters():
+            p.mul_(1.5)
+    checkpoint.save(other, first)
+    monkeypatch.undo()
+    finished = final_weights(main(taken))
+    assert (tmp_path / "taken/latents.safetensors").read_bytes() == latents
+    for name, t in tokenizer.items():
+        assert torch.equal(finished[name], t), name
 
 
 def test_a_resumed_run_logs_every_step_once(tmp_path: Path, accelerator: Accelerator) -> None:

@@ -48,6 +48,7 @@ class Muon(torch.optim.Optimizer):
         lr: learning rate, as for AdamW (Liu et al. 2025, arXiv 2502.16982).
         weight_decay: decoupled, as AdamW's.
         momentum: of the gradients.
+        dtype: of matrix products; None is `fast_dtype` of where the matrices are.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         weight_decay: float = 0.0,
         momentum: float = 0.95,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -72,7 +75,8 @@ class Muon(torch.optim.Optimizer):
                 momenta = [self._momentum(p) for p in params]
                 torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
                 updates = torch._foreach_lerp(gradients, momenta, group["momentum"])
-                directions = orthogonalize(torch.stack(updates), fast_dtype(params[0].device))
+                dtype = self.dtype or fast_dtype(params[0].device)
+                directions = orthogonalize(torch.stack(updates), dtype)
                 scale = 0.2 * max(rows, columns) ** 0.5
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
                 steps = (-group["lr"] * scale * directions.to(params[0].dtype)).unbind()

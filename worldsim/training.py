@@ -14,10 +14,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from worldsim.checkpoint import replace_directory
+from worldsim.checkpoint import fast_dtype, replace_directory
 from worldsim.diffusion import sample_signal_levels
 from worldsim.episodes import EpisodeDataset
 from worldsim.latents import LatentBatch, LatentEpisodes
@@ -34,8 +35,23 @@ LossFunction = Callable[[nn.Module, int], tuple[Tensor, Losses]]
 """Maps the (wrapped) model and the step to the loss and what to log."""
 
 
-def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
-    """Muon for the linear maps of the backbone, AdamW for all else."""
+def agreed_dtype(device: torch.device | str) -> torch.dtype:
+    """`fast_dtype` as the first process finds it: on CPUs a trial tells, and all do the same."""
+    found = [fast_dtype(device)]
+    broadcast_object_list(found)
+    return found[0]
+
+
+def make_optimizers(
+    model: nn.Module, config: OptimizerConfig, dtype: torch.dtype | None = None
+) -> list[torch.optim.Optimizer]:
+    """Muon for the linear maps of the backbone, AdamW for all else.
+
+    Args:
+        model: to be trained.
+        config: rates and decays.
+        dtype: of Muon's matrix products, see there.
+    """
     matrices = []
     if config.muon_learning_rate:
         matrices = [
@@ -60,7 +76,12 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.opt
     ]
     if matrices:
         optimizers.append(
-            Muon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
+            Muon(
+                matrices,
+                lr=config.muon_learning_rate,
+                weight_decay=config.weight_decay,
+                dtype=dtype,
+            )
         )
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -94,12 +115,16 @@ class Trainer:
         self._loss = loss
         self.model = model.to(accelerator.device).train()
         self.average = AveragedModel(self.model, multi_avg_fn=self._average)
-        optimizers = make_optimizers(self.model, config)
+        for module in self.average.modules():
+            if isinstance(module, nn.RNNBase):  # copied, their weights lie apart on a GPU
+                module.flatten_parameters()
+        optimizers = make_optimizers(self.model, config, agreed_dtype(accelerator.device))
         self._wrapped, *self._optimizers = accelerator.prepare(self.model, *optimizers)
 
     def _average(self, averaged: Tensors, current: Tensors, steps: Tensor | int) -> None:
         """Move the average on; at first faster, so that it forgets the weights it began with."""
-        decay = min(self.config.ema_decay, (1 + int(steps)) / (10 + int(steps)))
+        count = int(self.average.n_averaged)  # the same as `steps`, which may lie on a GPU
+        decay = min(self.config.ema_decay, (1 + count) / (10 + count))
         get_ema_multi_avg_fn(decay)(averaged, current, steps)
 
     def run(self, save_every: int = 0) -> Iterator[dict[str, float]]:
