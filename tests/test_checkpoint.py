@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import pickle
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -239,10 +241,44 @@ def test_what_is_no_checkpoint_is_not_replaced(model: WorldModel, tmp_path: Path
 def test_a_directory_of_training_stands_for_its_checkpoint(
     model: WorldModel, tmp_path: Path
 ) -> None:
+    (tmp_path / "run").mkdir()
+    settings = json.dumps({"dataset": ["mine"], "dynamics": {}})
+    (tmp_path / "run/config.json").write_text(settings)
+    with pytest.raises(CheckpointError, match="run is of training that has not kept a checkpoint"):
+        load(tmp_path / "run")
     save(model, tmp_path / "run/checkpoint")
-    (tmp_path / "run/config.json").write_text('{"dataset": ["mine"]}')
     assert load(tmp_path / "run").config == model.config
     assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "run/checkpoint")
+
+
+def test_a_checkpoint_behind_a_link_is_replaced_where_it_is(
+    model: WorldModel, tmp_path: Path
+) -> None:
+    (tmp_path / "large disk/models").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "large disk/models/mine")
+    for seed in range(3):
+        save(tiny_model(seed=seed), tmp_path / "link")
+        assert torch.equal(dream(load(tmp_path / "link"))[0], dream(tiny_model(seed))[0])
+    assert (tmp_path / "link").is_symlink()
+    assert [p.name for p in (tmp_path / "large disk/models").iterdir()] == ["mine"]
+
+
+def test_where_directories_cannot_be_synced_checkpoints_are_kept_all_the_same(
+    model: WorldModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, failing = os.fsync, errno.EINVAL
+
+    def without_directories(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(failing, "not here")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", without_directories)
+    save(model, tmp_path / "a")
+    assert load(tmp_path / "a").config == model.config
+    failing = errno.EIO  # this is a failing disk
+    with pytest.raises(OSError, match="not here"):
+        save(model, tmp_path / "a")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -379,6 +379,11 @@ def test_unknown_dataset_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyP
         EpisodeDataset("nowhere-v0")
     with pytest.raises(FileNotFoundError, match=r"no dataset 'nowhere-v0'.*test/episodes-v0"):
         EpisodeDataset("nowhere-v0", tmp_path)
+    # Whatever else is there, such as datasets of other formats.
+    (tmp_path / "pusht/data").mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no dataset 'nowhere-v0'.*test/episodes-v0"):
+        EpisodeDataset("nowhere-v0")
 
 
 def test_writer_shows_only_the_unbroken_run(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ package. Weights may be cut into several files and stored in half precision; the
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import hashlib
 import json
@@ -143,7 +144,7 @@ def save(
     Raises:
         ValueError: the path holds something else, which would be lost.
     """
-    path = Path(path)
+    path = _behind_links(Path(path))
     if path.exists() and (others := _no_parts_of_a_checkpoint(path)):
         raise ValueError(
             f"{path} holds {', '.join(others[:3])}, no part of a checkpoint: a checkpoint takes "
@@ -208,8 +209,17 @@ def _write_through(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems cannot do it for directories.
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.EBADF, errno.ENOTSUP)):
+            raise
     finally:
         os.close(descriptor)
+
+
+def _behind_links(path: Path) -> Path:
+    """Where a link leads: it stays, and what is there is replaced."""
+    return path.resolve() if path.is_symlink() else path
 
 
 def _old(path: Path) -> Path:
@@ -240,6 +250,8 @@ def load_config(name_or_path: str | Path) -> WorldModelConfig:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
+    if isinstance(values, dict) and "dynamics" in values:  # a setting of training
+        raise CheckpointError(f"{path.parent} is of training that has not kept a checkpoint yet")
     return from_json(WorldModelConfig, values)
 
 

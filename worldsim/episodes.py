@@ -125,7 +125,7 @@ class EpisodeDataset:
                 )
             offset = int(metadata["actions"].start)
             for index in range(metadata["total_episodes"]):
-                name = f"episode {index} of {path}"
+                name = f"episode {index} of {source}"
                 try:
                     self._records.append(
                         _read_record(reader, index, str(source), name, shape, num_actions, offset)

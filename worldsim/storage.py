@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import gymnasium
 import h5py
 import numpy as np
-from minari import MinariDataset, list_local_datasets
+from minari import MinariDataset
 from minari.dataset.minari_storage import METADATA_FILE_NAME, MinariStorage, is_image_space
 from minari.serialization import deserialize_space
 from minari.storage import get_dataset_path
@@ -199,11 +199,8 @@ def find_dataset(source: str | Path, root: str | Path | None = None) -> Path:
         for folder in (candidate / "data", candidate):
             if (folder / METADATA_FILE_NAME).is_file():
                 return folder.absolute()
-    if root is None:
-        known = list(list_local_datasets())
-    else:
-        files = base.rglob(f"data/{METADATA_FILE_NAME}")
-        known = [str(file.parent.parent.relative_to(base)) for file in files]
+    files = base.rglob(f"data/{METADATA_FILE_NAME}")
+    known = [str(file.parent.parent.relative_to(base)) for file in files]
     names = ", ".join(sorted(known)) or "none"
     raise FileNotFoundError(
         f"there is no dataset {str(source)!r}, neither as an id below {base} nor as a path; "
