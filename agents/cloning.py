@@ -160,7 +160,11 @@ def advantage_weights(agent: ActorCritic, data: ReadOuts, config: CloningConfig)
     if math.isinf(config.temperature):
         return torch.ones(len(data.actions))  # also where the return was not recorded
     advantages = data.returns - _values(agent, data)
-    scale = config.temperature * advantages.std().clamp(min=1e-6)
+    # As `fit_critic` weighs them: targets of what was hardly recorded are far off.
+    shares = data.weights / data.weights.sum().clamp(min=1e-12)
+    mean = (shares * advantages).sum()
+    scale = config.temperature * (shares * (advantages - mean).square()).sum().sqrt()
+    scale = scale.clamp(min=1e-6)
     largest = torch.tensor(config.max_weight).log()
     weights = (advantages / scale).clamp(max=largest).exp() * data.weights
     return weights / weights.mean().clamp(min=1e-12)

@@ -111,6 +111,17 @@ def test_weights_grow_e_fold_by_temperature_up_to_a_limit() -> None:
     torch.testing.assert_close(plain, torch.ones(4000))
 
 
+def test_what_was_hardly_recorded_does_not_change_how_much_the_rest_counts() -> None:
+    agent, data = make_agent(), bandit()
+    fit_critic(agent, data, CONFIG)
+    hardly = torch.arange(4000) % 10 == 0
+    known = data._replace(weights=(~hardly).float())
+    wild = known._replace(returns=torch.where(hardly, 1000.0, data.returns))
+    one, other = (advantage_weights(agent, d, CONFIG)[~hardly] for d in (known, wild))
+    assert one.std() > 0
+    torch.testing.assert_close(one, other)
+
+
 def write_episodes(root: Path, lengths: list[int]) -> EpisodeDataset:
     """Random frames (16, 16, 3); the second episode terminates."""
     rng = np.random.default_rng(0)
