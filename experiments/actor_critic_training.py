@@ -158,3 +158,4 @@ def train_actor_critic(
             if shaping is not None:
                 status += f", with progress {shaped:.2f}"
             progress.update(trainer.num_dream_steps, status)
+            progress.save_if_due()

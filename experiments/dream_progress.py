@@ -1,18 +1,20 @@
-"""What is seen of an SB3 agent while it trains: progress bar and TensorBoard."""
+"""SB3 agents while they train: progress bar and TensorBoard, and what counts as learned."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from experiments.training_progress import TrainingProgress
 
 
 class DreamProgress(BaseCallback):
-    """Shows progress, and stops when the time is up.
+    """Shows progress, saves between rollouts, and stops when the time is up.
 
     Args:
         progress: what shows it.
@@ -31,6 +33,8 @@ class DreamProgress(BaseCallback):
     ) -> None:
         super().__init__()
         self.progress, self.reward_per_step, self.label = progress, reward_per_step, label
+        self.learned = 0
+        """Steps that the agent has learned from."""
 
     def _on_step(self) -> bool:
         returns = self._returns()
@@ -61,3 +65,27 @@ class DreamProgress(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         self._rollout_start = (time.monotonic(), self.num_timesteps)
+        self.learned = self.model.num_timesteps
+        self.progress.save_if_due()
+
+
+def learn(
+    agent: OnPolicyAlgorithm, timesteps: int, callback: DreamProgress, **options: Any
+) -> None:
+    """Train an agent, or go on with it.
+
+    A rollout that is cut off, by Ctrl-C or the end of the time, is not learned from, and its steps
+    do not count.
+
+    Args:
+        agent, timesteps: see its `learn`.
+        callback: of this training.
+        options: further ones of `learn`.
+    """
+    callback.learned = agent.num_timesteps
+    try:
+        agent.learn(timesteps, callback=callback, reset_num_timesteps=False, **options)
+        if agent.rollout_buffer.full:
+            callback.learned = agent.num_timesteps
+    finally:
+        agent.num_timesteps = callback.learned

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecMonitor
 import envs
 from agents.rollout import ending_on_error
 from agents.sb3 import SB3Policy, save_agent
-from experiments.dream_progress import DreamProgress
+from experiments.dream_progress import DreamProgress, learn
 from experiments.report import write_json
 from experiments.training_progress import TrainingProgress
 
@@ -142,11 +142,7 @@ def train_model_free(
                 timesteps=agent.num_timesteps,
                 seconds_before=training_seconds(work),
             ) as progress:
-                agent.learn(
-                    rest,
-                    callback=DreamProgress(progress, label="return"),
-                    reset_num_timesteps=False,
-                    tb_log_name="tensorboard",
-                )
+                shown = DreamProgress(progress, label="return")
+                learn(agent, rest, shown, tb_log_name="tensorboard")
     env.close()
     return SB3Policy(agent), agent.num_timesteps

@@ -20,7 +20,7 @@ from agents.actor_critic import world_model_note
 from agents.features import feature_policy_kwargs, start_from_behaviour
 from agents.on_the_way import shaping_of
 from agents.sb3 import BatchedVecEnv, save_agent
-from experiments.dream_progress import DreamProgress
+from experiments.dream_progress import DreamProgress, learn
 from experiments.report import write_json
 from experiments.run_directory import RunDirectory
 from experiments.training_progress import TrainingProgress
@@ -165,8 +165,8 @@ def train_with_sb3(
     ) as progress:
         limit = progress.total_timesteps
         if not progress.over:
-            agent.learn(
+            learn(
+                agent,
                 sys.maxsize // 2 if limit is None else limit - agent.num_timesteps,
-                callback=DreamProgress(progress, reward_per_step=lambda: float(np.mean(recent))),
-                reset_num_timesteps=False,
+                DreamProgress(progress, reward_per_step=lambda: float(np.mean(recent))),
             )

@@ -11,13 +11,13 @@ from experiments.run_directory import RunDirectory
 
 
 class TrainingProgress:
-    """Shows progress and time left, and saves now and then.
+    """Shows progress and time left, and saves when asked, but not too often.
 
     The bar counts steps where these are limited, and seconds where the time is, for then nobody
     knows in advance how many steps there will be.
 
     Args:
-        on_save: called every minute with the seconds trained so far.
+        on_save: called with the seconds trained so far, of `save_if_due` every minute.
         description: label of the progress bar.
         total_timesteps: steps at which training ends; None: only the time limits it.
         time_limit: seconds after which training ends; None: only the steps limit it.
@@ -101,7 +101,7 @@ class TrainingProgress:
         return self.out_of_time or (limit is not None and self.timesteps >= limit)
 
     def update(self, timesteps: int, status: str) -> None:
-        """Show what is done and what it made; save where it is time to.
+        """Show what is done and what it made.
 
         Args:
             timesteps: steps done, over all runs that were resumed.
@@ -113,6 +113,9 @@ class TrainingProgress:
         rate = (timesteps - self._first_step) / max(time.monotonic() - self._start, 1e-6)
         shown = [f"{timesteps} steps", f"{rate:.0f}/s", *([status] if status else [])]
         self._bar.set_postfix_str(", ".join(shown), refresh=False)
+
+    def save_if_due(self) -> None:
+        """Save, if the last time was a while ago; for when all steps done were learned from."""
         if time.monotonic() - self._last_save > self.SAVE_SECONDS:
             self.on_save(self.seconds)
             self._last_save = time.monotonic()
