@@ -26,6 +26,7 @@ from agents.statistics import (
 )
 from experiments.agents_judged import report_judges
 from experiments.agents_labels import LABELS, colour_of
+from experiments.agents_work import JUDGING
 from experiments.command_line import run_script
 from experiments.report import Runs, read_runs
 
@@ -74,17 +75,28 @@ def write_report(output: Path) -> str:
         lines.append(gains)
     if any("reached" in r["real"] for results in runs.values() for r in results):
         lines.append(format_returning(runs))
-    variants: Runs = {}
-    models = {r.get("world_model_sha256") for results in runs.values() for r in results}
-    for directory in sorted(output.with_name(f"{output.name}-guards").glob("*/")):
-        if directory.name != "as_given":  # is an agent of these results
-            found = itertools.chain(*read_runs(directory, LABELS).values())
-            if of_same_model := [r for r in found if r.get("world_model_sha256") in models]:
-                variants[directory.name] = of_same_model
-    lines += report_judges(output / "judge.png", runs, variants)
+    lines += report_judges(output / "judge.png", runs, variants_of(output, runs))
     table = "\n\n".join(lines)
     (output / "table.md").write_text(table + "\n")
     return table
+
+
+def variants_of(output: Path, runs: Runs) -> Runs:
+    """Policies trained with other guards, by guard and agent, that were judged as these were."""
+
+    def judged(result: dict[str, Any]) -> tuple[str, ...]:
+        settings = (str(result.get("config", {}).get(name)) for name in JUDGING)
+        return result.get("world_model_sha256", ""), *settings
+
+    these = {judged(r) for results in runs.values() for r in results}
+    variants: Runs = {}
+    for directory in sorted(output.with_name(f"{output.name}-guards").glob("*/")):
+        if directory.name == "as_given":  # is an agent of these results
+            continue
+        for agent, results in read_runs(directory, LABELS).items():
+            if alike := [r for r in results if judged(r) in these]:
+                variants[f"{directory.name}, {agent}"] = alike
+    return variants
 
 
 def mean_of(mazes: list[list[int]], values: list[list[float]]) -> Mean:

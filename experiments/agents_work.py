@@ -10,12 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from experiments.agents_config import DREAM_TRAINED, BenchmarkAgentsConfig, deciding_settings
+from experiments.agents_config import (
+    DREAM_TRAINED,
+    MEMORY_CUT,
+    PLANS_WITH,
+    BenchmarkAgentsConfig,
+    deciding_settings,
+)
 from experiments.dream_train_config import DreamTrainConfig
 from experiments.report import as_json, same_setting, write_json
 from experiments.sb3_training import FROM_NOTHING
 
 ADVICE = "choose another --output and --work"
+JUDGING = ("env", "max_episode_steps", "horizon", "judge_contexts")
+"""Settings that have to be the same for all agents, as far as they decide their results."""
 
 
 def check_kept(
@@ -46,44 +54,53 @@ def check_kept(
                 f"{file} was made with {kept['dataset_frames']} frames of {config.dataset}, which "
                 f"has {dataset_frames} now: {ADVICE}"
             )
-        timed = config.total_timesteps is None and agent in DREAM_TRAINED
+        trained = (MEMORY_CUT | PLANS_WITH).get(agent, agent)
+        timed = config.total_timesteps is None and trained in DREAM_TRAINED
         if timed and (device := kept.get("device", "cpu")) != config.torch_device:
             raise ValueError(
                 f"{file} was trained on {device}, which dreams another number of steps in the same "
                 f"minutes than {config.torch_device}: give --total-timesteps, or {ADVICE}"
             )
-        # Settings that were not there yet had no other value than their default.
-        then = as_json(BenchmarkAgentsConfig()) | kept["config"]
-        then["real_steps"] = then["real_steps"] or recorded_steps
+        then = kept["config"]
+        then["real_steps"] = then.get("real_steps") or recorded_steps
         for name in deciding_settings(agent):
             if name == "minutes" and config.total_timesteps is not None:
                 continue  # steps are what ends training
             if name == "num_contexts" and config.contexts is None:
                 continue  # shipped ones are taken as they are
-            if not same_setting(getattr(now, name), then[name]):
-                raise ValueError(
-                    f"{file} was made with {name} {then[name]}, not {as_json(now)[name]}: {ADVICE}"
-                )
+            _check_setting(file, then, now, name)
 
 
-def check_same_model(
-    directory: Path, agents: Iterable[str], world_model: str, weights: str
+def _check_setting(
+    file: Path, then: Mapping[str, Any], now: BenchmarkAgentsConfig, name: str
 ) -> None:
-    """Refuse to report agents of several world models together.
+    """Refuse a result of another setting; one that was not there yet was at its default."""
+    kept = then.get(name, as_json(BenchmarkAgentsConfig())[name])
+    if not same_setting(getattr(now, name), kept):
+        raise ValueError(f"{file} was made with {name} {kept}, not {as_json(now)[name]}: {ADVICE}")
+
+
+def check_comparable(
+    directory: Path, agents: Iterable[str], config: BenchmarkAgentsConfig, weights: str
+) -> None:
+    """Refuse to report agents of several world models, or judged otherwise, together.
 
     Args:
         directory: of results, of other calls too.
         agents: that there may be.
-        world_model, weights: name and fingerprint of the model as it is now.
+        config: of the benchmark as it is now.
+        weights: fingerprint of its world model as it is now.
 
     Raises:
         ValueError: a result is of another.
     """
-    for file in (file for agent in agents for file in directory.glob(f"{agent}-seed*.json")):
-        if json.loads(file.read_text()).get("world_model_sha256") != weights:
-            raise ValueError(
-                f"{file} was made with another {world_model} than there is now: {ADVICE}"
-            )
+    for agent, file in ((a, f) for a in agents for f in directory.glob(f"{a}-seed*.json")):
+        kept = json.loads(file.read_text())
+        if kept.get("world_model_sha256") != weights:
+            name = config.world_model or config.env
+            raise ValueError(f"{file} was made with another {name} than there is now: {ADVICE}")
+        for name in set(deciding_settings(agent)) & {*JUDGING}:
+            _check_setting(file, kept["config"], config, name)
 
 
 def check_not_longer(run: DreamTrainConfig, last_round: Mapping[str, float]) -> None:

@@ -27,7 +27,7 @@ import numpy as np
 from experiments.agents_config import BenchmarkAgentsConfig
 from experiments.agents_labels import LABELS
 from experiments.agents_report import gain, mean_return
-from experiments.agents_work import check_same_model
+from experiments.agents_work import check_comparable
 from experiments.benchmark_agents import AgentsBenchmark
 from experiments.command_line import CONTINUES, run_script
 from experiments.platform_settings import keep_memory
@@ -136,7 +136,7 @@ def check_all_kept(config: BenchmarkGuardsConfig, benchmark: AgentsBenchmark, ag
     """
     for guard in GUARDS:
         directory = config.output_directory / guard
-        check_same_model(directory, [agent], benchmark.name, benchmark.weights)
+        check_comparable(directory, [agent], benchmark.config, benchmark.weights)
         benchmark.check_kept(agent, with_guard(config, guard, must_differ=False))
 
 

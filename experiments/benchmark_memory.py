@@ -26,7 +26,13 @@ from experiments.command_line import CONTINUES, run_script
 from experiments.memory_costs import measure_dreaming, measure_training
 from experiments.memory_presets import BenchmarkConfig, presets
 from experiments.memory_report import REFERENCE, REFERENCE_LABEL, read_json, write_report
-from experiments.memory_runs import Workers, choose_rates, find_pending, train_and_judge
+from experiments.memory_runs import (
+    Workers,
+    check_others,
+    choose_rates,
+    find_pending,
+    train_and_judge,
+)
 from experiments.memory_training import Benchmark, TokenizerSource
 from experiments.platform_settings import keep_memory
 from experiments.report import Settings, is_done, provenance, same_settings, write_json
@@ -125,6 +131,7 @@ def main(config: BenchmarkConfig) -> Path:
         check_costs(benchmark)  # now, not after all training
     with bar, Workers(benchmark, bar) as workers:
         if config.seeds:
+            check_others(benchmark)
             rates = choose_rates(benchmark, workers, bar)
             pending = find_pending(benchmark, rates)
             write_reference(benchmark)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import multiprocessing
 import os
 import shutil
@@ -230,6 +231,20 @@ def choose_rates(benchmark: Benchmark, workers: Workers, bar: tqdm) -> dict[str,
         return rate
 
     return {name: best(name) for name in config.backbones}
+
+
+def check_others(benchmark: Benchmark) -> None:
+    """Refuse to put models beside those of other calls that were trained or judged otherwise.
+
+    Raises:
+        ValueError: there are such results.
+    """
+    output = benchmark.config.output
+    for name in (other for other in ALL if other not in benchmark.config.backbones):
+        for file in output.glob(f"{name}-seed*.json"):
+            kept = json.loads(file.read_text())
+            training = benchmark.training(name, kept["seed"], kept["rate"], None)
+            is_done(file, benchmark.settings(name, training))
 
 
 def find_pending(benchmark: Benchmark, rates: dict[str, float]) -> list[Pending]:

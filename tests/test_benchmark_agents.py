@@ -126,6 +126,10 @@ def test_every_agent_is_judged_once_and_a_second_call_adds_only_what_is_missing(
         other = dataclasses.replace(config, agents=("random",), seeds=(2,), eval_episodes=3)
         benchmark_agents.main(other)  # the report would put all seeds into one row
     benchmark_agents.main(dataclasses.replace(config, agents=("random",), temperature=2))
+    # All that is in one table is judged alike, whichever agents this call is of.
+    for changes in ({"max_episode_steps": 7}, {"horizon": 32}):
+        with pytest.raises(ValueError, match=f"seed0.json was made with {next(iter(changes))}"):
+            benchmark_agents.main(dataclasses.replace(config, agents=("data",), **changes))
     file = files["actor_critic-seed0"]
     kept = json.loads(file.read_text())
     del kept["config"]["way"]["min_reward"]  # as if there had not been such settings
@@ -247,8 +251,12 @@ def test_agents_that_learn_from_episodes_need_some(tmp_path: Path) -> None:
     shutil.copytree(more, config.dataset)
     with pytest.raises(ValueError, match=r"was made with 120 frames of .* has 140 now"):
         benchmark_agents.main(config)
-    with pytest.raises(ValueError, match="/cloned-seed0 holds work of another dataset_frames"):
-        benchmark_agents.main(dataclasses.replace(config, output=tmp_path / "newer"))
+    for agent in ("cloned", "actor_critic_cloned"):
+        anew = dataclasses.replace(config, output=tmp_path / "newer", agents=(agent,))
+        with pytest.raises(
+            ValueError, match=f"/{agent}-seed0 holds work of another dataset_frames"
+        ):
+            benchmark_agents.main(anew)
 
 
 def test_dreams_without_a_beginning_are_told_at_once(tmp_path: Path) -> None:
@@ -314,15 +322,22 @@ def test_the_judge_compares_returns_of_policies_that_acted_in_both(tmp_path: Pat
 
     # A policy of other guards, of which dreams promise the most and which makes the least.
     beside = tmp_path.with_name(f"{tmp_path.name}-guards")
-    for guard, model in [("none", None), ("of_another_model", "abc"), ("as_given", None)]:
+    for guard, other_result in [
+        ("none", {}),
+        ("of_another_model", {"world_model_sha256": "abc"}),
+        ("of_other_dreams", {"config": {"horizon": 16}}),
+        ("as_given", {}),
+    ]:
         (beside / guard).mkdir(parents=True)
-        one = result | {"dream": summary(9.0, 10), "real": summary(1.0, 1)}
-        if model is not None:
-            one["world_model_sha256"] = model
+        one = result | {"dream": summary(9.0, 10), "real": summary(1.0, 1)} | other_result
         (beside / guard / "actor_critic-seed0.json").write_text(json.dumps(one))
     table = write_report(tmp_path)
     assert f"{ranked}1.00 [1.00, 1.00]. With 1 more" in table
     assert "(benchmark_guards.py): -0.20." in table
+    # Of two agents with the same guards, each is one.
+    two = json.dumps(result | {"dream": summary(9.5, 10), "real": summary(1.5, 1)})
+    (beside / "none/actor_critic_from_cloning-seed0.json").write_text(two)
+    assert "With 2 more" in write_report(tmp_path)
 
 
 def test_ranks_are_less_sure_where_returns_are(tmp_path: Path) -> None:

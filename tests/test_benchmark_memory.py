@@ -317,6 +317,11 @@ def test_runs_add_up_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         benchmark_memory.main(dataclasses.replace(config, sizes=sizes, measure_costs=False))
     with pytest.raises(ValueError, match="costs of other settings"):  # told before any training
         benchmark_memory.main(dataclasses.replace(config, sizes=sizes))
+    # Nor are models put beside others that have trained for longer.
+    longer = dataclasses.replace(config.dynamics.optimizer, steps=99)
+    changes = {"dynamics": dataclasses.replace(config.dynamics, optimizer=longer), "sweep": ()}
+    with pytest.raises(ValueError, match=r"_ssm-seed0.json.* result of other settings"):
+        benchmark_memory.main(dataclasses.replace(config, backbones=("causal",), **changes))
 
 
 @pytest.mark.parametrize("task", ["corridor", "memory-maze"])
