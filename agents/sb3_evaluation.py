@@ -145,8 +145,17 @@ class RealEnvEvaluation(BaseCallback):
             self.best_path.parent.mkdir(parents=True, exist_ok=True)
             note = self.best_path.with_suffix(".json")
             if self._note is None:
-                note.unlink(missing_ok=True)  # of an agent that was there before
+                if _is_note(note):  # of an agent that was there before
+                    note.unlink()
             else:
                 note.write_text(json.dumps(self._note) + "\n")
             save_agent(self.model, self.best_path)
         self.best_return = max(self.best_return, mean)
+
+
+def _is_note(file: Path) -> bool:
+    """Whether it says of which world model a policy is; others keep results in such files."""
+    try:
+        return "world_model" in json.loads(file.read_text())
+    except (OSError, ValueError):
+        return False

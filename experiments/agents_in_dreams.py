@@ -18,7 +18,7 @@ from agents.rollout import EpisodeResult, Policy
 from agents.scripted import env_options
 from experiments.agents_config import BenchmarkAgentsConfig
 from experiments.dream_judging import play_dreams
-from experiments.evaluate import FIRST_EVALUATION_SEED
+from experiments.playing import FIRST_EVALUATION_SEED
 from experiments.report import summarise
 from experiments.workers import play_episode
 from worldsim.contexts import ContextBank

@@ -61,9 +61,9 @@ from experiments.agents_in_dreams import Judged, judge_as_recorded, judge_in_dre
 from experiments.agents_labels import LABELS
 from experiments.agents_report import write_report
 from experiments.agents_work import (
+    check_comparable,
     check_kept,
     check_not_longer,
-    check_same_model,
     check_work,
     read_curve,
     read_lengths,
@@ -72,9 +72,9 @@ from experiments.command_line import CONTINUES, run_script
 from experiments.dream_judging import check_env, play_real_episodes
 from experiments.dream_train import main as dream_train
 from experiments.dream_train_config import DreamTrainConfig
-from experiments.evaluate import JUDGE_SEED, episode_limit, make_real_envs
 from experiments.model_free import train_model_free, training_seconds
 from experiments.platform_settings import keep_memory
+from experiments.playing import JUDGE_SEED, episode_limit, make_real_envs
 from experiments.report import as_json, provenance, summarise, write_json
 from experiments.videos import save_video
 from worldsim.contexts import ContextBank, open_contexts
@@ -141,7 +141,7 @@ class AgentsBenchmark:
             check_episodes(self.model.config, config.judge_contexts)
         else:
             checkpoint.load_contexts(self.name)
-        check_same_model(config.output_directory, LABELS, self.name, self.weights)
+        check_comparable(config.output_directory, LABELS, config, self.weights)
         for agent in self.agents:
             if (reason := self._obstacle(agent)) is not None:
                 raise ValueError(f"{reason}: leave out {agent!r}")
@@ -236,14 +236,16 @@ class AgentsBenchmark:
             plan = dataclasses.replace(
                 config.planner, walking=PLANNERS[agent], policy_temperature=config.temperature
             )
-            logits, minutes = None, 0.0
+            logits, minutes, trained_on = None, 0.0, {}
             if agent in PLANS_WITH:
                 trained, details = self._make(PLANS_WITH[agent], seed)
                 assert isinstance(trained, FeaturePolicy)
                 assert isinstance(trained.policy, ActorCriticPolicy)
                 logits, minutes = trained.policy.agent.logits, details["training_minutes"]
+                trained_on = {"device": details["device"]}
             planner = Planner(model, plan, policy=logits, seed=seed)
-            return planner, {"planner": dataclasses.asdict(plan), "training_minutes": minutes}
+            noted = {"planner": dataclasses.asdict(plan), "training_minutes": minutes}
+            return planner, noted | trained_on
         if agent == "model_free":
             work = config.work_directory / f"model_free-seed{seed}"
             names = ("env", "max_episode_steps", "num_workers")
@@ -327,6 +329,8 @@ class AgentsBenchmark:
 
     def _train_in_dream(self, agent: str, seed: int) -> tuple[Policy, dict[str, Any]]:
         config, run = self.config, self._training(agent, seed)
+        if agent in FROM_EPISODES:
+            check_work(run.run_directory, {"dataset_frames": self._dataset_frames})
         dream_train(run)
         progress = json.loads((run.run_directory / "progress.json").read_text())
         last_round = progress["last_round"]
@@ -334,6 +338,7 @@ class AgentsBenchmark:
         shaped = shaping_of(config.way, self.model) is not None
         details = {
             "training": run.agent,
+            "device": last_round.get("device", config.torch_device),
             "dreamed_steps": last_round["timesteps"],
             "training_minutes": (last_round["seconds"] + progress.get("cloning_seconds", 0)) / 60,
             "curve": read_curve(run.run_directory),

@@ -28,7 +28,7 @@ import worldsim
 from agents.features import MemoryFeatures
 from agents.on_the_way import WayReward
 from experiments.command_line import run_script
-from experiments.evaluate import FIRST_EVALUATION_SEED
+from experiments.playing import FIRST_EVALUATION_SEED
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 import envs
 from agents.planner import Planner
 from agents.rollout import EpisodeResult, Policy
-from experiments.evaluate import (
+from experiments.playing import (
     FIRST_EVALUATION_SEED,
     make_real_envs,
     run_episodes,
@@ -87,7 +87,7 @@ def play_real_episodes(
     """Real episodes of a policy, from seeds that nothing was trained on; the first is recorded.
 
     Args:
-        batch, episode_limit: from `experiments.evaluate.make_real_envs`.
+        batch, episode_limit: from `experiments.playing.make_real_envs`.
         policy: acts on frames.
         num_episodes: how many.
         label: of the progress bar.

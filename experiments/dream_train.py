@@ -46,14 +46,15 @@ from experiments.dream_train_config import (
     given_for_nothing,
     not_used_yet,
 )
-from experiments.evaluate import JUDGE_SEED
-from experiments.improve_world_model import improve_world_model
+from experiments.improve_world_model import improve_world_model, learned_episodes
 from experiments.platform_settings import keep_memory
+from experiments.playing import JUDGE_SEED
 from experiments.report import format_table
 from experiments.run_directory import RunDirectory
 from experiments.sb3_training import too_small_for_pixels, train_with_sb3
 from worldsim.checkpoint import fingerprint, load, load_config
-from worldsim.contexts import open_contexts
+from worldsim.contexts import NoRewardError, open_contexts
+from worldsim.episodes import EpisodeDataset
 from worldsim.world_model import WorldModel
 
 TRAINERS = {
@@ -185,6 +186,7 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
     collected: list[str] = []
     take_up_again(run)
     for round_index in range(1, config.rounds + 1):
+        round_directory = run.path / f"round-{round_index}"
         if round_index > 1:
             world_model, contexts = improve_world_model(
                 env=config.env,
@@ -192,7 +194,7 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
                 temperature=config.behaviour_temperature,
                 walking=config.walking,
                 world_model=world_model,
-                output=run.path / f"round-{round_index}",
+                output=round_directory,
                 episodes=config.collect_episodes,
                 steps=config.world_model_steps,
                 first_seed=config.collection_seed(round_index),
@@ -207,19 +209,25 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
         if round_index <= run.get("finished_rounds", 0):
             continue
         model = load(world_model, device=device)
+        episodes: str | EpisodeDataset | None = contexts
+        if contexts is not None and round_index > 1:
+            episodes = learned_episodes(contexts, round_directory, model)
         draw_contexts = functools.partial(
             open_contexts,
             model,
-            contexts,
+            episodes,
             world_model=world_model,
             num_contexts=config.num_contexts,
             context_length=config.context_length,
         )
-        bank = draw_contexts(
-            frames_to_reward=config.frames_to_reward,
-            num_starts=config.num_starts,
-            seed=config.seed,
-        )
+        to_train = functools.partial(draw_contexts, num_starts=config.num_starts, seed=config.seed)
+        try:
+            bank = to_train(frames_to_reward=config.frames_to_reward)
+        except NoRewardError as error:
+            if round_index == 1:
+                raise
+            warnings.warn(f"{error}: dreams of round {round_index} start anywhere", stacklevel=2)
+            bank = to_train()
         judges = bank
         if config.judge and round_index == 1:
             judges = draw_contexts(seed=JUDGE_SEED)
@@ -262,6 +270,7 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
             last_round={
                 "seconds": run.get("round_seconds", 0.0),
                 "timesteps": run.get("round_timesteps", 0),
+                "device": device,
             },
             round_seconds=0.0,
             round_timesteps=0,

@@ -14,20 +14,15 @@ judged in a dream instead.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+import warnings
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
-from tqdm import tqdm
 
-import envs
 from agents.actor_critic import ActorCritic
 from agents.explorers import MAZE_ACTIONS, RandomPolicy
 from agents.features import (
@@ -40,28 +35,22 @@ from agents.features import (
 from agents.planner import Planner
 from agents.planner_search import FAST_PLANNER, PlannerConfig
 from agents.planner_trace import PlanTrace, save_trace
-from agents.rollout import (
-    BEHAVIOUR_TEMPERATURE,
-    EpisodeResult,
-    Policy,
-    check_limit,
-    make_parallel,
-    rollout,
-)
-from agents.scripted import env_options, scripted_player
+from agents.rollout import BEHAVIOUR_TEMPERATURE, Policy
+from agents.scripted import scripted_player
 from experiments.command_line import run_script
+from experiments.playing import (
+    FIRST_EVALUATION_SEED,
+    JUDGE_SEED,
+    make_real_envs,
+    run_episodes,
+    torch_threads,
+)
 from experiments.report import format_table, provenance, summarise, write_json
 from experiments.videos import check_video, save_video
 from worldsim.checkpoint import fingerprint, shipped_models
 from worldsim.contexts import open_contexts
 from worldsim.dream import DreamVectorEnv
 from worldsim.world_model import WorldModel
-
-# Training data starts at seed 0 and validation data at 1,000,000.
-FIRST_EVALUATION_SEED = 2_000_000
-JUDGE_SEED = 1_000_000
-"""Of the stretches of a dataset that dreams start from where policies are judged: others than those
-that were drawn to train in."""
 
 POLICIES_OF_MODELS = ("planner", "walker", "behaviour")
 """Policies that a world model has without any training of their own."""
@@ -155,6 +144,17 @@ def check_used(config: EvaluateConfig) -> None:
             raise ValueError(
                 f"planner.method {config.planner.method!r} draws no plans from a policy: choose "
                 "policy or rollout, or give planner.policy-share"
+            )
+
+
+def check_output(config: EvaluateConfig) -> None:
+    """Raise a ValueError where results would take the place of a saved policy, or of its note."""
+    for policy in (Path(config.policy), config.planner_policy):
+        if config.output is None or policy is None or not policy.is_file():
+            continue
+        if config.output.resolve() in (policy.resolve(), policy.with_suffix(".json").resolve()):
+            raise ValueError(
+                f"{config.output} belongs to the policy {policy}: choose another output"
             )
 
 
@@ -259,77 +259,6 @@ class TraceKeeper:
             self.due = trace.step + self.every
 
 
-def make_real_envs(
-    env: str, num_workers: int, max_episode_steps: int | None = None
-) -> tuple[VectorEnv, int | None]:
-    """Make real envs that show their hidden state to scripted policies.
-
-    Returns:
-        The envs, one process each, and the steps after which they truncate an episode.
-    """
-    options = env_options(env)
-
-    def make() -> gymnasium.Env:
-        # One rendering thread per process: with one process per core, more only get in the way.
-        os.environ.setdefault("LP_NUM_THREADS", "0")
-        return envs.make(env, max_episode_steps=max_episode_steps, **options)
-
-    # Asked here, for not every spec can be sent from process to process.
-    return make_parallel(make, num_workers), episode_limit(make)
-
-
-def episode_limit(make_env: Callable[[], gymnasium.Env]) -> int | None:
-    """Steps after which an env truncates an episode, None where it does not."""
-    env = make_env()
-    limit = envs.step_limit(env)
-    env.close()
-    check_limit(limit, str(env))
-    return limit
-
-
-@contextlib.contextmanager
-def torch_threads(num_threads: int) -> Iterator[None]:
-    """Limit torch's threads for a while: beside env processes, more of them only get in the way."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def run_episodes(
-    policy: Policy,
-    batch: VectorEnv,
-    seeds: Sequence[int],
-    *,
-    episode_limit: int | None,
-    description: str,
-    num_recorded: int = 0,
-) -> list[EpisodeResult]:
-    """`rollout` with a progress bar: steps, steps per second, time left, return so far."""
-    returns: list[float] = []
-    total = None if episode_limit is None else episode_limit * len(seeds)
-    with tqdm(total=total, desc=description, unit="step", dynamic_ncols=True) as bar:
-
-        def on_step(num_steps: int) -> None:
-            bar.update(num_steps)
-
-        def on_episode(result: EpisodeResult) -> None:
-            returns.append(result.episodic_return)
-            mean = sum(returns) / len(returns)
-            bar.set_postfix_str(f"{len(returns)}/{len(seeds)} episodes, return {mean:.2f}")
-
-        return rollout(
-            policy,
-            batch,
-            seeds,
-            num_recorded=num_recorded,
-            on_step=on_step,
-            on_episode=on_episode,
-        )
-
-
 def main(config: EvaluateConfig) -> dict[str, Any]:
     """Run the episodes; print a table and return what `output` is written from."""
     for name, least in (("num_episodes", 1), ("first_seed", 0), ("num_workers", 0)):
@@ -341,6 +270,13 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     if config.trace_every < 1:
         raise ValueError(f"trace_every must be at least 1, got {config.trace_every}")
     check_used(config)
+    check_output(config)
+    if config.policy == "planner" and config.world_model is not None:
+        warnings.warn(
+            "of what a dream starts from, a planner sees the last frame alone, and policies on "
+            "features all: their returns in dreams do not compare",
+            stacklevel=2,
+        )
     seeds = [config.first_seed + i for i in range(config.num_episodes)]
     options: dict[str, Any] = {"seed": config.first_seed, "deterministic": config.deterministic}
     batch: VectorEnv

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from worldsim.occupancy_training import OccupancyTraining
 from worldsim.own_dreams import OwnDreams
 from worldsim.places_training import PlacesTraining
 from worldsim.training_config import DynamicsTraining, OptimizerConfig
+from worldsim.world_model import WorldModel
 
 SEGMENT_LENGTH = 128
 REWARD_WEIGHT = 3.0
@@ -134,6 +136,20 @@ def improve_world_model(
         )
         finished.touch()
     return str(checkpoint), str(collected.path)
+
+
+def learned_episodes(dataset: str, output: Path, model: WorldModel) -> EpisodeDataset:
+    """Collected episodes, but for those that were held out, in whose dreams policies are judged.
+
+    Args:
+        dataset: path of what was collected.
+        output: as in `improve_world_model`.
+        model: what learned from them.
+    """
+    episodes = EpisodeDataset(dataset, image_key=model.config.image_key)
+    held_out = json.loads((output / "world_model" / HELD_OUT).read_text())
+    learned = [i for i, name in enumerate(episodes.names) if name not in held_out]
+    return episodes.select(np.array(learned)) if learned else episodes
 
 
 def segment_lengths(lengths: np.ndarray) -> tuple[int, int]:

@@ -24,7 +24,7 @@ import envs
 from agents.features import FeatureState, behaviour_policy
 from agents.rollout import BEHAVIOUR_TEMPERATURE
 from experiments.command_line import run_script
-from experiments.evaluate import FIRST_EVALUATION_SEED
+from experiments.playing import FIRST_EVALUATION_SEED
 from experiments.videos import check_video, save_video
 from worldsim.checkpoint import load
 from worldsim.occupancy import CELLS

@@ -18,7 +18,7 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from tiny import NUM_ACTIONS, tiny_contexts, tiny_model, write_dataset
 
-from experiments.evaluate import JUDGE_SEED
+from experiments.playing import JUDGE_SEED
 from worldsim.checkpoint import CheckpointError, save
 from worldsim.contexts import ContextBank, open_contexts, sample_contexts
 from worldsim.dataset_writer import DatasetWriter

@@ -32,6 +32,7 @@ from experiments import (
     evaluate,
     improve_world_model,
     model_free,
+    playing,
     run_directory,
 )
 from experiments.agents_work import read_curve
@@ -151,7 +152,7 @@ def test_a_policy_is_trained_judged_and_left_ready_to_use(
     for name, evaluation in evaluations.items():
         in_dream = "dream" in name
         assert evaluation["lengths"] == ([8] * 3 if in_dream else [6] * 2)
-        assert min(evaluation["seeds"]) == evaluate.FIRST_EVALUATION_SEED
+        assert min(evaluation["seeds"]) == playing.FIRST_EVALUATION_SEED
         low, high = evaluation["interval"]
         assert low <= evaluation["mean_return"] <= high
         video = tmp_path / "run/videos" / f"{name.replace(' ', '-')}.mp4"
@@ -241,8 +242,38 @@ def test_rounds_collect_learn_and_go_on(checkpoint: Path, tmp_path: Path) -> Non
     assert {"round 3", *results["evaluations"]} <= further["evaluations"].keys()
 
 
+def test_later_rounds_dream_of_what_they_were_given_and_start_anywhere_without_rewards(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(
+        checkpoint,
+        tmp_path / "run",
+        rounds=2,
+        collect_episodes=3,
+        world_model_steps=2,
+        num_contexts=3,
+        context_length=4,
+        frames_to_reward=2,
+        judge=False,
+    )
+    given: list[Any] = []
+    open_contexts = dream_train.open_contexts
+
+    def spy(model: Any, contexts: Any, **options: Any) -> Any:
+        given.append((contexts, options.get("frames_to_reward")))
+        return open_contexts(model, contexts, **options)
+
+    monkeypatch.setattr(dream_train, "open_contexts", spy)
+    with pytest.warns(UserWarning, match=r"followed by a reward .*: dreams of round 2 start any"):
+        dream_train.main(config)
+    assert [within for _, within in given] == [2, 2, None]
+    held_out = json.loads((tmp_path / "run/round-2/world_model/held_out.json").read_text())
+    collected = EpisodeDataset(tmp_path / "run/round-2/datasets/collected-v0").names
+    assert len(held_out) == 1 and given[-1][0].names == [n for n in collected if n not in held_out]
+
+
 def test_policies_are_judged_in_mazes_that_nothing_was_trained_on() -> None:
-    assert evaluate.FIRST_EVALUATION_SEED == 2_000_000  # of all results
+    assert playing.FIRST_EVALUATION_SEED == 2_000_000  # of all results
     assert FIRST_COLLECTION_SEED >= 500_000  # the shipped model's training ends before 10,000
     collected = [DreamTrainConfig(seed=s, rounds=9).collection_seed(9) for s in (0, MOST_SEEDS)]
     assert max(collected) + MOST_EPISODES <= 1_000_000  # validation begins there
@@ -258,7 +289,7 @@ def test_a_killed_run_goes_on_from_what_was_saved_on_the_way(
 
     def die(self: TrainingProgress, timesteps: int, status: str) -> None:
         update(self, timesteps, status)
-        if timesteps >= 24:
+        if timesteps >= 40:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(TrainingProgress, "SAVE_SECONDS", 0.0)
@@ -268,7 +299,7 @@ def test_a_killed_run_goes_on_from_what_was_saved_on_the_way(
         dream_train.main(config)
     monkeypatch.undo()
     kept = json.loads((tmp_path / "run/progress.json").read_text())["round_timesteps"]
-    assert 16 <= kept <= 32
+    assert kept == 32  # as many as were learned from: a rollout of PPO, or four updates
     steps: list[int] = []
     monkeypatch.setattr(
         TrainingProgress, "update", lambda self, n, s: (steps.append(n), update(self, n, s))[0]
@@ -294,7 +325,9 @@ def test_an_interrupted_run_goes_on_where_it_was(
         dream_train.main(config)
     monkeypatch.undo()
     progress = json.loads((tmp_path / "run/progress.json").read_text())
-    assert progress["round_timesteps"] == 42 and "random" in progress["evaluations"]
+    # One rollout; the second was cut off, and is not learned from.
+    assert progress["round_timesteps"] == 32 and "random" in progress["evaluations"]
+    assert PPO.load(tmp_path / "run/policy.zip").num_timesteps == 32
     assert (tmp_path / "run/policy.zip").is_file()
 
     played: list[str] = []
@@ -314,7 +347,11 @@ def test_an_interrupted_run_goes_on_where_it_was(
 def test_time_limits_training_where_steps_do_not(checkpoint: Path, tmp_path: Path) -> None:
     config = make_config(checkpoint, tmp_path / "run", total_timesteps=None, minutes=0.02)
     dream_train.main(config)
-    assert (tmp_path / "run/policy.zip").is_file()
+    steps = json.loads((tmp_path / "run/progress.json").read_text())["last_round"]["timesteps"]
+    agent = PPO.load(tmp_path / "run/policy.zip")
+    # Rollouts are of 32 steps; that at the end of the time is cut off, and not learned from.
+    assert agent.num_timesteps == steps and steps % 32 == 0
+    assert agent._n_updates == steps // 32
 
 
 def test_another_config_is_not_mixed_into_a_run(checkpoint: Path, tmp_path: Path) -> None:
@@ -571,6 +608,8 @@ def test_a_planner_is_judged_by_name(checkpoint: Path, tmp_path: Path) -> None:
     for where, steps in (("dream", (0, 2)), ("maze", (0, 2, 4))):
         drawn = sorted(file.name for file in (tmp_path / where).iterdir())
         assert drawn == [f"{step:05d}.png" for step in steps]
+    with pytest.warns(UserWarning, match="a planner sees the last frame alone"):
+        evaluate.main(dataclasses.replace(dreamed, num_episodes=1))
     with pytest.raises(ValueError, match=r"traces changes nothing for 'random' .*'planner'"):
         evaluate.main(dataclasses.replace(dreamed, policy="random"))
 
@@ -593,6 +632,11 @@ def test_a_planner_plans_with_a_saved_policy(checkpoint: Path, tmp_path: Path) -
         horizon=3,
     )
     assert evaluate.main(dreamed)["results"]["lengths"] == [3, 3]
+    before = path.read_bytes(), path.with_suffix(".json").read_bytes()
+    for output in (path, path.with_suffix(".json")):
+        with pytest.raises(ValueError, match=r"belongs to the policy .*: choose another output"):
+            evaluate.main(dataclasses.replace(dreamed, output=output))
+    assert before == (path.read_bytes(), path.with_suffix(".json").read_bytes())
     for refused, message in (
         ({"temperature": 0.5}, "temperature changes nothing for 'planner' here"),
         ({"policy": "random"}, "planner_policy changes nothing for 'random'"),

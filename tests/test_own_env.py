@@ -25,6 +25,7 @@ from experiments import (
     evaluate,
     evaluate_world_model,
     play,
+    playing,
     train_world_model,
 )
 from experiments.actor_critic_training import check_episodes
@@ -236,8 +237,8 @@ def test_an_env_without_a_limit_on_steps_is_warned_of(tmp_path: Path) -> None:
             )
         )
     with pytest.warns(UserWarning, match="max_episode_steps cuts them"):
-        assert evaluate.episode_limit(lambda: envs.make("own_env:Endless-v0")) is None
-    assert evaluate.episode_limit(lambda: envs.make(LAMP)) == 40
+        assert playing.episode_limit(lambda: envs.make("own_env:Endless-v0")) is None
+    assert playing.episode_limit(lambda: envs.make(LAMP)) == 40
 
 
 def test_every_action_has_a_key(tmp_path: Path) -> None:

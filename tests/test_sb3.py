@@ -250,7 +250,11 @@ def test_real_episodes_are_played_while_the_dream_trains(
         videos=tmp_path / "videos",
         best_model_save_path=tmp_path / "best.zip",
     )
+    results = '{"config": {}}'  # of another policy, perhaps
+    (tmp_path / "best.json").write_text(results)
     agent.learn(48, callback=callback)
+    if obs == "pixels":
+        assert (tmp_path / "best.json").read_text() == results
     assert [r.episodic_return for r in callback.last_results] == [15.0, 25.0, 35.0]
     rows = list(csv.DictReader((tmp_path / "log/progress.csv").open()))
     judged = [row for row in rows if row["eval/mean_reward"]]

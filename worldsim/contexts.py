@@ -129,7 +129,8 @@ def sample_contexts(
 
     Raises:
         FileNotFoundError: there is no such dataset.
-        ValueError: no episode is that long, or no such reward.
+        NoRewardError: no such reward.
+        ValueError: no episode is that long.
     """
     if not isinstance(dataset, EpisodeDataset):
         dataset = EpisodeDataset(dataset)
@@ -143,7 +144,7 @@ def sample_contexts(
         for end in _ends_before_reward(dataset.rewards(episode), context_length, frames_to_reward)
     ]
     if not ends:
-        raise ValueError(
+        raise NoRewardError(
             f"no stretch of {context_length} frames is followed by a reward within "
             f"{frames_to_reward} frames"
         )
@@ -170,7 +171,13 @@ def _ends_before_reward(rewards: np.ndarray, length: int, within: int) -> list[i
     return ends[follows].tolist()
 
 
-ContextSource: TypeAlias = ContextBank | Contexts | tuple[np.ndarray, np.ndarray] | str | Path
+ContextSource: TypeAlias = (
+    ContextBank | Contexts | tuple[np.ndarray, np.ndarray] | EpisodeDataset | str | Path
+)
+
+
+class NoRewardError(ValueError):
+    """No recorded stretch is followed by a reward."""
 
 
 def open_contexts(
@@ -188,9 +195,9 @@ def open_contexts(
 
     Args:
         model: the world model that observes them.
-        contexts: a bank, taken as it is; arrays (frames, actions), all of them observed; the id or
-            path of a dataset, of which `num_contexts` stretches of `context_length` frames are
-            drawn; or None for the contexts that ship with `world_model`.
+        contexts: a bank, taken as it is; arrays (frames, actions), all of them observed; episodes,
+            or the id or path of a dataset, of which `num_contexts` stretches of `context_length`
+            frames are drawn; or None for the contexts that ship with `world_model`.
         world_model: name or directory of the checkpoint that the model came from.
         num_contexts: stretches drawn from a dataset.
         context_length: frames in each of them, or as many as half of the episodes have; fewer where
@@ -214,12 +221,15 @@ def open_contexts(
                 "object and not a name or path: pass contexts= arrays, a dataset or a ContextBank"
             )
         contexts = load_contexts(world_model)
-    elif isinstance(contexts, str | Path):
-        dataset = EpisodeDataset(contexts, image_key=model.config.image_key)
+    elif isinstance(contexts, str | Path | EpisodeDataset):
+        dataset, name = contexts, "the dataset"
+        if not isinstance(dataset, EpisodeDataset):
+            name = str(contexts)
+            dataset = EpisodeDataset(dataset, image_key=model.config.image_key)
         known = model.config.num_actions
         if dataset.num_actions != known:
             raise ValueError(
-                f"{contexts} has {dataset.num_actions} actions, the model {known}: take contexts "
+                f"{name} has {dataset.num_actions} actions, the model {known}: take contexts "
                 "from the environment that the model learned"
             )
         most = int(np.median(dataset.frames_going_on()))
@@ -228,7 +238,7 @@ def open_contexts(
         if most < context_length:
             more = "" if frames_to_reward is None else " and a reward after them"
             warnings.warn(
-                f"half of the episodes of {contexts} have no {context_length} frames{more}, so "
+                f"half of the episodes of {name} have no {context_length} frames{more}, so "
                 f"that contexts have {most}",
                 stacklevel=2,
             )
