@@ -149,10 +149,14 @@ def fit_critic(agent: ActorCritic, data: ReadOuts, config: CloningConfig, seed: 
 
     _minimise(loss, agent.critic, len(data.features), config, seed)
     residual = data.returns - _values(agent, data)
-    weights = data.weights / data.weights.sum()
-    mean = (weights * data.returns).sum()
-    variance = (weights * (data.returns - mean).square()).sum()
-    return 1 - float((weights * residual.square()).sum() / variance.clamp(min=1e-12))
+    error = (data.weights * residual.square()).sum() / data.weights.sum()
+    return 1 - float(error / _variance(data.returns, data.weights).clamp(min=1e-12))
+
+
+def _variance(values: Tensor, weights: Tensor) -> Tensor:
+    """Of values (n,) that count as much as their weights (n,) say."""
+    shares = weights / weights.sum().clamp(min=1e-12)
+    return (shares * (values - (shares * values).sum()).square()).sum()
 
 
 def advantage_weights(agent: ActorCritic, data: ReadOuts, config: CloningConfig) -> Tensor:
@@ -161,10 +165,8 @@ def advantage_weights(agent: ActorCritic, data: ReadOuts, config: CloningConfig)
         return torch.ones(len(data.actions))  # also where the return was not recorded
     advantages = data.returns - _values(agent, data)
     # As `fit_critic` weighs them: targets of what was hardly recorded are far off.
-    shares = data.weights / data.weights.sum().clamp(min=1e-12)
-    mean = (shares * advantages).sum()
-    scale = config.temperature * (shares * (advantages - mean).square()).sum().sqrt()
-    scale = scale.clamp(min=1e-6)
+    spread = _variance(advantages, data.weights).sqrt()
+    scale = config.temperature * spread.clamp(min=1e-6)
     largest = torch.tensor(config.max_weight).log()
     weights = (advantages / scale).clamp(max=largest).exp() * data.weights
     return weights / weights.mean().clamp(min=1e-12)

@@ -156,6 +156,7 @@ class RealEnvEvaluation(BaseCallback):
 def _is_note(file: Path) -> bool:
     """Whether it says of which world model a policy is; others keep results in such files."""
     try:
-        return "world_model" in json.loads(file.read_text())
+        values = json.loads(file.read_text())
+        return isinstance(values, dict) and "world_model" in values
     except (OSError, ValueError):
         return False

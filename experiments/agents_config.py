@@ -61,6 +61,10 @@ NOT_IN_DREAMS = ("walker_without_map", *PLANNERS, *MEMORY_CUT)
 """Agents that need another world model, or too much time, to be judged in dreams."""
 
 
+JUDGING = ("env", "max_episode_steps", "horizon", "judge_contexts")
+"""Settings that have to be the same for all agents in a table, as far as they decide results."""
+
+
 def deciding_settings(agent: str) -> list[str]:
     """Names of the benchmark's settings that decide the result of an agent."""
     trained = (MEMORY_CUT | PLANS_WITH).get(agent, agent)

@@ -24,9 +24,9 @@ from agents.statistics import (
     crossed_bootstrap_interval,
     paired_bootstrap_interval,
 )
+from experiments.agents_config import JUDGING
 from experiments.agents_judged import report_judges
 from experiments.agents_labels import LABELS, colour_of
-from experiments.agents_work import JUDGING
 from experiments.command_line import run_script
 from experiments.report import Runs, read_runs
 

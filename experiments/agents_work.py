@@ -12,6 +12,7 @@ import numpy as np
 
 from experiments.agents_config import (
     DREAM_TRAINED,
+    JUDGING,
     MEMORY_CUT,
     PLANS_WITH,
     BenchmarkAgentsConfig,
@@ -22,8 +23,6 @@ from experiments.report import as_json, same_setting, write_json
 from experiments.sb3_training import FROM_NOTHING
 
 ADVICE = "choose another --output and --work"
-JUDGING = ("env", "max_episode_steps", "horizon", "judge_contexts")
-"""Settings that have to be the same for all agents, as far as they decide their results."""
 
 
 def check_kept(
@@ -83,7 +82,7 @@ def _check_setting(
 def check_comparable(
     directory: Path, agents: Iterable[str], config: BenchmarkAgentsConfig, weights: str
 ) -> None:
-    """Refuse to report agents of several world models, or judged otherwise, together.
+    """Refuse to report agents of several world models, envs, or kinds of dreams together.
 
     Args:
         directory: of results, of other calls too.
@@ -99,7 +98,8 @@ def check_comparable(
         if kept.get("world_model_sha256") != weights:
             name = config.world_model or config.env
             raise ValueError(f"{file} was made with another {name} than there is now: {ADVICE}")
-        for name in set(deciding_settings(agent)) & {*JUDGING}:
+        deciding = deciding_settings(agent)
+        for name in (name for name in JUDGING if name in deciding):
             _check_setting(file, kept["config"], config, name)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +39,29 @@ def held_out_of(train: EpisodeDataset, kept: Path) -> tuple[EpisodeDataset, Epis
                 "more, or give --validation-dataset"
             )
         return train.split(max(len(train) // 10, 1))
-    names, known = set(json.loads(kept.read_text())), train.names
-    chosen = np.array([name in names for name in known])
+    chosen = are_held_out(train.names, kept)
     if not chosen.any():
         raise ValueError(f"none of the episodes that {kept} holds out is among those given")
     return train.select(np.flatnonzero(~chosen)), train.select(np.flatnonzero(chosen))
+
+
+def are_held_out(names: Sequence[str], kept: Path) -> np.ndarray:
+    """Which episodes a file of `keep_held_out` names.
+
+    Folders may have other paths now, of which one has to end in the other.
+    """
+
+    def parts(name: str) -> tuple[str, str]:
+        number, _, source = name.removesuffix("/data").partition(" of ")
+        return number, f"/{source.lstrip('/')}"
+
+    told = [parts(name) for name in json.loads(kept.read_text())]
+
+    def is_told(number: str, source: str) -> bool:
+        sources = [other for n, other in told if n == number]
+        return any(other.endswith(source) or source.endswith(other) for other in sources)
+
+    return np.array([is_told(*parts(name)) for name in names], dtype=bool)
 
 
 def keep_held_out(held_out: EpisodeDataset, kept: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ import numpy as np
 
 from agents.rollout import BEHAVIOUR_TEMPERATURE
 from experiments import collect, train_world_model
-from experiments.data_checks import held_out_of
+from experiments.data_checks import are_held_out, held_out_of
 from experiments.train_config import TrainConfig, ValidationConfig
 from experiments.train_world_model import HELD_OUT
 from worldsim.checkpoint import load_config
@@ -23,6 +22,7 @@ from worldsim.places_training import PlacesTraining
 from worldsim.training_config import DynamicsTraining, OptimizerConfig
 from worldsim.world_model import WorldModel
 
+COLLECTED = "collected-v0"
 SEGMENT_LENGTH = 128
 REWARD_WEIGHT = 3.0
 """Of rewards in training, which are rare: that of the presets for Memory Mazes."""
@@ -82,7 +82,7 @@ def improve_world_model(
             temperature=temperature if policy is None else BEHAVIOUR_TEMPERATURE,
             episodes=episodes,
             seed=first_seed,
-            dataset="collected-v0",
+            dataset=COLLECTED,
             datasets_root=output / "datasets",
             num_workers=num_workers,
             max_episode_steps=max_episode_steps,
@@ -141,15 +141,18 @@ def improve_world_model(
 def learned_episodes(dataset: str, output: Path, model: WorldModel) -> EpisodeDataset:
     """Collected episodes, but for those that were held out, in whose dreams policies are judged.
 
+    They are all of them where all were held out, of one alone.
+
     Args:
         dataset: path of what was collected.
         output: as in `improve_world_model`.
         model: what learned from them.
     """
     episodes = EpisodeDataset(dataset, image_key=model.config.image_key)
-    held_out = json.loads((output / "world_model" / HELD_OUT).read_text())
-    learned = [i for i, name in enumerate(episodes.names) if name not in held_out]
-    return episodes.select(np.array(learned)) if learned else episodes
+    here = f"{output.name}/datasets/{COLLECTED}"  # wherever the run has been moved to
+    names = [f"{name.partition(' of ')[0]} of {here}" for name in episodes.names]
+    learned = np.flatnonzero(~are_held_out(names, output / "world_model" / HELD_OUT))
+    return episodes.select(learned) if len(learned) else episodes
 
 
 def segment_lengths(lengths: np.ndarray) -> tuple[int, int]:

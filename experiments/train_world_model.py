@@ -321,8 +321,7 @@ def train_dynamics(
         accelerator,
         config.output / "dynamics",
     )
-    resumed = trainer.resume()
-    if resumed:
+    if resumed := trainer.resume():
         tqdm.write(f"world model: resumed at step {trainer.step}")
     tqdm.write(
         f"{count_parameters(model.denoiser) / 1e6:.1f} M parameters, tokenizer "
@@ -372,8 +371,9 @@ def train_dynamics(
             keep(step)
         if config.validation.every and step % config.validation.every == 0:
             show(step)
-    # Also where training had ended before, but was killed before it was kept.
-    if writer is not None and not (resumed and is_kept(path, trainer.step)):
+    # It is kept also where training had ended before, or where odometry alone was trained.
+    unchanged = resumed or (steps == 0 and not config.odometry)
+    if writer is not None and not (unchanged and is_kept(path, trainer.step)):
         keep(trainer.step)
         show(trainer.step)
     if writer:

@@ -17,7 +17,8 @@ class TrainingProgress:
     knows in advance how many steps there will be.
 
     Args:
-        on_save: called with the seconds trained so far, of `save_if_due` every minute.
+        on_save: called with the seconds trained so far: at the end, and by `save_if_due` at most
+            once a minute.
         description: label of the progress bar.
         total_timesteps: steps at which training ends; None: only the time limits it.
         time_limit: seconds after which training ends; None: only the steps limit it.

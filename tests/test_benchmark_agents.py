@@ -44,9 +44,9 @@ from experiments.agents_report import (
     ways_to_targets,
     write_report,
 )
-from experiments.agents_work import read_curve, read_lengths
+from experiments.agents_work import check_kept, read_curve, read_lengths
 from experiments.dream_train_config import DreamTrainConfig
-from experiments.report import read_runs
+from experiments.report import as_json, read_runs
 from worldsim.checkpoint import CheckpointError, save
 from worldsim.occupancy_config import OccupancyConfig
 from worldsim.odometry import OdometryConfig
@@ -126,7 +126,7 @@ def test_every_agent_is_judged_once_and_a_second_call_adds_only_what_is_missing(
         other = dataclasses.replace(config, agents=("random",), seeds=(2,), eval_episodes=3)
         benchmark_agents.main(other)  # the report would put all seeds into one row
     benchmark_agents.main(dataclasses.replace(config, agents=("random",), temperature=2))
-    # All that is in one table is judged alike, whichever agents this call is of.
+    # All in one table are judged in the same env and dreams, whichever agents this call is of.
     for changes in ({"max_episode_steps": 7}, {"horizon": 32}):
         with pytest.raises(ValueError, match=f"seed0.json was made with {next(iter(changes))}"):
             benchmark_agents.main(dataclasses.replace(config, agents=("data",), **changes))
@@ -257,6 +257,21 @@ def test_agents_that_learn_from_episodes_need_some(tmp_path: Path) -> None:
             ValueError, match=f"/{agent}-seed0 holds work of another dataset_frames"
         ):
             benchmark_agents.main(anew)
+
+
+def test_what_trained_for_minutes_on_a_gpu_is_not_put_beside_that_of_a_cpu(tmp_path: Path) -> None:
+    by_steps = make_config(tmp_path)
+    by_minutes = dataclasses.replace(by_steps, total_timesteps=None)
+    trained = ("actor_critic", "actor_critic_short_memory", "planner_actor_critic")
+    for agent in (*trained, "behaviour"):
+        for config in (by_steps, by_minutes):
+            kept = {"device": "cuda", "config": as_json(config)}
+            (tmp_path / f"{agent}-seed0.json").write_text(json.dumps(kept))
+            if config is by_minutes and agent in trained:
+                with pytest.raises(ValueError, match="was trained on cuda, which dreams another"):
+                    check_kept(tmp_path, agent, config, None)
+            else:
+                check_kept(tmp_path, agent, config, None)
 
 
 def test_dreams_without_a_beginning_are_told_at_once(tmp_path: Path) -> None:

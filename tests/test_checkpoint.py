@@ -260,6 +260,11 @@ def test_a_checkpoint_behind_a_link_is_replaced_where_it_is(
         save(tiny_model(seed=seed), tmp_path / "link")
         assert torch.equal(dream(load(tmp_path / "link"))[0], dream(tiny_model(seed))[0])
     assert (tmp_path / "link").is_symlink()
+    # Cut off between its two moves, too.
+    where = tmp_path / "large disk/models/mine"
+    where.rename(where.with_name(".mine.old"))
+    assert load(tmp_path / "link").config == tiny_model().config
+    where.with_name(".mine.old").rename(where)
     assert [p.name for p in (tmp_path / "large disk/models").iterdir()] == ["mine"]
 
 

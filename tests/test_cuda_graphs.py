@@ -154,11 +154,13 @@ def test_autocast_and_shapes_are_recorded_apart() -> None:
 
 
 def test_copies_and_saved_models_have_recorded_nothing() -> None:
-    model = tiny_model()
-    model.cuda_graphs = CudaGraphs()
-    model.cuda_graphs._recordings["key"] = lambda: None  # type: ignore[assignment]
+    model, graphs = tiny_model(), CudaGraphs()
+    graphs._recordings["key"] = lambda: None  # type: ignore[assignment]
+    for copied in (copy.deepcopy(graphs), pickle.loads(pickle.dumps(graphs))):
+        assert type(copied) is CudaGraphs and not copied._recordings
+    model.cuda_graphs = graphs  # which are of a GPU, and it is on the CPU now
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert type(copied.cuda_graphs) is CudaGraphs and not copied.cuda_graphs._recordings
+        assert copied.cuda_graphs is None and model.cuda_graphs is graphs
 
 
 def test_models_of_other_settings_have_graphs_where_theirs_has(
@@ -235,10 +237,9 @@ def test_graphs_observe_what_the_model_observes() -> None:
         assert_equal(*states)
 
 
-def check_graphs_of_a_map(device: str, use_graphs: bool) -> None:
+def check_graphs_of_a_map(device: str, graphs: CudaGraphs) -> None:
     model, replayed = (worldsim.load("memory-maze-9x9", device=device) for _ in range(2))
-    if use_graphs:
-        replayed.use_cuda_graphs()
+    replayed.cuda_graphs = graphs
     contexts = worldsim.load_contexts("memory-maze-9x9")
     for n in (2, 3, 2):
         actions, frames = (
@@ -254,8 +255,10 @@ def check_graphs_of_a_map(device: str, use_graphs: bool) -> None:
             state = expected.state
 
 
-def test_dreams_with_a_map_are_the_same_again() -> None:
-    check_graphs_of_a_map("cpu", use_graphs=False)
+def test_dreams_with_a_map_are_packed_and_out_again() -> None:
+    graphs = Direct()
+    check_graphs_of_a_map("cpu", graphs)
+    assert graphs.calls == 9
 
 
 @pytest.mark.gpu
@@ -263,14 +266,13 @@ def test_graphs_dream_with_a_map_and_after_others_took_their_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(CudaGraphs, "MAX_RECORDINGS", 1)
-    check_graphs_of_a_map("cuda", use_graphs=True)
+    check_graphs_of_a_map("cuda", CudaGraphs())
 
 
-def check_graphs_of_own_dreams(device: str, use_graphs: bool) -> None:
+def check_graphs_of_own_dreams(device: str, graphs: CudaGraphs) -> None:
     model = tiny_model().to(device).train()
     replayed = copy.deepcopy(model)
-    if use_graphs:
-        replayed.use_cuda_graphs()
+    replayed.cuda_graphs = graphs
     actions, frames = (t.to(device) for t in episode(2, 7))
     latents, poses = model.encode(frames), torch.zeros(2, 7, 3, device=device)
     signal = torch.ones(2, 7, device=device)
@@ -289,13 +291,15 @@ def check_graphs_of_own_dreams(device: str, use_graphs: bool) -> None:
     assert not torch.equal(*ends)  # the weights matter
 
 
-def test_own_dreams_of_a_training_step_are_the_same_again() -> None:
-    check_graphs_of_own_dreams("cpu", use_graphs=False)
+def test_own_dreams_of_training_steps_are_packed_and_out_again() -> None:
+    graphs = Direct()
+    check_graphs_of_own_dreams("cpu", graphs)
+    assert graphs.calls == 6
 
 
 @pytest.mark.gpu
 def test_graphs_dream_in_training_steps_with_the_weights_of_now() -> None:
-    check_graphs_of_own_dreams("cuda", use_graphs=True)
+    check_graphs_of_own_dreams("cuda", CudaGraphs())
 
 
 @pytest.mark.gpu

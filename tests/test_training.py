@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 import worldsim.checkpoint as checkpoint
 import worldsim.training
-from experiments.data_checks import held_out_of
+from experiments import train_world_model
+from experiments.data_checks import are_held_out, held_out_of
 from experiments.sb3_training import PPOConfig
 from experiments.ship_model import ShipConfig, choose_contexts
 from experiments.ship_model import main as ship_main
@@ -30,6 +31,7 @@ from experiments.train_config import TrainConfig, ValidationConfig, presets
 from experiments.train_stages import check_stages, open_writer
 from experiments.train_world_model import check_kept_settings, main, new_model
 from worldsim.backbone import BlockSSMConfig
+from worldsim.backbone_far import FARConfig
 from worldsim.diffusion import DiffusionForcingConfig
 from worldsim.episodes import EpisodeDataset
 from worldsim.heads import mean_where
@@ -363,6 +365,28 @@ def test_processes_share_a_batch_out() -> None:
         dynamics_loss(episodes(), config, make_model(), Process(0, 4))  # type: ignore[arg-type]
 
 
+def test_unused_parameters_are_looked_for_where_the_model_has_some(tmp_path: Path) -> None:
+    far = dataclasses.replace(
+        tiny_config(), backbone=FARConfig(d_model=32, num_layers=1, head_dim=16)
+    )
+    checkpoint.save(WorldModel(far), tmp_path / "far")
+    for init, expected in ((str(tmp_path / "far"), True), (None, False)):
+        AcceleratorState._reset_state(True)
+        config = TrainConfig(init=init, device="cpu")
+        handler = train_world_model.make_accelerator(config).ddp_handler
+        assert handler is not None and handler.find_unused_parameters == expected
+
+
+def test_processes_take_the_precision_that_the_first_finds_fast(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for found, precision in ((torch.bfloat16, "bf16"), (torch.float32, "no")):
+        AcceleratorState._reset_state(True)
+        monkeypatch.setattr(worldsim.training, "fast_dtype", lambda _, found=found: found)
+        config = TrainConfig(device="cpu")
+        assert train_world_model.make_accelerator(config).mixed_precision == precision
+
+
 def test_what_a_later_stage_cannot_be_trained_with_is_told_first() -> None:
     config, eight = presets()["memory-maze"][1], Process(0, 8)
     dynamics = dataclasses.replace(config.dynamics, frames_per_step=8 * 512)
@@ -571,6 +595,12 @@ def test_the_whole_training_from_episodes_to_a_checkpoint(
     # What it did not train on stays held out where episodes are added.
     kept = tmp_path / "run" / "held_out.json"
     (name,) = json.loads(kept.read_text())
+    # Also where its folder has another path now; and where other folders are beside it.
+    index = EpisodeDataset(dataset).names.index(name)
+    for source in ("/elsewhere" + str(dataset), str(dataset).lstrip("/"), f"{dataset}/data"):
+        moved = [f"episode {i} of {source}" for i in range(6)]
+        assert np.flatnonzero(are_held_out(moved, kept)).tolist() == [index]
+    assert not are_held_out([f"episode {index} of {dataset}2"], kept).any()
     both = [dataset, write_dataset(tmp_path / "more", num_episodes=20, seed=1)]
     train, held_out = held_out_of(EpisodeDataset(both), kept)
     assert held_out.names == [name] and len(train) == 25 and name not in train.names
@@ -872,7 +902,13 @@ def test_missing_and_unfit_datasets_are_named(tmp_path: Path) -> None:
         main(tiny_training(dataset, tmp_path / "run", init=str(path)))
 
 
-def test_places_and_a_grid_are_added_to_a_trained_model(tmp_path: Path) -> None:
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_places_and_a_grid_are_added_to_a_trained_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = write_dataset(tmp_path, poses=True)
     told = OdometryTraining(optimizer=OptimizerConfig(steps=4), batch_size=2)
     places = PlacesTraining(optimizer=OptimizerConfig(steps=6), batch_size=2)
@@ -949,6 +985,11 @@ def test_places_and_a_grid_are_added_to_a_trained_model(tmp_path: Path) -> None:
     kept, mapped = final_weights(with_places), final_weights(main(alone))
     assert all(torch.equal(tensor, mapped[name]) for name, tensor in kept.items())
     assert "places.occupancy.cell_in.weight" in mapped
+    # While such a run is started again, what it has made before stays.
+    monkeypatch.setattr(train_world_model, "train_where_to_go", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        main(alone)
+    assert_equal(final_weights(tmp_path / "map/checkpoint"), mapped)
 
 
 @pytest.mark.parametrize("name", presets())

@@ -62,10 +62,10 @@ def resolve(name_or_path: str | Path) -> Path:
     Raises:
         CheckpointError: neither a shipped name nor a directory with a config.json.
     """
-    path = Path(name_or_path)
+    path = _behind_links(Path(name_or_path))
     # A directory of training has a config.json of its own, beside its checkpoint. Where a save was
     # cut off between its two moves, the old checkpoint is still beside its place.
-    inner = path / "checkpoint"
+    inner = _behind_links(path / "checkpoint")
     candidates = (inner, _old(inner), path, _old(path), PRETRAINED / str(name_or_path))
     for candidate in candidates:
         if (candidate / "config.json").is_file():

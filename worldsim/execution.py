@@ -38,6 +38,12 @@ class Execution(Heads):
             self.cuda_graphs = CudaGraphs() if self.device.type == "cuda" else None
         return moved
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a saved model, which may be on the CPU now."""
+        super().__setstate__(state)  # type: ignore[misc]
+        if self.device.type != "cuda":
+            self.cuda_graphs = None
+
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
         if self.compute_dtype == torch.float32:
             return contextlib.nullcontext()

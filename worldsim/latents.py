@@ -197,20 +197,14 @@ def shuffled_stretches(
     return (np.repeat(starts[order] - moved_to, sizes[order]) + np.arange(num_frames))[:length]
 
 
-def fingerprint_of(tokenizer: Tokenizer) -> str:
-    """Names a tokenizer's weights, to tell whether something learned from its latents."""
-    digest = hashlib.sha256()
-    for t in tokenizer.state_dict().values():
-        digest.update(t.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def fingerprint(tokenizer: Tokenizer, dataset: EpisodeDataset, poses: bool = False) -> str:
     """Names a tokenizer's weights and a dataset's episodes, to tell whether a cache is theirs.
 
     Of an episode all counts but its frames, of which the first stands for the others.
     """
-    digest = hashlib.sha256(fingerprint_of(tokenizer).encode())
+    digest = hashlib.sha256()
+    for t in tokenizer.state_dict().values():
+        digest.update(t.detach().cpu().float().numpy().tobytes())
     digest.update(dataset.lengths.tobytes())
     for i in range(len(dataset)):
         digest.update(dataset.actions(i).tobytes())
