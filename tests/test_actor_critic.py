@@ -278,6 +278,24 @@ def test_rewards_below_the_smallest_count_as_none() -> None:
     assert patient.logits(start).argmax().item() != 0
 
 
+class Costly(OneHotCorridor):
+    """Pays from -1 to 1, by the row; nothing ends."""
+
+    def dynamics(
+        self, features: torch.Tensor, actions: torch.Tensor, noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        ends = torch.zeros(len(actions), dtype=torch.bool)
+        return features, torch.linspace(-1, 1, len(actions)), ends
+
+
+def test_penalties_are_no_small_rewards() -> None:
+    trainer = make_trainer(min_reward=0.5)
+    trainer.model = Costly()
+    worth = torch.linspace(-1, 1, trainer.num_envs)
+    expected = torch.where(worth.abs() < 0.5, 0.0, worth)
+    torch.testing.assert_close(trainer._dream().dreamed, expected.expand(8, -1))
+
+
 class Paying(OneHotCorridor):
     """The corridor, where every reward is worth more."""
 

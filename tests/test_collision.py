@@ -187,3 +187,17 @@ def test_walls_shorten_the_error_of_dreams_into_them(tmp_path: Path) -> None:
         tell.bias.copy_(torch.tensor([-8.0, 2.0]))  # type: ignore[union-attr, operator]
     told = dreamed_poses(model, dataset, 6, context=4, horizon=8)
     assert told["error"][-1] < told["error_through_walls"][-1] - 0.5
+
+
+@torch.no_grad()
+def test_dreams_of_a_model_leave_its_known_map_as_it_is() -> None:
+    model = mapping()
+    state = model.initial_state(1)
+    memory = state.memory | {CELLS: known_map(maze(1), SMALL)}
+    state = type(state)(memory, state.steps + 5, state.features)
+    noise = torch.zeros(1, *model.noise_shape)
+    dreamed = model.imagine(state, torch.tensor([1]), noise=noise).state.memory[CELLS]
+    assert torch.equal(dreamed[..., :2], memory[CELLS][..., :2])
+    frames = torch.zeros(1, 1, 64, 64, 3, dtype=torch.uint8)
+    seen = model.observe(state, torch.tensor([[1]]), frames).memory[CELLS]
+    assert not torch.equal(seen[..., :2], memory[CELLS][..., :2])

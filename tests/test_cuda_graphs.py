@@ -153,6 +153,24 @@ def test_autocast_and_shapes_are_recorded_apart() -> None:
     assert len(graphs(product, [x[:1]], "product")[0]) == 1 and len(graphs.recorded) == 3
 
 
+def test_other_steps_and_dreams_without_pictures_are_recorded_apart() -> None:
+    model = tiny_model()
+    state, actions, z = observed(model), torch.tensor([1, 4]), noise(model, 2)
+    options: list[dict[str, Any]] = [
+        {"num_denoising_steps": 1},
+        {"num_denoising_steps": 2},
+        {"num_denoising_steps": 2, "decode": False},
+    ]
+    expected = [model.imagine(state, actions, noise=z, **o) for o in options]
+    graphs = model.cuda_graphs = Recorder()
+    graphs.MAX_RECORDINGS = 3
+    for o, e in 2 * list(zip(options, expected, strict=True)):
+        dream = model.imagine(state, actions, noise=z, **o)
+        assert torch.equal(dream.frame, e.frame)
+        assert_equal(dream.state, e.state)
+    assert len(graphs.recorded) == 3
+
+
 def test_copies_and_saved_models_have_recorded_nothing() -> None:
     model, graphs = tiny_model(), CudaGraphs()
     graphs._recordings["key"] = lambda: None  # type: ignore[assignment]

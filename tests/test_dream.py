@@ -605,6 +605,19 @@ def test_a_dataset_gives_contexts(model: WorldModel, tmp_path: Path) -> None:
         open_contexts(tiny_model(num_actions=4), tmp_path / "dreams-v0")
 
 
+def test_an_env_that_waits_for_its_reset_does_not_end_again(bank: ContextBank) -> None:
+    doomed = tiny_model()
+    with torch.no_grad():
+        doomed.termination_head[-1].bias.fill_(50)  # type: ignore[union-attr, operator]
+    batch, actions = make_batch(doomed, bank, 2), np.zeros(2, np.int64)
+    batch.reset(seed=0)
+    assert batch.step(actions)[2].all()
+    batch.reset(options={"reset_mask": np.array([True, False])})  # the second still waits
+    _, rewards, terminated, truncated, _ = batch.step(actions)
+    assert terminated.tolist() == [True, False]
+    assert rewards[1] == 0 and not truncated.any()
+
+
 @torch.no_grad()
 def test_a_context_can_begin_dreams_within_its_second_half(model: WorldModel) -> None:
     contexts = tiny_contexts(n=3, length=9)

@@ -146,3 +146,15 @@ def test_a_model_that_sees_the_grid_streams_and_dreams() -> None:
 def test_a_grid_of_negative_cells_is_refused() -> None:
     with pytest.raises(ValueError, match="grid is -1"):
         OdometryConfig(grid=-1.0)
+
+
+def test_dreamed_frames_stand_on_the_grid_too() -> None:
+    odometry = Odometry(3, 6, OdometryConfig(hidden=8, grid=1.0))
+    memory = odometry.initial_memory(2)
+    memory[ORIGIN][:, :3] = torch.tensor([0.3, -0.2, 1.0])
+    told = torch.tensor([[[1.0, 2.0, 0.5]]]).repeat(2, 1, 1)
+    actions, steps = torch.zeros(2, 1, dtype=torch.int64), torch.full((2,), 3)
+    poses, stands, after = odometry.locate(memory, actions, torch.zeros(2, 1, 1, 6), steps, told)
+    assert torch.equal(poses, told) and torch.equal(after[POSE], told[:, 0])
+    torch.testing.assert_close(stands, compose(memory[ORIGIN][:, None, :3], told))
+    assert not torch.allclose(stands, told)

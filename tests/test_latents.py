@@ -77,7 +77,9 @@ def test_stretches_are_whole_and_of_all_lengths(num_frames: int, length: int) ->
 def test_stretches_can_be_whole_episodes() -> None:
     episodes = numbered(8, 8)
     batch = episodes.sample(4, 8, np.random.default_rng(0), longest_stretch=8)
-    assert batch.latents.shape[:2] == (4, 8)
+    episode, time = batch.latents[..., 0, 0], batch.latents[..., 0, 1]
+    assert (episode == episode[:, :1]).all()
+    assert torch.equal(time.sort(dim=1).values, torch.arange(8.0).expand(4, 8))
 
 
 def test_values_of_cut_episodes_are_not_too_low() -> None:
@@ -193,3 +195,16 @@ def test_cached_latents_are_those_of_the_frames(
     os.truncate(cache, 100)
     assert not again(tokenizer, dataset)[0]  # damaged
     assert [p.name for p in cache.parent.iterdir()] == [cache.name]
+
+
+def test_returns_are_discounted_as_asked_from_the_cache_too(tmp_path: Path) -> None:
+    dataset = EpisodeDataset(write_dataset(tmp_path, num_episodes=2))
+    cache = tmp_path / "latents.safetensors"
+    made, kept, other = (
+        encode_dataset(make_tokenizer(), dataset, cache, gamma=g) for g in (0.5, 0.5, 0.9)
+    )
+    rewards, ended = dataset.rewards(0), dataset.terminated(0)
+    expected, _ = value_targets(torch.from_numpy(rewards), torch.from_numpy(ended), 0.5)
+    assert torch.equal(made.returns[: len(expected)], expected)
+    assert torch.equal(kept.returns, made.returns)
+    assert not torch.equal(other.returns, made.returns)

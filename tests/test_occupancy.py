@@ -459,3 +459,40 @@ def test_what_maps_tell_is_compared_with_where_episodes_come(tmp_path: Path, odd
     # Seven frames are seen, two cells: of the six beside, the one ahead is come to later.
     assert values["free_cells"] == 2
     assert values["walls"] == 10
+
+
+def test_the_map_is_learned_where_frames_stand() -> None:
+    episodes, read, _ = walks(2, 8, seed=0)
+    config = OccupancyTraining(batch_size=2, stride=1)
+    batches: list[tuple[torch.Tensor, ...]] = []
+
+    def spy(*batch: torch.Tensor) -> torch.Tensor:
+        batches.append(batch)
+        return batch[0].sum()
+
+    for poses in (read.stands, read.stands + 3):  # which do not matter
+        other = read._replace(poses=poses)
+        occupancy = Occupancy(4, 4, SMALL)
+        loss = occupancy_loss(episodes, other, occupancy, config, Accelerator(cpu=True))
+        loss(spy, 0)  # type: ignore[arg-type]
+    assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True))
+
+
+@torch.no_grad()
+def test_a_map_of_larger_cells_is_the_same_map() -> None:
+    torch.manual_seed(0)
+    one, two = (Occupancy(4, 4, dataclasses.replace(SMALL, cell=c)).eval() for c in (1.0, 2.0))
+    two.load_state_dict(one.state_dict())
+    layout = np.zeros((12, 12), bool)
+    layout[2, 2:9], layout[2:9, 8] = True, True
+    cells, scale = known_map(layout, SMALL), torch.tensor([2.0, 2.0, 1.0])
+    pose, to = torch.tensor([[7.5, 2.5, 0.0]]), torch.tensor([[7.6, 2.95, 0.0]])
+    end = one.stop(cells, pose, to)
+    assert (end - to).abs().max() > 0.01  # a wall stops it
+    torch.testing.assert_close(two.stop(cells, scale * pose, scale * to), scale * end)
+    place, now = torch.tensor([[1.0, 3.0]]), torch.ones(1)
+    aim = one.index(one.cell_of(pose[:, :2] + place))
+    way = one.way(cells, pose, now, place, aim)
+    torch.testing.assert_close(two.way(cells, scale * pose, now, 2 * place, aim), 2 * way)
+    walk = torch.rand(1, 3, 3, generator=torch.Generator().manual_seed(0)) + 4
+    torch.testing.assert_close(drawn(two, scale * walk), drawn(one, walk))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -157,3 +158,32 @@ def test_they_begin_late_and_change_nothing_before() -> None:
 def test_segments_longer_than_the_episodes_are_named() -> None:
     with pytest.raises(ValueError, match="segments of 21 frames; the longest episode has 20"):
         losses_by_step(OwnDreams(share=0.5, context=16, length=5))
+
+
+def test_training_shows_the_dreams_at_their_levels() -> None:
+    AcceleratorState._reset_state(True)
+    model = tiny_model()
+    latents = torch.randn(80, *model.noise_shape[1:], generator=torch.Generator().manual_seed(0))
+    none = torch.zeros(80)
+    recorded = LatentEpisodes(latents.half(), none.long(), none, none.bool(), np.full(4, 20))
+    config = DynamicsTraining(
+        optimizer=OptimizerConfig(steps=6),
+        frames_per_step=16,
+        curriculum=((8, 1.0),),
+        own_dreams=OwnDreams(share=1.0, begin=0.0, context=6, length=2),
+    )
+    ends, shown = [], []
+
+    def dream(*args: Any) -> Any:
+        ends.append(end_in_dreams(*args))
+        return ends[-1]
+
+    def wrapped(*batch: Tensor) -> dict[str, Tensor]:
+        shown.append(batch)
+        return model(*batch)
+
+    loss = dynamics_loss(recorded, config, model, Accelerator(cpu=True, mixed_precision="no"))
+    with torch.no_grad(), mock.patch("worldsim.training.end_in_dreams", dream):
+        loss(wrapped, 0)  # type: ignore[arg-type]
+    (seen, signal), batch = ends[0], shown[0]  # 7 of LatentBatch, noise, signal, mask, seen
+    assert len(batch) == 11 and torch.equal(batch[10], seen) and torch.equal(batch[8], signal)

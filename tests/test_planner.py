@@ -603,3 +603,31 @@ def test_planning_earns_more_in_real_mazes_than_the_policy_that_it_plans_with() 
         for policy in (Planner(shipped, config), alone)
     ]
     assert returns[0] > returns[1], returns
+
+
+def test_a_planner_observes_what_it_did(model: WorldModel) -> None:
+    frames, led = tiny_contexts(n=4, length=3).frames, [np.full(4, model.no_action)]
+    planner, state = Planner(model, dataclasses.replace(SMALL, method="random")), None
+    for t in range(3):
+        chosen, state = planner.act(frames[:, t], state, np.full(4, t == 0))
+        led.append(chosen)
+    assert np.any(led[1:3])
+    actions = torch.as_tensor(np.stack(led[:3], axis=1))
+    expected = model.observe(model.initial_state(4), actions, torch.as_tensor(frames))
+    assert state is not None
+    torch.testing.assert_close(state.world.features, expected.features, atol=1e-4, rtol=1e-3)
+
+
+def test_nothing_is_expected_beyond_an_end() -> None:
+    plan = solve(
+        Corridor(),
+        at(4.0),
+        method="random",
+        horizon=2,
+        num_candidates=200,
+        gamma=1.0,
+        value=lambda features: torch.full((len(features),), 5.0),
+    )
+    # Staying is worth 5; the goal pays 1 and ends, the bait 0.2.
+    assert plan.actions[0].tolist() == [2, 2]
+    assert float(plan.candidate_returns.max()) == 5.0

@@ -478,3 +478,14 @@ def test_cuda_dreams_as_the_cpu_does(model: WorldModel) -> None:
     there = moved.observe(moved.initial_state(2), a, x)
     dream = moved.imagine(there, actions.cuda(), noise=z.cuda())
     assert (dream.frame.cpu().float() - expected.frame.float()).abs().mean() < 3
+
+
+@torch.no_grad()
+def test_a_dreamed_frame_is_remembered_under_noise_of_its_own(model: WorldModel) -> None:
+    state, action, z = observed(model), torch.tensor([1, 4]), noise(model, 2)
+    with mock.patch.object(model, "commit", wraps=model.commit) as commit:
+        _, latents, _ = model.imagine_latents(state, action, model.tell(state, action), z)
+    _, _, kept, signal, dreamed = commit.call_args.args
+    level = model.config.dream_signal
+    torch.testing.assert_close(kept, level * latents + (1 - level) * z[:, 1:])
+    assert (signal == level).all() and torch.equal(dreamed[0], latents)
