@@ -97,7 +97,7 @@ class ActorCritic(nn.Module):
         cls,
         model: WorldModel,
         *,
-        told_places: bool = True,
+        walking: bool = True,
         temperature: float = 1.0,
         returns: bool = True,
         seed: int = 0,
@@ -106,9 +106,10 @@ class ActorCritic(nn.Module):
 
         Args:
             model: predicts.
-            told_places: of a model that remembers places, take the behaviour that goes where the
-                next reward is expected; False takes plain behaviour cloning.
-            temperature: of the draws of that behaviour; below 1 likely actions become likelier.
+            walking: of a model that remembers places, take the behaviour that goes where the next
+                reward is expected; False takes plain behaviour cloning.
+            temperature: of the draws of that behaviour, which the weights then have in them; below
+                1 likely actions become likelier.
             returns: False lets the critic expect nothing at first, where what will be rewarded is
                 not what was.
             seed: of the weights that do not come from the model.
@@ -121,7 +122,7 @@ class ActorCritic(nn.Module):
             torch.manual_seed(seed)
             agent = cls(c.num_features, c.num_actions, c.reward_bins, c.reward_limit)
         agent = agent.to(model.device)
-        head = model.behaviour_head if told_places else model.policy_head
+        head = model.behaviour_head if walking else model.policy_head
         widen(head, agent.policy_head, temperature)
         if returns:
             widen(model.value_head, agent.critic.behaviour)

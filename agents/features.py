@@ -27,7 +27,7 @@ from agents.actor_critic import (
     check_world_model,
     widen,
 )
-from agents.rollout import Policy
+from agents.rollout import BEHAVIOUR_TEMPERATURE, Policy
 from agents.sb3 import SB3Policy
 from worldsim.checkpoint import load
 from worldsim.checks import check_spaces
@@ -83,7 +83,7 @@ def behaviour_policy(
     walking: bool = True,
     deterministic: bool = False,
     seed: int = 0,
-    temperature: float = 1.0,
+    temperature: float = BEHAVIOUR_TEMPERATURE,
 ) -> FeaturePolicy:
     """The behaviour that a world model predicts, acting on frames.
 
@@ -101,7 +101,7 @@ def behaviour_policy(
             "this world model has no memory of places, so it cannot walk to where a reward is "
             "expected: train them (--places), or take its plain behaviour"
         )
-    agent = ActorCritic.from_behaviour(model, told_places=walking)
+    agent = ActorCritic.from_behaviour(model, walking=walking)
     policy = ActorCriticPolicy(
         agent, deterministic=deterministic, seed=seed, temperature=temperature
     )

@@ -65,7 +65,7 @@ def cloned_agent(
         seed: of the agent, and of cloning.
         shaped: what will be rewarded is not what was, so that the critic is to expect nothing.
     """
-    agent = ActorCritic.from_behaviour(model, told_places=False, seed=seed).to(model.device)
+    agent = ActorCritic.from_behaviour(model, walking=False, seed=seed)
     values = clone_advantages(agent, data, config, seed)
     shown = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items())
     print(f"cloned {len(data.actions):,} actions: {shown}")
@@ -104,7 +104,7 @@ def train_actor_critic(
     else:
         agent = ActorCritic.from_behaviour(
             model,
-            told_places=options.walking,
+            walking=options.walking,
             temperature=options.behaviour_temperature,
             returns=shaping is None,
             seed=options.seed,

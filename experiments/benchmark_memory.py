@@ -25,7 +25,7 @@ import worldsim.checkpoint as checkpoint
 from experiments.command_line import CONTINUES, run_script
 from experiments.memory_costs import measure_dreaming, measure_training
 from experiments.memory_presets import BenchmarkConfig, presets
-from experiments.memory_report import REFERENCE, REFERENCE_LABEL, read_json, write_report
+from experiments.memory_report import REFERENCE, REFERENCE_LABEL, write_report
 from experiments.memory_runs import (
     Workers,
     check_others,
@@ -35,7 +35,7 @@ from experiments.memory_runs import (
 )
 from experiments.memory_training import Benchmark, TokenizerSource
 from experiments.platform_settings import keep_memory
-from experiments.report import Settings, is_done, provenance, same_settings, write_json
+from experiments.report import Settings, is_done, provenance, read_json, same_settings, write_json
 
 
 def write_reference(benchmark: Benchmark) -> None:

@@ -22,7 +22,8 @@ from tqdm import tqdm
 import envs
 from agents.explorers import ExplorerConfig, RandomPolicy
 from agents.rollout import BEHAVIOUR_TEMPERATURE, Policy, check_limit
-from agents.scripted import has_scripted_player, scripted_player
+from agents.scripted import env_options, has_scripted_player, scripted_player
+from agents.statistics import bootstrap_interval
 from experiments.command_line import CONTINUES, run_script
 from experiments.workers import Task, collect
 from worldsim.dataset_writer import DatasetWriter
@@ -147,15 +148,14 @@ class CollectResult:
         return float(self.returns.mean())
 
     @property
-    def half_width(self) -> float:
-        """Half of the normal 95 % interval of the mean return; nan for a single episode."""
-        n = len(self.returns)
-        return float(1.96 * self.returns.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+    def interval(self) -> tuple[float, float]:
+        """In which the mean return lies with 95 % confidence."""
+        return bootstrap_interval(self.returns)
 
 
 def make_env(config: CollectConfig) -> gymnasium.Env:
     """Make the environment by name; Memory Mazes with their privileged state in the info."""
-    options = {"privileged": True} if config.env.startswith("memory-maze-") else {}
+    options = env_options(config.env)
     return envs.make(config.env, max_episode_steps=config.max_episode_steps, **options)
 
 
@@ -284,8 +284,8 @@ def main(config: CollectConfig, make: MakeEnv = make_env) -> CollectResult:
     )
     print(
         f"{result.episodes} episodes, {result.frames} frames, "
-        f"mean return {result.mean_return:.2f} ± {result.half_width:.2f}\n"
-        f"{result.path}\n"
+        "mean return {:.2f} [{:.2f}, {:.2f}]\n".format(result.mean_return, *result.interval)
+        + f"{result.path}\n"
         f"next: python experiments/train_world_model.py cpu --dataset {result.path}"
     )
     return result

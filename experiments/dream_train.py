@@ -6,11 +6,11 @@
     python experiments/dream_train.py --rounds 3
 
 The policy is trained in the dream only, by PPO or as an imagination actor-critic; a planner, and
-the world model's own behaviour, need no training. The policy, the behaviour that it starts from, a
-random policy and, where the env has one, a scripted player that sees more than frames then play the
-same episodes of the real env, from seeds that nothing was trained on. With more rounds, the policy
-collects new real episodes, the world model learns from them, and the policy trains on in the new
-dream. Stopped at any moment, the same command continues.
+what the world model does by itself, need no training. The policy, the behaviour that it starts
+from, a random policy and, where the env has one, a scripted player that sees more than frames then
+play the same episodes of the real env, from seeds that nothing was trained on. With more rounds,
+the policy collects new real episodes, the world model learns from them, and the policy trains on in
+the new dream. Stopped at any moment, the same command continues.
 
 The run directory holds results.json, policy.zip (an actor-critic's: policy.safetensors), videos/
 and tensorboard/.
@@ -69,7 +69,7 @@ def own_behaviour(config: DreamTrainConfig, model: WorldModel) -> FeaturePolicy:
     """What a world model does itself; it walks to where it expects rewards if it can."""
     return behaviour_policy(
         model,
-        walking=config.walking and model.places is not None,
+        walking=config.walks and model.places is not None,
         seed=config.seed,
         temperature=config.behaviour_temperature,
     )
@@ -88,7 +88,7 @@ def finished_policy(config: DreamTrainConfig, model: WorldModel) -> Policy:
             seed=config.seed,
             num_denoising_steps=config.num_denoising_steps,
         )
-    if config.agent == "behaviour":
+    if config.agent in ("walker", "behaviour"):
         return own_behaviour(config, model)
     return load_policy(
         config.policy_path,
@@ -168,6 +168,8 @@ def check_first(config: DreamTrainConfig) -> None:
         warnings.warn(f"--way is given, and {name} draws no map to find ways on", stacklevel=2)
     if config.obs == "pixels" and (reason := too_small_for_pixels(model.frame_shape)) is not None:
         raise ValueError(f"{reason}: give --obs features")
+    if config.agent == "walker" and model.places is None:
+        raise ValueError(f"{name} has no memory of places to walk by: choose --agent behaviour")
     by_map = config.agent == "planner" and config.planner.bootstrap == "map"
     if by_map and not model.draws_map:
         raise ValueError(f"{name} draws no map to plan by: leave --planner.bootstrap out")
@@ -192,7 +194,7 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
                 env=config.env,
                 policy=config.policy_path if config.agent in TRAINERS else None,
                 temperature=config.behaviour_temperature,
-                walking=config.walking,
+                walking=config.walks,
                 world_model=world_model,
                 output=round_directory,
                 episodes=config.collect_episodes,

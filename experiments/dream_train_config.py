@@ -23,6 +23,10 @@ FIRST_COLLECTION_SEED = 500_000
 MOST_EPISODES, MOST_ROUNDS, MOST_SEEDS = 1000, 9, 49
 
 
+UNTRAINED = ("planner", "walker", "behaviour")
+"""Agents that need no training."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DreamTrainConfig:
     """Train a policy in the dream and judge it on the real env."""
@@ -39,19 +43,21 @@ class DreamTrainConfig:
     """Real frames in each of them, or as many as half of the episodes have."""
     frames_to_reward: int | None = None
     """Draw only stretches that a reward followed within so many frames."""
-    agent: Literal["actor-critic", "ppo", "recurrent-ppo", "planner", "behaviour"] = "actor-critic"
+    agent: Literal["actor-critic", "ppo", "recurrent-ppo", "planner", "walker", "behaviour"] = (
+        "actor-critic"
+    )
     """The imagination actor-critic, SB3's PPO or RecurrentPPO; or, without any training, a planner
-    that looks ahead in the dream, or the world model's own behaviour, which walks to where it
-    expects rewards where it remembers places."""
+    that looks ahead in the dream, the walker, which goes to where a world model with places expects
+    rewards, or behaviour, the recorded one that the model has learned to predict."""
     obs: Literal["pixels", "features"] = "features"
     """What the policy sees: frames, or the world model's memory read-out. On features, PPO starts
-    from the world model's own behaviour."""
+    from what the world model does untrained, see --walking."""
     behaviour_temperature: float = BEHAVIOUR_TEMPERATURE
-    """At which that behaviour draws its actions; below 1 likely ones become likelier, and less of
-    the noise in the recordings is left."""
+    """At which walker and behaviour draw their actions; below 1 likely ones become likelier, and
+    less of the noise in the recordings is left."""
     walking: bool = True
-    """Where the world model remembers places, its behaviour walks to where it expects rewards, and
-    actor-critic and planner start from that; False takes plain behaviour cloning in its place."""
+    """Where the world model remembers places, actor-critic and planner start from the walker; False
+    takes behaviour in its place."""
     total_timesteps: int | None = None
     """Dream steps per round; by default as many as --minutes allow."""
     minutes: float = 5.0
@@ -164,7 +170,12 @@ class DreamTrainConfig:
             raise ValueError(f"clone is for the actor-critic, not for {self.agent}")
         if self.clone is None and self.cloning != CloningConfig():
             raise ValueError("cloning says how to learn from the episodes of --clone: give that")
-        if self.obs == "pixels" and self.agent in ("planner", "behaviour"):
+        if not self.walking and self.agent in ("walker", "behaviour"):
+            raise ValueError(
+                f"no-walking changes nothing for {self.agent}: leave it out (behaviour does not "
+                "walk, walker does)"
+            )
+        if self.obs == "pixels" and self.agent in UNTRAINED:
             raise ValueError(f"{self.agent} needs no --obs pixels: leave it out")
 
     def _check_rounds(self) -> None:
@@ -186,6 +197,11 @@ class DreamTrainConfig:
                     f"{name} can be at most {most} where rounds collect, for every one of them has "
                     f"mazes of its own: got {getattr(self, name)}"
                 )
+
+    @property
+    def walks(self) -> bool:
+        """Whether a model's own behaviour walks to where it expects rewards, if it can."""
+        return self.walking and self.agent != "behaviour"
 
     @property
     def training_horizon(self) -> int:
@@ -240,6 +256,7 @@ OF_OTHERS = {
     "ppo": ("actor_critic", "cloning", "planner"),
     "recurrent-ppo": ("actor_critic", "cloning", "planner"),
     "planner": ("ppo", "actor_critic", "cloning", "way"),
+    "walker": ("ppo", "actor_critic", "cloning", "way", "planner"),
     "behaviour": ("ppo", "actor_critic", "cloning", "way", "planner"),
 }
 OF_TRAINING = ("total_timesteps", "minutes", "num_starts", "frames_to_reward")
@@ -248,7 +265,7 @@ OF_TRAINING = ("total_timesteps", "minutes", "num_starts", "frames_to_reward")
 def given_for_nothing(config: DreamTrainConfig) -> list[str]:
     """Settings that were given, and that this agent does not use."""
     names = OF_OTHERS[config.agent]
-    if config.agent in ("planner", "behaviour"):
+    if config.agent in UNTRAINED:
         names += OF_TRAINING
     elif not config.improves_behaviour:
         names += ("behaviour_temperature",)

@@ -114,22 +114,31 @@ def load_trajectory(
                 f"action is {shapes['action']}, which is not one-hot of {num_actions} actions "
                 "(--num-actions); several actions at once are not supported"
             )
-        if not (((actions == 0) | (actions == 1)).all() and (actions.sum(axis=1) == 1).all()):
-            raise ValueError("action is not one-hot")
+        one_hot = ((actions == 0) | (actions == 1)).all(axis=1) & (actions.sum(axis=1) == 1)
+        if not one_hot.all():
+            step = np.argmin(one_hot)
+            raise ValueError(f"the action of step {step} is not one-hot: {actions[step].tolist()}")
         actions = actions.argmax(axis=1)
-    if not (actions.astype(np.float64) % 1 == 0).all():
-        raise ValueError("an action is no whole number: only discrete actions are supported")
+    if not (whole := actions.astype(np.float64) % 1 == 0).all():
+        wrong = f"action {actions[~whole][0]} of step {np.argmin(whole)}"
+        raise ValueError(f"{wrong} is no whole number: only discrete actions are supported")
     actions = actions.astype(np.int64)
-    if actions.min() < 0 or actions.max() >= num_actions:
-        raise ValueError(f"an action lies outside 0 to {num_actions - 1} (--num-actions)")
-    if rewards.dtype.kind not in "biuf" or not np.isfinite(rewards).all():
-        raise ValueError("a reward is not a finite number")
+    if (outside := (actions < 0) | (actions >= num_actions)).any():
+        wrong = f"action {actions[outside][0]} of step {np.argmax(outside)}"
+        raise ValueError(f"{wrong} is not one of 0 to {num_actions - 1} (--num-actions)")
+    if rewards.dtype.kind not in "biuf":
+        raise ValueError(f"rewards are {rewards.dtype}, not numbers")
+    if not (finite := np.isfinite(rewards)).all():
+        raise ValueError(f"the reward of step {np.argmin(finite)} is {rewards[~finite][0]}")
     terminations = np.zeros(num_frames - 1, bool)
     for key in TERMINAL:
         if key in arrays:
             told = of_steps(np.asarray(arrays.pop(key), bool), num_frames)
             if told is None or told.ndim != 1 or told[:-1].any():
-                raise ValueError(f"{key} does not fit, or is true before the end")
+                raise ValueError(
+                    f"{key} is not one value for each of {num_frames} frames, or of the steps "
+                    "between them, and true at the end alone"
+                )
             terminations |= told
     truncations = np.zeros(num_frames - 1, bool)
     truncations[-1] = not terminations[-1]

@@ -39,7 +39,7 @@ def improve_world_model(
     first_seed: int,
     num_workers: int = 2,
     max_episode_steps: int | None = None,
-    temperature: float = 1.0,
+    temperature: float = BEHAVIOUR_TEMPERATURE,
     walking: bool = True,
     datasets: Sequence[str] = (),
     seed: int = 0,

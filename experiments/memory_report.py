@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,17 +28,12 @@ from experiments.memory_plots import (
     part_of,
     plot,
 )
-from experiments.report import Runs, read_runs
+from experiments.report import Runs, read_json, read_runs
 from worldsim.checkpoint import from_json
 from worldsim.world_model import WorldModel
 from worldsim.world_model_config import WorldModelConfig
 
 REFERENCE, REFERENCE_LABEL = "nearest_seen", "nearest seen frame, copied"
-
-
-def read_json(path: Path) -> Any:
-    """The content of a file, None where there is none."""
-    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def write_report(output: Path, work: Path) -> str:

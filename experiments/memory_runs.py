@@ -26,10 +26,9 @@ from tqdm import tqdm
 import worldsim.checkpoint as checkpoint
 from experiments.memory_backbones import ALL
 from experiments.memory_presets import BenchmarkConfig, TokenizerSource
-from experiments.memory_report import read_json
 from experiments.memory_training import Benchmark, check_settings
 from experiments.platform_settings import keep_memory
-from experiments.report import is_done, provenance, same_settings, write_json
+from experiments.report import is_done, provenance, read_json, same_settings, write_json
 from worldsim.backbone import count_parameters
 from worldsim.training_config import DynamicsTraining
 from worldsim.world_model import WorldModel

@@ -26,8 +26,7 @@ from experiments.memory_backbones import (
 from experiments.memory_corridor import Corridor, Progress
 from experiments.memory_mazes import MazeTask, MemoryMazes
 from experiments.memory_presets import BenchmarkConfig, Judging, TokenizerSource
-from experiments.memory_report import read_json
-from experiments.report import Settings, same_settings, write_json
+from experiments.report import Settings, read_json, same_settings, write_json
 from experiments.train_config import TrainConfig
 from experiments.train_world_model import make_accelerator, near, take_tokenizer
 from worldsim.diffusion import sample_signal_levels

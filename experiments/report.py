@@ -190,6 +190,11 @@ def read_runs(output: Path, names: Iterable[str]) -> Runs:
     return runs
 
 
+def read_json(path: Path) -> Any:
+    """The content of a file, None where there is none."""
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that the file is always whole."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -113,9 +113,7 @@ def time_actor_critic(
         "share_of_dreaming".
     """
     shaping = shaping_of(WayConfig(), model)
-    agent = ActorCritic.from_behaviour(
-        model, told_places=model.places is not None, returns=shaping is None
-    )
+    agent = ActorCritic.from_behaviour(model, returns=shaping is None)
     dreamer = DreamModel(model)
     trainer = ImaginationTrainer(
         agent.to(model.device),

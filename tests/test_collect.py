@@ -331,7 +331,7 @@ def test_what_a_model_predicts_plays_and_seeds_decide_it(
 ) -> None:
     policy = "behaviour"
     if saved:
-        agent = ActorCritic.from_behaviour(load(world_model), told_places=False)
+        agent = ActorCritic.from_behaviour(load(world_model), walking=False)
         agent.save(tmp_path / "agent.safetensors", world_model=str(world_model))
         policy = str(tmp_path / "agent.safetensors")
     told = {} if saved else {"policy_model": str(world_model)}
@@ -483,12 +483,15 @@ def test_import_scales_frames_by_averaging(tmp_path: Path, channels: int) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"action": np.linspace(0, 1, 21)}, "an action is no whole number"),
+        ({"action": np.linspace(0, 1, 21)}, r"action 0\.05 of step 0 is no whole number"),
         ({"action": np.eye(4)[np.zeros(21, int)]}, r"not one-hot of 6 actions \(--num-actions\)"),
-        ({"action": np.eye(6)[np.zeros(21, int)] * 2 - np.eye(6)[1]}, "action is not one-hot"),
+        (
+            {"action": np.eye(6)[np.zeros(21, int)] * 2 - np.eye(6)[1]},
+            r"step 0 is not one-hot: \[2",
+        ),
         ({"action": np.full(21, "left")}, "action is <U4, not numbers"),
-        ({"reward": np.full(21, "much")}, "a reward is not a finite number"),
-        ({"action": np.full(21, 6)}, r"an action lies outside 0 to 5 \(--num-actions\)"),
+        ({"reward": np.full(21, "much")}, "rewards are <U4, not numbers"),
+        ({"action": np.full(21, 6)}, r"action 6 of step 0 is not one of 0 to 5 \(--num-actions\)"),
         ({"image": np.zeros((21, 3, 16, 16), np.uint8)}, "1 or 3 channels, and these last"),
         ({"reward": np.zeros(20)}, "a row for every image, or for every step between two"),
     ],

@@ -18,7 +18,7 @@ from stable_baselines3 import PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import tiny_contexts, tiny_model, write_dataset
 
-from agents.actor_critic import ActorCritic
+from agents.actor_critic import ActorCritic, ActorCriticPolicy
 from agents.cloning import CloningConfig
 from agents.imagination import ActorCriticConfig, ImaginationTrainer
 from agents.on_the_way import WayConfig
@@ -92,6 +92,7 @@ def make_config(checkpoint: Path, output: Path, **changes: Any) -> DreamTrainCon
         ({"contexts": "no/where-v0"}, FileNotFoundError, "no dataset 'no/where-v0'"),
         ({"dataset": "no/where-v0", "rounds": 2}, FileNotFoundError, "no dataset 'no/where-v0'"),
         ({"clone": "no/where-v0", "agent": "actor-critic"}, FileNotFoundError, "no dataset"),
+        ({"agent": "walker"}, ValueError, "no memory of places to walk by: choose --agent behav"),
         (
             {"agent": "planner", "planner": PlannerConfig(bootstrap="map")},
             ValueError,
@@ -201,6 +202,23 @@ def test_agents_without_training_are_judged(
     assert f"{agent}, round 1" in capsys.readouterr().out
     assert not list((tmp_path / "run").glob("policy.*"))
     assert dream_train.main(config)["evaluations"] == evaluations
+
+
+def test_the_walker_walks_and_behaviour_does_not(tmp_path: Path) -> None:
+    places = PlacesConfig(slots=4)
+    model = tiny_model(pose=PoseConfig(), odometry=OdometryConfig(hidden=16), places=places)
+    features = torch.randn(4, model.config.num_features)
+    said = {}
+    for agent, walking in (("walker", True), ("behaviour", False)):
+        config = make_config(tmp_path, tmp_path / "run", agent=agent)
+        inner = dream_train.own_behaviour(config, model).policy
+        assert isinstance(inner, ActorCriticPolicy)
+        said[agent] = inner.agent.logits(features)
+        expected = ActorCritic.from_behaviour(model, walking=walking).logits(features)
+        torch.testing.assert_close(said[agent], expected)
+        with pytest.raises(ValueError, match=f"no-walking changes nothing for {agent}"):
+            dataclasses.replace(config, walking=False)
+    assert not torch.allclose(said["walker"], said["behaviour"])
 
 
 @pytest.mark.slow

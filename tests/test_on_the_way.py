@@ -117,7 +117,7 @@ def test_an_agent_learns_to_make_way_in_dreams() -> None:
 
     def trained(way: WayConfig) -> torch.Tensor:
         torch.manual_seed(0)
-        agent = ActorCritic.from_behaviour(model, told_places=False, returns=False)
+        agent = ActorCritic.from_behaviour(model, walking=False, returns=False)
         config = ActorCriticConfig(
             num_steps=2, learning_rate=3e-3, prior_coef=0.0, min_return_scale=0.01, min_reward=9.0
         )

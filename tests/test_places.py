@@ -16,7 +16,7 @@ from experiments.told_places import places_on_real_frames
 from worldsim.checkpoint import load, save
 from worldsim.episodes import EpisodeDataset
 from worldsim.latents import LatentEpisodes
-from worldsim.odometry import OdometryConfig
+from worldsim.odometry import ORIGIN, POSE, OdometryConfig
 from worldsim.places import (
     NUM_PLACE_FEATURES,
     NUM_POSE_FEATURES,
@@ -37,7 +37,7 @@ from worldsim.places_training import (
     read_episodes,
     read_once,
 )
-from worldsim.pose import PoseConfig, placed_at, seen_from
+from worldsim.pose import PoseConfig, compose, placed_at, seen_from
 from worldsim.training import Trainer
 from worldsim.training_config import OptimizerConfig
 from worldsim.world_model import WorldModel
@@ -207,7 +207,7 @@ def test_an_actor_critic_starts_from_walking_or_from_plain_behaviour() -> None:
     agent = ActorCritic.from_behaviour(model)
     torch.testing.assert_close(agent.logits(features), model.predict_policy(features))
     torch.testing.assert_close(agent.value(features), model.predict_value(features))
-    plain = ActorCritic.from_behaviour(model, told_places=False)
+    plain = ActorCritic.from_behaviour(model, walking=False)
     read_out = features[:, : model.config.backbone.d_model]
     torch.testing.assert_close(plain.logits(features), model.policy_head(read_out))
 
@@ -431,3 +431,20 @@ def test_told_places_are_compared_with_where_rewards_came(tmp_path: Path) -> Non
     # Nothing is forgotten where the stretches are longer than the episodes.
     assert values["share_within_one"] == values["forgetful_share_within_one"]
     assert 0 <= values["share_certain"] <= 1
+
+
+def test_what_is_read_tells_poses_and_where_they_stand() -> None:
+    grid = OdometryConfig(hidden=16, grid=1.0)
+    model = tiny_model(pose=PoseConfig(), odometry=grid, places=CONFIG)
+    actions, frames = episode(model, 2, 6)
+    latents, none = model.encode(frames).half(), torch.zeros(12)
+    episodes = LatentEpisodes(
+        latents.flatten(0, 1), actions.flatten(), none, none.bool(), np.full(2, 6)
+    )
+    read = read_episodes(model, episodes)
+    state, _ = model.observe_latents(model.initial_state(2), actions, latents.float())
+    pose, origin = state.memory[POSE], state.memory[ORIGIN][:, :3]
+    stands = compose(origin, pose)[:, :2]
+    torch.testing.assert_close(read.poses[5::6], pose, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(read.stands[5::6, :2], stands, atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(stands, pose[:, :2], atol=1e-2)

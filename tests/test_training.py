@@ -194,7 +194,8 @@ def test_a_resumed_run_takes_the_rates_it_is_given(
     groups = [group for optimizer in resumed._optimizers for group in optimizer.param_groups]
     assert {group["initial_lr"] for group in groups} == {1e-5, 1e-6}
     assert {group["weight_decay"] for group in groups} == {0.0, 0.5}
-    assert all(group["lr"] <= group["initial_lr"] for group in groups)
+    rate = slower.optimizer.rate(resumed.step - 1)
+    assert all(group["lr"] == pytest.approx(rate * group["initial_lr"]) for group in groups)
 
 
 def test_muon_is_not_switched_on_the_way(accelerator: Accelerator, tmp_path: Path) -> None:
@@ -1000,3 +1001,35 @@ def test_parts_of_a_preset_fit_together(name: str) -> None:
     for length, _ in config.dynamics.curriculum:
         assert length <= config.dynamics.frames_per_step
     assert (model.odometry is not None) == config.odometry
+
+
+def test_every_step_is_at_the_rate_of_the_schedule(accelerator: Accelerator) -> None:
+    trainer = make_trainer(accelerator, config=training(steps=8))
+    rates = []
+    for step, _ in enumerate(trainer.run()):
+        rates.append(trainer.config.rate(step))
+        for optimizer in trainer._optimizers:
+            for group in optimizer.param_groups:
+                assert group["lr"] == pytest.approx(group["initial_lr"] * rates[-1])
+    assert min(rates) < 0.6 and max(rates) == 1
+
+
+def test_training_cuts_segments_as_it_is_told(accelerator: Accelerator) -> None:
+    config = DynamicsTraining(
+        optimizer=OptimizerConfig(steps=10),
+        frames_per_step=32,
+        curriculum=((4, 0.5), (8, 0.5)),
+        longest_stretches=(1, 8),
+    )
+    model = tiny_model(pose=PoseConfig(), odometry=OdometryConfig(hidden=16))
+    recorded = episodes()
+    recorded.poses = torch.zeros(recorded.num_frames, 3)
+    led: list[Tensor] = []
+
+    def wrapped(*batch: Tensor) -> Losses:
+        led.append(batch[1])
+        return model(*batch)
+
+    with torch.no_grad():
+        dynamics_loss(recorded, config, model, accelerator)(wrapped, 0)  # type: ignore[arg-type]
+    assert (led[0] == NUM_ACTIONS).float().mean() > 0.7  # whole segments: a quarter at most

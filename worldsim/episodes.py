@@ -403,12 +403,15 @@ def _read_record(
     if actions.dtype.kind not in "iu" or actions.ndim != 1:
         raise ValueError(f"actions are {actions.dtype} {actions.shape}, not one integer per step")
     actions = actions.astype(np.int64) - offset
-    if actions.min() < 0 or actions.max() >= num_actions:
-        raise ValueError(f"an action lies outside 0 to {num_actions - 1}")
-    if rewards.dtype.kind not in "biuf" or rewards.ndim != 1 or not np.isfinite(rewards).all():
-        raise ValueError("rewards are not one finite number per step")
-    if steps["terminations"][:-1].any() or steps["truncations"][:-1].any():
-        raise ValueError("it goes on after its end")
+    if (outside := (actions < 0) | (actions >= num_actions)).any():
+        wrong = f"action {actions[outside][0] + offset} of step {np.argmax(outside)}"
+        raise ValueError(f"{wrong} is not one of {offset} to {num_actions - 1 + offset}")
+    if rewards.dtype.kind not in "biuf" or rewards.ndim != 1:
+        raise ValueError(f"rewards are {rewards.dtype} {rewards.shape}, not one number per step")
+    if not (finite := np.isfinite(rewards)).all():
+        raise ValueError(f"the reward of step {np.argmin(finite)} is {rewards[~finite][0]}")
+    if (ended := (steps["terminations"] | steps["truncations"])[:-1]).any():
+        raise ValueError(f"it goes on after step {np.argmax(ended)}, which ends it")
     return _Record(
         reader=reader,
         index=index,

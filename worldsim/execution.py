@@ -52,7 +52,10 @@ class Execution(Heads):
     def compile_network(self) -> None:
         """Compile layers, decoder and places (torch.compile); what cannot be runs as before.
 
-        It happens at the first call of each batch size and length, and takes a minute or so.
+        It happens at the first call of each batch size and length, and takes a minute or so. For
+        the whole process, it lets what torch.compile cannot do run as before without a word
+        (`torch._dynamo.config.suppress_errors`), and a function be compiled for up to 64 kinds of
+        input (`recompile_limit`).
         """
         torch._dynamo.config.suppress_errors = True
         torch._dynamo.config.recompile_limit = 64  # layers of one kind share a count of versions
