@@ -27,6 +27,7 @@ from tqdm import tqdm
 from experiments.command_line import CONTINUES, run_script
 from experiments.imported_files import ImportedFiles
 from experiments.workers import PUBLISH_EVERY
+from worldsim.checks import check_rewards
 from worldsim.dataset_writer import DatasetWriter
 from worldsim.recording import PER_EPISODE_INFOS, RecordedEpisode
 
@@ -126,10 +127,7 @@ def load_trajectory(
     if (outside := (actions < 0) | (actions >= num_actions)).any():
         wrong = f"action {actions[outside][0]} of step {np.argmax(outside)}"
         raise ValueError(f"{wrong} is not one of 0 to {num_actions - 1} (--num-actions)")
-    if rewards.dtype.kind not in "biuf":
-        raise ValueError(f"rewards are {rewards.dtype}, not numbers")
-    if not (finite := np.isfinite(rewards)).all():
-        raise ValueError(f"the reward of step {np.argmin(finite)} is {rewards[~finite][0]}")
+    check_rewards(rewards)
     terminations = np.zeros(num_frames - 1, bool)
     for key in TERMINAL:
         if key in arrays:

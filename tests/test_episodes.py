@@ -63,6 +63,30 @@ def episode_file(dataset: Path, index: int) -> Path:
     return dataset / "data" / "episodes" / f"episode_{index:06d}.hdf5"
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("actions", 9, r"action 9 of step 2 is not one of 0 to"),
+        ("rewards", np.nan, "the reward of step 2 is nan"),
+        ("terminations", 1.0, "it goes on after step 2, which ends it"),
+    ],
+)
+def test_what_is_wrong_in_a_recording_is_told_and_flags_may_be_numbers(
+    tmp_path: Path, field: str, value: float, message: str
+) -> None:
+    path = write_dataset(tmp_path, [make_episode(5, seed=0), make_episode(6, seed=1)])
+    with h5py.File(episode_file(path, 1), "r+") as file:
+        for name in ("episode/terminations", "episode/truncations"):
+            numbers = np.asarray(file[name], np.float64)
+            del file[name]
+            file[name] = numbers
+    assert len(EpisodeDataset(path)) == 2
+    with h5py.File(episode_file(path, 1), "r+") as file:
+        file[f"episode/{field}"][2] = value
+    with pytest.warns(DamagedEpisodeWarning, match=f"episode 1 of .*{message}"):
+        assert len(EpisodeDataset(path)) == 1
+
+
 def test_round_trip_keeps_everything_in_arrival_order(tmp_path: Path) -> None:
     recorded = make_episode(20, seed=3, terminated=True)
     dataset = EpisodeDataset(write_dataset(tmp_path, [make_episode(5, seed=1), recorded]))

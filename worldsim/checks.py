@@ -12,6 +12,24 @@ from torch import Tensor
 from worldsim.world_model_config import WorldModelConfig
 
 
+def check_range(actions: np.ndarray, first: int, number: int) -> None:
+    """Raise a ValueError for recorded actions (n,) that are not among so many from the first."""
+    last = first + number - 1
+    if (outside := (actions < first) | (actions > last)).any():
+        wrong = f"action {actions[outside][0]} of step {np.argmax(outside)}"
+        raise ValueError(f"{wrong} is not one of {first} to {last}")
+
+
+def check_rewards(rewards: np.ndarray) -> None:
+    """Raise a ValueError for recorded rewards (n,) that are not finite numbers."""
+    if rewards.dtype.kind not in "biuf":
+        raise ValueError(f"rewards are {rewards.dtype}, not numbers")
+    if rewards.ndim != 1:
+        raise ValueError(f"rewards have the shape {rewards.shape}, not one number per step")
+    if not (finite := np.isfinite(rewards)).all():
+        raise ValueError(f"the reward of step {np.argmin(finite)} is {rewards[~finite][0]}")
+
+
 def check_actions(
     actions: Tensor, shape: tuple[int, ...], no_action: int, *, told_poses: bool
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from worldsim.checks import check_range, check_rewards
 from worldsim.storage import EpisodeReader, find_dataset, open_reader
 
 
@@ -402,22 +403,17 @@ def _read_record(
     actions, rewards = steps["actions"], steps["rewards"]
     if actions.dtype.kind not in "iu" or actions.ndim != 1:
         raise ValueError(f"actions are {actions.dtype} {actions.shape}, not one integer per step")
-    actions = actions.astype(np.int64) - offset
-    if (outside := (actions < 0) | (actions >= num_actions)).any():
-        wrong = f"action {actions[outside][0] + offset} of step {np.argmax(outside)}"
-        raise ValueError(f"{wrong} is not one of {offset} to {num_actions - 1 + offset}")
-    if rewards.dtype.kind not in "biuf" or rewards.ndim != 1:
-        raise ValueError(f"rewards are {rewards.dtype} {rewards.shape}, not one number per step")
-    if not (finite := np.isfinite(rewards)).all():
-        raise ValueError(f"the reward of step {np.argmin(finite)} is {rewards[~finite][0]}")
-    if (ended := (steps["terminations"] | steps["truncations"])[:-1]).any():
+    check_range(actions, offset, num_actions)
+    check_rewards(rewards)
+    ended = steps["terminations"].astype(bool) | steps["truncations"].astype(bool)
+    if ended[:-1].any():
         raise ValueError(f"it goes on after step {np.argmax(ended)}, which ends it")
     return _Record(
         reader=reader,
         index=index,
         source=source,
         name=name,
-        actions=np.concatenate([[num_actions], actions]),
+        actions=np.concatenate([[num_actions], actions.astype(np.int64) - offset]),
         rewards=np.concatenate([[0], rewards]).astype(np.float32),
         terminated=np.concatenate([[False], steps["terminations"]]).astype(bool),
     )
