@@ -60,14 +60,18 @@ REAL_ENV_ONLY = ("random", *SCRIPTED, "model_free")
 NOT_IN_DREAMS = ("walker_without_map", *PLANNERS, *MEMORY_CUT)
 """Agents that need another world model, or too much time, to be judged in dreams."""
 
-
 JUDGING = ("env", "max_episode_steps", "horizon", "judge_contexts")
 """Settings that have to be the same for all agents in a table, as far as they decide results."""
 
 
+def trained_agent(agent: str) -> str:
+    """The agent whose policy one acts with: its own, or that of another."""
+    return (MEMORY_CUT | PLANS_WITH).get(agent, agent)
+
+
 def deciding_settings(agent: str) -> list[str]:
     """Names of the benchmark's settings that decide the result of an agent."""
-    trained = (MEMORY_CUT | PLANS_WITH).get(agent, agent)
+    trained = trained_agent(agent)
     names = ["env", "max_episode_steps"]
     names.append("planner_episodes" if agent in PLANNERS else "eval_episodes")
     acts_in_dreams = agent not in (*NOT_IN_DREAMS, *SCRIPTED)

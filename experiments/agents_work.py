@@ -13,10 +13,9 @@ import numpy as np
 from experiments.agents_config import (
     DREAM_TRAINED,
     JUDGING,
-    MEMORY_CUT,
-    PLANS_WITH,
     BenchmarkAgentsConfig,
     deciding_settings,
+    trained_agent,
 )
 from experiments.dream_train_config import DreamTrainConfig
 from experiments.report import as_json, same_setting, write_json
@@ -53,15 +52,14 @@ def check_kept(
                 f"{file} was made with {kept['dataset_frames']} frames of {config.dataset}, which "
                 f"has {dataset_frames} now: {ADVICE}"
             )
-        trained = (MEMORY_CUT | PLANS_WITH).get(agent, agent)
-        timed = config.total_timesteps is None and trained in DREAM_TRAINED
+        timed = config.total_timesteps is None and trained_agent(agent) in DREAM_TRAINED
         if timed and (device := kept.get("device", "cpu")) != config.torch_device:
             raise ValueError(
                 f"{file} was trained on {device}, which dreams another number of steps in the same "
                 f"minutes than {config.torch_device}: give --total-timesteps, or {ADVICE}"
             )
-        then = kept["config"]
-        then["real_steps"] = then.get("real_steps") or recorded_steps
+        then = settings_of(kept)
+        then["real_steps"] = then["real_steps"] or recorded_steps
         for name in deciding_settings(agent):
             if name == "minutes" and config.total_timesteps is not None:
                 continue  # steps are what ends training
@@ -70,13 +68,19 @@ def check_kept(
             _check_setting(file, then, now, name)
 
 
+def settings_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that a result was made with; those that were not there yet were at their default."""
+    return as_json(BenchmarkAgentsConfig()) | result["config"]
+
+
 def _check_setting(
     file: Path, then: Mapping[str, Any], now: BenchmarkAgentsConfig, name: str
 ) -> None:
-    """Refuse a result of another setting; one that was not there yet was at its default."""
-    kept = then.get(name, as_json(BenchmarkAgentsConfig())[name])
-    if not same_setting(getattr(now, name), kept):
-        raise ValueError(f"{file} was made with {name} {kept}, not {as_json(now)[name]}: {ADVICE}")
+    """Refuse a result of another setting."""
+    if not same_setting(getattr(now, name), then[name]):
+        raise ValueError(
+            f"{file} was made with {name} {then[name]}, not {as_json(now)[name]}: {ADVICE}"
+        )
 
 
 def check_comparable(
@@ -98,9 +102,9 @@ def check_comparable(
         if kept.get("world_model_sha256") != weights:
             name = config.world_model or config.env
             raise ValueError(f"{file} was made with another {name} than there is now: {ADVICE}")
-        deciding = deciding_settings(agent)
+        deciding, then = deciding_settings(agent), settings_of(kept)
         for name in (name for name in JUDGING if name in deciding):
-            _check_setting(file, kept["config"], config, name)
+            _check_setting(file, then, config, name)
 
 
 def check_not_longer(run: DreamTrainConfig, last_round: Mapping[str, float]) -> None:

@@ -56,6 +56,7 @@ from experiments.agents_config import (
     SCRIPTED,
     BenchmarkAgentsConfig,
     obstacle,
+    trained_agent,
 )
 from experiments.agents_in_dreams import Judged, judge_as_recorded, judge_in_dreams
 from experiments.agents_labels import LABELS
@@ -147,7 +148,7 @@ class AgentsBenchmark:
                 raise ValueError(f"{reason}: leave out {agent!r}")
             if agent == "model_free":
                 self._real_steps()
-            trained = (MEMORY_CUT | PLANS_WITH).get(agent, agent)
+            trained = trained_agent(agent)
             if trained in DREAM_TRAINED:
                 self._training(trained, seed=0)
                 if config.contexts is not None:

@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from experiments.train_config import TrainConfig
+from worldsim.cache import add_tensors
 from worldsim.episodes import EpisodeDataset
 from worldsim.latents import LatentEpisodes, encode_dataset
 from worldsim.occupancy import Occupancy
@@ -113,8 +114,7 @@ def train_odometry(
     assert odometry is not None
     if accelerator.is_main_process and not begun:
         digest = hashlib.sha256()  # without its calibration, which new episodes change a little
-        for p in model.tokenizer.parameters():
-            digest.update(p.detach().cpu().numpy().tobytes())
+        add_tensors(digest, model.tokenizer.parameters())
         forget_other_models(config.output / "odometry", digest.hexdigest())
     accelerator.wait_for_everyone()
     trainer = Trainer(

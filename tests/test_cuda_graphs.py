@@ -320,15 +320,19 @@ def test_graphs_dream_in_training_steps_with_the_weights_of_now() -> None:
     check_graphs_of_own_dreams("cuda", CudaGraphs())
 
 
+def first_reward(model: WorldModel) -> Tensor:
+    """Of dreams that begin with nothing remembered."""
+    actions = torch.zeros(2, dtype=torch.int64, device="cuda")
+    return model.imagine(model.initial_state(2), actions, noise=noise(model, 2).cuda()).reward
+
+
 @pytest.mark.gpu
 def test_what_is_recorded_in_inference_mode_is_replayed_outside() -> None:
     model = on_gpu(tiny_model())
     model.use_cuda_graphs()
-    state, z = model.initial_state(2), noise(model, 2).cuda()
-    actions = torch.zeros(2, dtype=torch.int64, device="cuda")
     with torch.inference_mode():
-        expected = model.imagine(state, actions, noise=z).reward.clone()
-    assert torch.equal(model.imagine(state, actions, noise=z).reward, expected)
+        expected = first_reward(model).clone()
+    assert torch.equal(first_reward(model), expected)
 
 
 @pytest.mark.gpu
@@ -345,13 +349,11 @@ def test_recordings_begin_anew_where_weights_move_on_a_gpu() -> None:
 def test_graphs_read_the_weights_of_now() -> None:
     model = on_gpu(tiny_model())
     model.use_cuda_graphs()
-    state, z = model.initial_state(2), noise(model, 2).cuda()
-    actions = torch.zeros(2, dtype=torch.int64, device="cuda")
-    before = model.imagine(state, actions, noise=z).reward
+    before = first_reward(model)
     with torch.no_grad():
         for p in model.reward_head.parameters():
             p.add_(0.5 * torch.randn_like(p))
-    assert not torch.equal(model.imagine(state, actions, noise=z).reward, before)
+    assert not torch.equal(first_reward(model), before)
 
 
 @pytest.mark.gpu

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Protocol
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+
+class Digest(Protocol):
+    """One of hashlib."""
+
+    def update(self, data: bytes, /) -> None:
+        """Take further bytes."""
+
+
+def add_tensors(digest: Digest, tensors: Iterable[Tensor]) -> None:
+    """Make a fingerprint depend on the values of tensors, as float32."""
+    for t in tensors:
+        digest.update(t.detach().cpu().float().numpy().tobytes())
 
 
 def kept_tensors(

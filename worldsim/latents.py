@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldsim.cache import keep_tensors, kept_tensors
+from worldsim.cache import add_tensors, keep_tensors, kept_tensors
 from worldsim.episodes import DamagedEpisodeError, EpisodeDataset
 from worldsim.pose import poses_of
 from worldsim.tokenizer import Tokenizer
@@ -203,8 +203,7 @@ def fingerprint(tokenizer: Tokenizer, dataset: EpisodeDataset, poses: bool = Fal
     Of an episode all counts but its frames, of which the first stands for the others.
     """
     digest = hashlib.sha256()
-    for t in tokenizer.state_dict().values():
-        digest.update(t.detach().cpu().float().numpy().tobytes())
+    add_tensors(digest, tokenizer.state_dict().values())
     digest.update(dataset.lengths.tobytes())
     for i in range(len(dataset)):
         digest.update(dataset.actions(i).tobytes())

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from worldsim.cache import keep_tensors, kept_tensors
+from worldsim.cache import add_tensors, keep_tensors, kept_tensors
 from worldsim.diffusion import noise_slightly
 from worldsim.latents import LatentEpisodes
 from worldsim.places import Places, next_reward_places
@@ -65,8 +65,7 @@ def reading(model: WorldModel, episodes: LatentEpisodes) -> str:
     """Fingerprint of the model, all but its places, and of the episodes that it reads."""
     digest = hashlib.sha256(np.ascontiguousarray(episodes.lengths).tobytes())
     weights = {k: t for k, t in model.state_dict().items() if not k.startswith("places.")}
-    for t in (*weights.values(), episodes.actions, episodes.latents[::97]):
-        digest.update(t.detach().cpu().float().numpy().tobytes())
+    add_tensors(digest, (*weights.values(), episodes.actions, episodes.latents[::97]))
     return digest.hexdigest()
 
 
