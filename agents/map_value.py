@@ -17,8 +17,8 @@ from torch import Tensor
 
 from worldsim.grid_ways import FAR
 from worldsim.occupancy import CELLS, TIME_UNIT, Ways
-from worldsim.odometry import ORIGIN, POSE
-from worldsim.pose import compose, seen_from
+from worldsim.odometry import standing
+from worldsim.pose import seen_from
 from worldsim.state import WorldState
 from worldsim.world_model import WorldModel
 
@@ -67,7 +67,7 @@ class MapValue:
         def value(imagined: WorldState) -> Tensor:
             k = imagined.batch_size // state.batch_size
             to_go, cost = (x.repeat_interleave(k, dim=0) for x in (ways.to_go, ways.cost))
-            steps = self._steps_left(self._stands(imagined), to_go, cost)
+            steps = self._steps_left(standing(imagined.memory), to_go, cost)
             return worth.repeat_interleave(k) * self.gamma**steps
 
         return value
@@ -80,7 +80,7 @@ class MapValue:
             state, later: of n envs, before and after; more than `FARTHEST` steps count as so many.
         """
         ways = self._ways(state)
-        left = (self._steps_left(self._stands(s), ways.to_go, ways.cost) for s in (state, later))
+        left = (self._steps_left(standing(s.memory), ways.to_go, ways.cost) for s in (state, later))
         return (next(left) - next(left)).clamp(-FARTHEST, FARTHEST)
 
     @torch.no_grad()
@@ -92,19 +92,13 @@ class MapValue:
             within: along each axis.
         """
         walls = self.occupancy.walls(state.memory[CELLS])
-        at = self._stands(later)[:, None, :2] / self.occupancy.config.cell
+        at = standing(later.memory)[:, None, :2] / self.occupancy.config.cell
         return walls((at + within * self.corners.to(at.device)).floor().long()).any(-1)
 
     def _ways(self, state: WorldState) -> Ways:
         """All ways to where the next reward is expected, or to what was not seen yet."""
-        aim = self.occupancy.aim(self._stands(state), *self.model.place_told(state.features))
+        aim = self.occupancy.aim(standing(state.memory), *self.model.place_told(state.features))
         return self.occupancy.ways(state.memory[CELLS], state.steps / TIME_UNIT, aim)
-
-    def _stands(self, state: WorldState) -> Tensor:
-        """Poses (b, 3) relative to the grid of the world, where it has one."""
-        pose = state.memory[POSE]
-        origin = state.memory.get(ORIGIN)
-        return pose if origin is None else compose(origin[:, :3], pose)
 
     def _steps_left(self, poses: Tensor, to_go: Tensor, cost: Tensor) -> Tensor:
         """From poses (b, 3) to a goal, by the middle of a cell beside: (b,)."""

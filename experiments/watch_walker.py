@@ -27,10 +27,10 @@ from experiments.command_line import run_script
 from experiments.playing import FIRST_EVALUATION_SEED
 from experiments.videos import check_video, save_video
 from worldsim.checkpoint import load
-from worldsim.occupancy import CELLS
-from worldsim.odometry import ORIGIN, POSE
+from worldsim.occupancy import CELLS, SEEN, WEIGHT
+from worldsim.odometry import standing
 from worldsim.places import way_in
-from worldsim.pose import compose, placed_at, poses_of, seen_from
+from worldsim.pose import placed_at, poses_of, seen_from
 from worldsim.world_model import WorldModel
 
 SIDE = 256
@@ -142,16 +142,13 @@ def map_colours(
     """
     occupancy = model.occupancy
     assert occupancy is not None
-    origin = memory.get(ORIGIN)  # of a grid, where the model sees one
-    pose = memory[POSE]
-    believed = (pose if origin is None else compose(origin[:, :3], pose))[0]
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     middles = torch.from_numpy(np.stack([columns + 0.5, rows + 0.5], -1).astype(np.float32))
-    there = placed_at(believed, seen_from(true_pose, middles))
+    there = placed_at(standing(memory)[0], seen_from(true_pose, middles))
     index = occupancy.index(occupancy.cell_of(there))
     free = occupancy.log_odds(memory[CELLS])[0, index].sigmoid().detach().numpy()[..., None]
-    seen = (memory[CELLS][0, index, 2] > 0).numpy()[..., None]
-    told = (memory[CELLS][0, index, 1] > 0).numpy()[..., None]
+    seen = (memory[CELLS][0, index, SEEN] > 0).numpy()[..., None]
+    told = (memory[CELLS][0, index, WEIGHT] > 0).numpy()[..., None]
     known = free * FREE + (1 - free) * WALL
     return np.where(seen, known, np.where(told, 0.3 * known + 0.7 * UNKNOWN, UNKNOWN))
 

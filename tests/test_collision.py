@@ -16,8 +16,7 @@ from experiments.dreamed_poses import dreamed_poses
 from worldsim.collision import stop_at_walls
 from worldsim.episodes import EpisodeDataset
 from worldsim.occupancy import CELLS, Occupancy
-from worldsim.odometry import ORIGIN, POSE
-from worldsim.pose import compose
+from worldsim.odometry import ORIGIN, POSE, standing
 from worldsim.world_model import WorldModel
 
 RADIUS = 0.1
@@ -117,7 +116,7 @@ def test_dreams_stop_at_walls_that_are_known_wherever_memory_began(
     state = type(state)(memory, state.steps + 5, state.features)
     for _ in range(20):
         state = model.imagine(state, torch.tensor([1])).state
-    stands = compose(state.memory[ORIGIN][:, :3], state.memory[POSE])[0]
+    stands = standing(state.memory)[0]
     assert stands[1].item() == pytest.approx(0.5, abs=1e-3)
     assert stands[2].item() == pytest.approx(0.0, abs=1e-3)
     assert stands[0].item() == pytest.approx(end, abs=1e-2)

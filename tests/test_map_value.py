@@ -14,7 +14,7 @@ from tiny import tiny_contexts, tiny_model
 from agents.features import behaviour_policy
 from agents.map_value import STEPS_PER_CELL, STEPS_PER_RADIAN, UNKNOWN, MapValue
 from agents.planner import Planner, PlannerConfig
-from worldsim.occupancy import CELLS
+from worldsim.occupancy import CELLS, SEEN
 from worldsim.odometry import ORIGIN, POSE
 from worldsim.places import NUM_PLACE_FEATURES, place_features
 from worldsim.state import WorldState
@@ -29,7 +29,7 @@ def standing(model: WorldModel, pose: tuple[float, float, float], goal: torch.Te
     layout[2, 1:10] = layout[2:6, 9] = layout[5, 1:10] = True  # two corridors, joined at x = 9
     state = model.initial_state(1)
     state.memory[CELLS][:] = known_map(layout, SMALL)
-    state.memory[CELLS][..., 2] = 1.0  # all was seen
+    state.memory[CELLS][..., SEEN] = 1.0  # all was seen
     state.memory[POSE][:] = torch.tensor(pose)
     state.memory[ORIGIN][:] = 0.0
     unknown = goal.isnan().any()
@@ -75,7 +75,7 @@ def test_maps_and_goals_that_dreams_make_up_do_not_count() -> None:
 def test_what_is_unseen_is_worth_less_than_a_reward() -> None:
     model = mapping()
     state = standing(model, (4.5, 2.5, 0.0), torch.tensor([math.nan, math.nan]))
-    state.memory[CELLS][0, 2 * 12 + 7, 2] = 0.0  # not seen yet, three cells ahead
+    state.memory[CELLS][0, 2 * 12 + 7, SEEN] = 0.0  # not seen yet, three cells ahead
     value = MapValue(model, GAMMA).seen_from(state)(moved(state, (4.5, 2.5, 0.0)))
     expected = torch.tensor([UNKNOWN * GAMMA ** (STEPS_PER_CELL * 3)])
     torch.testing.assert_close(value, expected, rtol=1e-2, atol=0)

@@ -23,7 +23,11 @@ from worldsim.layers import Memory
 from worldsim.occupancy import (
     CELLS,
     NUMBERS,
+    ODDS,
+    SEEN,
+    SEEN_NEAR,
     TIME_UNIT,
+    WEIGHT,
     Occupancy,
 )
 from worldsim.occupancy_config import OccupancyConfig
@@ -53,10 +57,10 @@ def known_map(layout: np.ndarray, config: OccupancyConfig) -> torch.Tensor:
     """Cells (1, side^2, NUMBERS) of a map that has seen a layout (h, w), indexed [y, x]."""
     side = config.side
     cells = torch.zeros(side, side, NUMBERS)
-    cells[..., 0], cells[..., 1] = -8 * config.full, config.full
+    cells[..., ODDS], cells[..., WEIGHT] = -8 * config.full, config.full
     h, w = layout.shape
-    cells[:h, :w, 0] = torch.from_numpy(np.where(layout, 8.0, -8.0)).float() * config.full
-    cells[:h, :w, 2] = cells[:h, :w, 6] = torch.from_numpy(layout).float()
+    cells[:h, :w, ODDS] = torch.from_numpy(np.where(layout, 8.0, -8.0)).float() * config.full
+    cells[:h, :w, SEEN] = cells[:h, :w, SEEN_NEAR] = torch.from_numpy(layout).float()
     return cells.flatten(0, 1)[None]
 
 
@@ -188,7 +192,7 @@ def test_cells_are_seen_where_the_line_to_them_is_free() -> None:
     layout[1:4, 4] = False
     occupancy = Occupancy(4, 4, dataclasses.replace(SMALL, seen_within=3.0))
     before = known_map(layout, SMALL)
-    before[..., 2] = before[..., 6] = 0
+    before[..., SEEN] = before[..., SEEN_NEAR] = 0
     poses = torch.tensor([[[2.5, 2.5, 0.0]]])
     seen = occupancy.offsets[None, None] + 0.0
     odds = torch.where(torch.ones_like(seen[..., 0]) > 0, 8.0, 0.0)
@@ -197,14 +201,15 @@ def test_cells_are_seen_where_the_line_to_them_is_free() -> None:
     cells = occupancy.draw(before, odds, nothing, seen, poses, time, aim)[0, 0].unflatten(
         0, (12, 12)
     )
-    assert cells[2, [2, 3, 4], 2].tolist() == [1, 1, 1]  # up to the wall, and it
-    assert cells[2, 5, 2] == 0 and cells[3, 5, 2] == 0  # not what is behind
-    assert cells[4, 4, 2] == 1 and cells[4, 5, 2] == 0
-    assert cells[2, [2, 3], 6].tolist() == [1, 1] and cells[4, 4, 6] == 0  # from afar
+    assert cells[2, [2, 3, 4], SEEN].tolist() == [1, 1, 1]  # up to the wall, and it
+    assert cells[2, 5, SEEN] == 0 and cells[3, 5, SEEN] == 0  # not what is behind
+    assert cells[4, 4, SEEN] == 1 and cells[4, 5, SEEN] == 0
+    assert cells[2, [2, 3], SEEN_NEAR].tolist() == [1, 1]
+    assert cells[4, 4, SEEN_NEAR] == 0  # from afar
     behind = occupancy.draw(
         before, odds, nothing, seen, poses + torch.tensor([0, 0, 3.14]), time, aim
     )
-    assert behind[0, 0].unflatten(0, (12, 12))[2, 2, 6] == 1  # where one stands one sees
+    assert behind[0, 0].unflatten(0, (12, 12))[2, 2, SEEN_NEAR] == 1  # where one stands one sees
 
 
 def drawn(
@@ -243,7 +248,7 @@ def test_what_is_said_of_a_cell_adds_up_to_a_limit_and_the_camera_stands_on_free
     occupancy = Occupancy(4, 4, SMALL).eval()
     poses = torch.tensor([4.5, 6.5, 0.0]).expand(1, 40, 3)
     cells = drawn(occupancy, poses)
-    assert cells[..., 1].max() <= SMALL.full + 1e-4
+    assert cells[..., WEIGHT].max() <= SMALL.full + 1e-4
     here = 6 * 12 + 4
     assert (occupancy.log_odds(cells)[0, :, here] > 4).all()
     assert cells[0, :, here, 2].tolist() == list(range(1, 41))  # seen last

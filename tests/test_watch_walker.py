@@ -13,7 +13,7 @@ from tiny import tiny_model
 
 from experiments.watch_walker import FREE, UNKNOWN, WALL, WatchConfig, main, map_colours
 from worldsim.checkpoint import save
-from worldsim.occupancy import CELLS
+from worldsim.occupancy import CELLS, SEEN, WEIGHT
 from worldsim.odometry import ORIGIN, POSE
 
 
@@ -22,7 +22,7 @@ def test_the_map_is_laid_over_the_maze_by_the_believed_pose(turn: int) -> None:
     model, layout = mapping(), maze(3, size=8)
     memory = model.initial_state(1).memory
     known = known_map(layout, SMALL)
-    known[..., 2] = (known[..., 1] > 0).float()  # all cells were looked at
+    known[..., SEEN] = (known[..., WEIGHT] > 0).float()  # all cells were looked at
     memory[CELLS] = known
     believed = torch.tensor([[3.5, 2.5, 0.3]])
     memory[ORIGIN] = torch.zeros(1, 4)

@@ -19,6 +19,11 @@ from worldsim.pose import placed_at, seen_from
 QUARTER = math.pi / 2
 
 
+def quarter_turns(heading: Tensor) -> Tensor:
+    """The grid's directions nearest to headings."""
+    return QUARTER * torch.round(heading / QUARTER)
+
+
 class GridView(nn.Module):
     """Heading and place relative to the grid, from latents.
 
@@ -59,7 +64,7 @@ class GridView(nn.Module):
 
     def phases(self, poses: Tensor) -> Tensor:
         """The same of poses (..., 3): angles (..., 3)."""
-        turned = QUARTER * torch.round(poses[..., 2:] / QUARTER)
+        turned = quarter_turns(poses[..., 2:])
         corner = torch.cat([torch.zeros_like(poses[..., :2]), turned], dim=-1)
         place = seen_from(corner, poses[..., :2]) * (2 * math.pi / self.cell)
         return torch.cat([4 * (poses[..., 2:] - turned), place], dim=-1)
@@ -86,7 +91,7 @@ class GridView(nn.Module):
         heading = poses[:, 2:] + gain[:, :1] * self._difference(poses, seen)[:, :1] / 4
         poses = torch.cat([poses[:, :2], heading], dim=-1)
         off = gain[:, 1:] * self._difference(poses, seen)[:, 1:] * (self.cell / (2 * math.pi))
-        turned = torch.cat([poses[:, :2], QUARTER * torch.round(heading / QUARTER)], dim=-1)
+        turned = torch.cat([poses[:, :2], quarter_turns(heading)], dim=-1)
         return torch.cat([placed_at(turned, off), heading], dim=-1)
 
     def _difference(self, poses: Tensor, seen: Tensor) -> Tensor:

@@ -29,10 +29,11 @@ from worldsim.occupancy_config import OccupancyConfig
 from worldsim.pose import placed_at, seen_from
 
 CELLS = "places.cells"
-"""Name in a world model's memory: (b, side^2, 7) for each cell the sum of log odds times their
-weights, the sum of the weights, when it was last seen (0 for never), for how many frames it has
-been close, for how many the camera has stood there for a reward, until when no reward is looked
-for there, and when it was last seen from near."""
+"""Name in a world model's memory: (b, side^2, NUMBERS), what is known of each cell."""
+ODDS, WEIGHT, SEEN, CLOSE, STOOD, DOUBTED, SEEN_NEAR = range(7)
+"""Of a cell: the sum of log odds times their weights, the sum of the weights, when it was last seen
+(0 for never), for how many frames it has been close, for how many the camera has stood there for a
+reward, until when no reward is looked for there, and when it was last seen from near."""
 NUMBERS = 7
 TIME_UNIT = 100.0
 """Of times in cells: some frames."""
@@ -214,31 +215,36 @@ class Occupancy(nn.Module):
             before = cells.gather(1, where)
             said = weight[:, i]
             if dreamed:
-                said = torch.where(before[..., 1] > self.KNOWN, 0.0, said)
-            total = before[..., 1] + said
+                said = torch.where(before[..., WEIGHT] > self.KNOWN, 0.0, said)
+            total = before[..., WEIGHT] + said
             kept = (c.full / total).clamp(max=1.0)
-            total_odds = before[..., 0] + said * odds[:, i]
-            drawn = torch.stack([total_odds * kept, total * kept, *before.unbind(-1)[2:]], dim=-1)
+            total_odds = before[..., ODDS] + said * odds[:, i]
+            rest = before.unbind(-1)[SEEN:]
+            drawn = torch.stack([total_odds * kept, total * kept, *rest], dim=-1)
             cells = cells.scatter(1, where, drawn)
             free = (self.log_odds(cells) > 0).gather(1, between[:, i].flatten(1))
             free = free.unflatten(1, between.shape[2:]) | (between[:, i] == index[:, i, :, None])
             now = time[:, i, None]
             seen_now = looked[:, i] & free.all(-1)
-            when = torch.where(seen_now, now, before[..., 2])
-            last_near = torch.where(seen_now & (near[:, i] | inside), now, before[..., 6])
-            long = before[..., 3] + close[:, i]
-            stood = torch.where(there[:, i], before[..., 4] + 1, self.FADING * before[..., 4])
+            when = torch.where(seen_now, now, before[..., SEEN])
+            near_now = seen_now & (near[:, i] | inside)
+            last_near = torch.where(near_now, now, before[..., SEEN_NEAR])
+            long = before[..., CLOSE] + close[:, i]
+            stood = before[..., STOOD]
+            stood = torch.where(there[:, i], stood + 1, self.FADING * stood)
             vain = stood >= c.wait
-            until = torch.where(vain, now + c.doubt / TIME_UNIT, before[..., 5])
+            until = torch.where(vain, now + c.doubt / TIME_UNIT, before[..., DOUBTED])
             stood = stood.masked_fill(vain, 0.0)
-            new = torch.stack([*drawn.unbind(-1)[:2], when, long, stood, until, last_near], dim=-1)
+            new = torch.stack(
+                [*drawn.unbind(-1)[:SEEN], when, long, stood, until, last_near], dim=-1
+            )
             cells = cells.scatter(1, where, new)
             after.append(cells)
         return torch.stack(after, dim=1)
 
     def log_odds(self, cells: Tensor) -> Tensor:
         """Of each cell that it can be walked to: (..., side^2, n) to (..., side^2)."""
-        return (cells[..., 0] + 0.1 * self.prior) / (cells[..., 1] + 0.1)
+        return (cells[..., ODDS] + 0.1 * self.prior) / (cells[..., WEIGHT] + 0.1)
 
     def stop(self, cells: Tensor, poses: Tensor, to: Tensor) -> Tensor:
         """Where dreamed moves end, for walls that are known.
@@ -263,7 +269,7 @@ class Occupancy(nn.Module):
         Args:
             cells: (n, side^2, NUMBERS).
         """
-        known = (self.log_odds(cells) < 0) & (cells[..., 1] > self.KNOWN)
+        known = (self.log_odds(cells) < 0) & (cells[..., WEIGHT] > self.KNOWN)
         return lambda at: known.gather(1, self.index(at))
 
     @torch.no_grad()
@@ -275,7 +281,7 @@ class Occupancy(nn.Module):
             aim: (n,) int64 index of the cell where a reward is expected, -1 where none is.
         """
         c, odds = self.config, self.log_odds(cells)
-        doubted_until = cells[..., 5].gather(1, aim.clamp(min=0)[:, None]).squeeze(1)
+        doubted_until = cells[..., DOUBTED].gather(1, aim.clamp(min=0)[:, None]).squeeze(1)
         known = (aim >= 0) & (doubted_until <= time)
         every = torch.arange(c.side**2, device=aim.device)
         goals = aim.clamp(min=0)[:, None] == every
@@ -381,7 +387,7 @@ class Occupancy(nn.Module):
         empty = self.initial_memory(len(poses))[CELLS]
         time = torch.zeros(poses.shape[:2], device=poses.device)
         cells = self.draw(empty, *told, poses, time, torch.full_like(time, -1).long())
-        seen = cells[..., 1] > 0
+        seen = cells[..., WEIGHT] > 0
         if recorded is not None:
             seen = seen & recorded[..., None]
         odds, target = self.log_odds(cells), come_to[:, None].expand_as(seen).float()

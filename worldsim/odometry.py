@@ -9,7 +9,6 @@ drawn to that. True poses are needed in training only.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from worldsim.grid_view import GridView
 from worldsim.layers import Memory, in_float32
-from worldsim.pose import compose, inverse, relative_poses
+from worldsim.pose import compose, inverse, relative_poses, wrapped
 
 HIDDEN, POSE, ORIGIN = "odometry.hidden", "odometry.pose", "odometry.origin"
 """Names in a world model's memory: the recurrent state (b, hidden), where it is (b, 3), and how the
@@ -70,8 +69,17 @@ def integrate(pose: Tensor, moved: Tensor) -> Tensor:
     dx = moved[..., 0] * cos - moved[..., 1] * sin
     dy = moved[..., 0] * sin + moved[..., 1] * cos
     place = pose[:, None, :2] + torch.stack([dx, dy], dim=-1).cumsum(1)
-    heading = torch.remainder(heading + math.pi, 2 * math.pi) - math.pi
-    return torch.cat([place, heading[..., None]], dim=-1)
+    return torch.cat([place, wrapped(heading)[..., None]], dim=-1)
+
+
+def standing(memory: Memory) -> Tensor:
+    """Pose (b, 3) relative to the grid of the world, or, where none is seen, to where it began.
+
+    Args:
+        memory: a world model's.
+    """
+    origin = memory.get(ORIGIN)
+    return memory[POSE] if origin is None else compose(origin[:, :3], memory[POSE])
 
 
 class Odometry(nn.Module):
@@ -190,8 +198,7 @@ class Odometry(nn.Module):
             followed.append(pose)
             standing.append(stands)
         poses = torch.stack(followed, dim=1)
-        heading = torch.remainder(poses[..., 2:] + math.pi, 2 * math.pi) - math.pi
-        poses = torch.cat([poses[..., :2], heading], dim=-1)
+        poses = torch.cat([poses[..., :2], wrapped(poses[..., 2:])], dim=-1)
         return poses, torch.stack(standing, dim=1), torch.cat([origin, first_blur], dim=-1)
 
     def forward(

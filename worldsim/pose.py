@@ -112,6 +112,11 @@ def compose(first: Tensor, then: Tensor) -> Tensor:
     return torch.cat([placed_at(first, then[..., :2]), first[..., 2:] + then[..., 2:]], dim=-1)
 
 
+def wrapped(heading: Tensor) -> Tensor:
+    """The same headings in -pi to pi."""
+    return torch.remainder(heading + math.pi, 2 * math.pi) - math.pi
+
+
 def inverse(poses: Tensor) -> Tensor:
     """What the origin is as seen from poses (..., 3)."""
     origin = torch.zeros_like(poses[..., :2])

@@ -22,7 +22,7 @@ from worldsim.diffusion import add_noise, diffusion_loss
 from worldsim.dreaming import Dreaming
 from worldsim.layers import memory_of_backbone
 from worldsim.occupancy import CELLS, Occupancy
-from worldsim.odometry import ORIGIN, POSE, Odometry
+from worldsim.odometry import ORIGIN, Odometry, standing
 from worldsim.places import Places, place_in
 from worldsim.pose import compose, inverse, relative_poses
 from worldsim.state import WorldState
@@ -227,8 +227,8 @@ class WorldModel(Dreaming):
         if self.occupancy is None or ORIGIN not in memory:
             return told
         origin = memory[ORIGIN][:, :3]
-        at, to = (compose(origin, pose) for pose in (memory[POSE], told[:, 0]))
-        ends = self.occupancy.stop(memory[CELLS], at, to)
+        to = compose(origin, told[:, 0])
+        ends = self.occupancy.stop(memory[CELLS], standing(memory), to)
         stopped = compose(inverse(origin), ends)[:, None, :2]
         return torch.cat([stopped, told[..., 2:]], dim=-1)
 
