@@ -376,7 +376,8 @@ class Search:
             total += discount * alive * step.reward
             discount *= self.config.gamma
             alive &= ~step.terminated
-            if not alive.any():
+            # Where the end that was imagined does not come, the policy's plans go on.
+            if not alive.any() and bool((fixed >= len(noise)).all()):
                 break
         if value is not None and alive.any():
             total += discount * alive * value(rows)

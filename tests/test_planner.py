@@ -327,6 +327,24 @@ def test_policy_rollouts_see_what_they_imagine() -> None:
     assert search.plan(at(0.0), generator()).actions[0].tolist() == [1, 1, 1, 2, 2, 2]
 
 
+@pytest.mark.parametrize("method", ["policy", "rollout"])
+def test_the_policy_goes_on_where_the_end_that_is_imagined_may_not_come(method: str) -> None:
+    """An end is certain at once; what is planned for after it is the policy's all the same."""
+
+    class Ending(Corridor):
+        def dynamics(
+            self, features: torch.Tensor, actions: torch.Tensor, noise: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            ended = torch.ones(len(actions), dtype=torch.bool)
+            return features, torch.zeros(len(actions)), ended
+
+    config = PlannerConfig(method=method, horizon=6, num_candidates=8)  # type: ignore[arg-type]
+    likely = torch.tensor([-50.0, -50.0, 50.0])
+    search = Search(Ending(), config, policy=lambda x: likely.expand(len(x), 3))
+    plan = search.plan(at(0.0, n=2), generator())
+    assert (plan.actions[:, 1:] == 2).all()
+
+
 def test_policy_share_brings_its_plans_into_the_pool() -> None:
     def knows(features: torch.Tensor) -> torch.Tensor:
         digits = Lock(2, 10).digits[features[:, 0].long().clamp(max=9)]
