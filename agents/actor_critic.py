@@ -36,6 +36,15 @@ def world_model_note(world_model: str | Path) -> dict[str, str]:
         return {"world_model": str(world_model)}
 
 
+def is_note(file: Path) -> bool:
+    """Whether a file says of which world model a policy is; others keep results in such files."""
+    try:
+        values = json.loads(file.read_text())
+        return isinstance(values, dict) and "world_model" in values
+    except (OSError, ValueError):
+        return False
+
+
 def check_world_model(note: Mapping[str, str], path: Path) -> None:
     """Raise a ValueError where a policy's world model is not the one that it learned from."""
     if "world_model" not in note:

@@ -22,7 +22,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.actor_critic import world_model_note
+from agents.actor_critic import is_note, world_model_note
 from agents.features import FeaturePolicy, check_policy_fits, load_observer
 from agents.rollout import EpisodeResult, Policy, make_parallel, rollout
 from agents.sb3 import SB3Policy, save_agent
@@ -145,18 +145,9 @@ class RealEnvEvaluation(BaseCallback):
             self.best_path.parent.mkdir(parents=True, exist_ok=True)
             note = self.best_path.with_suffix(".json")
             if self._note is None:
-                if _is_note(note):  # of an agent that was there before
+                if is_note(note):  # of an agent that was there before
                     note.unlink()
             else:
                 note.write_text(json.dumps(self._note) + "\n")
             save_agent(self.model, self.best_path)
         self.best_return = max(self.best_return, mean)
-
-
-def _is_note(file: Path) -> bool:
-    """Whether it says of which world model a policy is; others keep results in such files."""
-    try:
-        values = json.loads(file.read_text())
-        return isinstance(values, dict) and "world_model" in values
-    except (OSError, ValueError):
-        return False

@@ -107,12 +107,12 @@ def check_comparable(
             _check_setting(file, then, config, name)
 
 
-def check_not_longer(run: DreamTrainConfig, last_round: Mapping[str, float]) -> None:
-    """Refuse a policy that has trained for longer than it is now to be.
+def check_training(run: DreamTrainConfig, last_round: Mapping[str, Any]) -> None:
+    """Refuse a policy that has trained for longer than it is now to be, or elsewhere by minutes.
 
     Args:
         run: of the main job, that trained it.
-        last_round: "timesteps" and "seconds" of its training.
+        last_round: "timesteps", "seconds" and "device" of its training.
 
     Raises:
         ValueError: it has.
@@ -124,6 +124,12 @@ def check_not_longer(run: DreamTrainConfig, last_round: Mapping[str, float]) -> 
         longer = last_round["timesteps"] > run.total_timesteps + steps * run.num_envs
     else:
         longer = last_round["seconds"] > 1.1 * 60 * run.minutes + 30
+        if (device := last_round.get("device", run.torch_device)) != run.torch_device:
+            raise ValueError(
+                f"{run.run_directory} holds a policy that was trained on {device}, which dreams "
+                f"another number of steps in the same minutes than {run.torch_device}: choose "
+                "another --work"
+            )
     if longer:
         raise ValueError(
             f"{run.run_directory} holds a policy that was trained for longer: choose another --work"

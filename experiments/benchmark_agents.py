@@ -64,7 +64,7 @@ from experiments.agents_report import write_report
 from experiments.agents_work import (
     check_comparable,
     check_kept,
-    check_not_longer,
+    check_training,
     check_work,
     read_curve,
     read_lengths,
@@ -335,7 +335,7 @@ class AgentsBenchmark:
         dream_train(run)
         progress = json.loads((run.run_directory / "progress.json").read_text())
         last_round = progress["last_round"]
-        check_not_longer(run, last_round)
+        check_training(run, last_round)
         shaped = shaping_of(config.way, self.model) is not None
         details = {
             "training": run.agent,

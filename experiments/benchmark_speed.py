@@ -24,13 +24,13 @@ from tqdm import tqdm
 
 import worldsim
 from experiments.command_line import run_script
+from experiments.model_to_train import new_model
 from experiments.platform_settings import keep_memory
 from experiments.real_env_speed import time_real
 from experiments.report import provenance, write_json
 from experiments.timing import median_time, time_actor_critic, time_training
 from experiments.train_config import presets
 from experiments.train_stages import places_config
-from experiments.train_world_model import new_model
 from worldsim.checkpoint import for_inference, load_config, resolve
 from worldsim.contexts import ContextBank
 from worldsim.dream import DreamVectorEnv

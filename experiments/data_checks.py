@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import posixpath
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -52,16 +53,20 @@ def are_held_out(names: Sequence[str], kept: Path) -> np.ndarray:
     """
 
     def parts(name: str) -> tuple[str, str]:
-        number, _, source = name.removesuffix("/data").partition(" of ")
-        return number, f"/{source.lstrip('/')}"
+        number, _, source = name.partition(" of ")
+        return number, f"/{posixpath.normpath(source).removesuffix('/data').lstrip('/')}"
 
-    told = [parts(name) for name in json.loads(kept.read_text())]
+    present = [parts(name) for name in names]
+    told = {parts(name) for name in json.loads(kept.read_text())}
+    elsewhere = told.difference(present)
 
     def is_told(number: str, source: str) -> bool:
-        sources = [other for n, other in told if n == number]
-        return any(other.endswith(source) or source.endswith(other) for other in sources)
+        sources = [other for n, other in elsewhere if n == number]
+        return (number, source) in told or any(
+            other.endswith(source) or source.endswith(other) for other in sources
+        )
 
-    return np.array([is_told(*parts(name)) for name in names], dtype=bool)
+    return np.array([is_told(*name) for name in present], dtype=bool)
 
 
 def keep_held_out(held_out: EpisodeDataset, kept: Path) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from agents.actor_critic import ActorCritic
+from agents.actor_critic import ActorCritic, is_note
 from agents.explorers import MAZE_ACTIONS, RandomPolicy
 from agents.features import (
     FeaturePolicy,
@@ -152,7 +152,8 @@ def check_output(config: EvaluateConfig) -> None:
     for policy in (Path(config.policy), config.planner_policy):
         if config.output is None or policy is None or not policy.is_file():
             continue
-        if config.output.resolve() in (policy.resolve(), policy.with_suffix(".json").resolve()):
+        output, note = config.output.resolve(), policy.with_suffix(".json").resolve()
+        if output == policy.resolve() or (output == note and is_note(note)):
             raise ValueError(
                 f"{config.output} belongs to the policy {policy}: choose another output"
             )

@@ -26,9 +26,10 @@ from experiments.memory_backbones import (
 from experiments.memory_corridor import Corridor, Progress
 from experiments.memory_mazes import MazeTask, MemoryMazes
 from experiments.memory_presets import BenchmarkConfig, Judging, TokenizerSource
+from experiments.model_to_train import take_tokenizer
 from experiments.report import Settings, read_json, same_settings, write_json
 from experiments.train_config import TrainConfig
-from experiments.train_world_model import make_accelerator, near, take_tokenizer
+from experiments.train_world_model import make_accelerator, near
 from worldsim.diffusion import sample_signal_levels
 from worldsim.latents import LatentEpisodes
 from worldsim.pose import PoseConfig

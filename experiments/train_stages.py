@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -32,6 +33,7 @@ from worldsim.places_training import (
 )
 from worldsim.tokenizer import Tokenizer
 from worldsim.training import (
+    LossFunction,
     LossModule,
     Trainer,
     check_divides,
@@ -40,6 +42,7 @@ from worldsim.training import (
     step_rng,
     tokenizer_loss,
 )
+from worldsim.training_config import OptimizerConfig
 from worldsim.world_model import WorldModel
 from worldsim.world_model_config import WorldModelConfig
 
@@ -85,8 +88,17 @@ def run_with_progress(
             yield trainer.step
 
 
-def run_stage(config: TrainConfig, trainer: Trainer, name: str, frames_per_step: int) -> None:
-    """Run a trainer from its last checkpoint to its end, with progress and logs."""
+def run_stage(
+    config: TrainConfig,
+    name: str,
+    module: nn.Module,
+    loss: LossFunction,
+    optimizer: OptimizerConfig,
+    accelerator: Accelerator,
+    frames_per_step: int,
+) -> None:
+    """Train a module in place, from its last checkpoint on; it ends with the averaged weights."""
+    trainer = Trainer(module, loss, optimizer, accelerator, config.output / name)
     if trainer.resume():
         tqdm.write(f"{name}: resumed at step {trainer.step}")
     writer = open_writer(config, name, trainer)
@@ -94,6 +106,7 @@ def run_stage(config: TrainConfig, trainer: Trainer, name: str, frames_per_step:
         pass
     if writer:
         writer.close()
+    module.load_state_dict(trainer.average.module.state_dict())
 
 
 def train_odometry(
@@ -117,17 +130,15 @@ def train_odometry(
         add_tensors(digest, model.tokenizer.parameters())
         forget_other_models(config.output / "odometry", digest.hexdigest())
     accelerator.wait_for_everyone()
-    trainer = Trainer(
+    run_stage(
+        config,
+        "odometry",
         LossModule(odometry),
         odometry_loss(episodes, training, accelerator),
         training.optimizer,
         accelerator,
-        config.output / "odometry",
+        training.batch_size * training.length,
     )
-    run_stage(config, trainer, "odometry", training.batch_size * training.length)
-    average = trainer.average.module
-    assert isinstance(average, LossModule)
-    odometry.load_state_dict(average.learner.state_dict())
 
 
 def train_tokenizer(
@@ -139,17 +150,15 @@ def train_tokenizer(
     """Train the tokenizer in place; ends with the averaged weights and calibrated latents."""
     training = config.tokenizer_training
     frames = spaced_frames(dataset, training.max_frames)
-    trainer = Trainer(
+    run_stage(
+        config,
+        "tokenizer",
         LossModule(tokenizer),
         tokenizer_loss(frames, training, tokenizer, accelerator),
         training.optimizer,
         accelerator,
-        config.output / "tokenizer",
+        training.batch_size,
     )
-    run_stage(config, trainer, "tokenizer", training.batch_size)
-    average = trainer.average.module
-    assert isinstance(average, LossModule)
-    tokenizer.load_state_dict(average.learner.state_dict())
     rng, _ = step_rng(training.optimizer.seed, training.optimizer.steps)
     sample = frames[torch.from_numpy(rng.integers(len(frames), size=512))]
     tokenizer.calibrate(sample.to(accelerator.device))
@@ -269,18 +278,15 @@ def train_places(
     places.requires_grad_(True)
     if places.occupancy is not None:
         places.occupancy.requires_grad_(False)
-    trainer = Trainer(
+    run_stage(
+        config,
+        "places",
         PlacesLoss(places),
         places_loss(episodes, read, training, accelerator),
         training.optimizer,
         accelerator,
-        config.output / "places",
+        training.batch_size * min(training.length, int(episodes.lengths.max())),
     )
-    frames = training.batch_size * min(training.length, int(episodes.lengths.max()))
-    run_stage(config, trainer, "places", frames)
-    average = trainer.average.module
-    assert isinstance(average, PlacesLoss)
-    places.load_state_dict(average.places.state_dict())
 
 
 def train_occupancy(
@@ -299,15 +305,12 @@ def train_occupancy(
             f"the map is learned from {len(enough)} of {len(episodes.lengths)} episodes, those "
             f"of at least half of the longest's {episodes.lengths.max()} frames"
         )
-    trainer = Trainer(
+    run_stage(
+        config,
+        "occupancy",
         LossModule(occupancy.requires_grad_(True)),
         occupancy_loss(episodes, read, occupancy, training, accelerator),
         training.optimizer,
         accelerator,
-        config.output / "occupancy",
+        training.batch_size * (int(episodes.lengths.max()) // training.stride),
     )
-    frames = training.batch_size * (int(episodes.lengths.max()) // training.stride)
-    run_stage(config, trainer, "occupancy", frames)
-    average = trainer.average.module
-    assert isinstance(average, LossModule)
-    occupancy.load_state_dict(average.learner.state_dict())

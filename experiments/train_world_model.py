@@ -11,7 +11,6 @@ OUTPUT/checkpoint, ready for `worldsim.load`.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from experiments.data_checks import (
     keep_held_out,
     learned_before,
 )
+from experiments.model_to_train import build_model
 from experiments.platform_settings import chosen_device, keep_memory
 from experiments.report import as_json, provenance
 from experiments.run_directory import check_config
@@ -50,12 +50,9 @@ from worldsim.backbone import count_parameters
 from worldsim.checks import check_device, check_same_kind
 from worldsim.episodes import EpisodeDataset
 from worldsim.latents import LatentEpisodes
-from worldsim.odometry import OdometryConfig
 from worldsim.open_loop import draw_stretches
-from worldsim.tokenizer import Tokenizer
 from worldsim.training import Trainer, agreed_dtype, dynamics_loss, kept_model
 from worldsim.world_model import WorldModel
-from worldsim.world_model_config import WorldModelConfig
 
 FREE_TO_CHANGE = {
     *("output", "save_every", "validation", "compile", "device", "precision"),
@@ -66,7 +63,6 @@ FREE_TO_CHANGE = {
 BEFORE_DYNAMICS = {"tokenizer_training", "odometry_training"}
 """Those that may not any more once the world model learns from what they have made."""
 
-PRESETS = [TrainConfig(), *(preset for _, preset in presets().values())]
 HELD_OUT = "held_out.json"
 """Names of the episodes that a run without a validation dataset does not train on."""
 NUM_CONTEXTS, CONTEXT_LENGTH = 8, 128
@@ -186,118 +182,6 @@ def open_datasets(config: TrainConfig) -> tuple[EpisodeDataset, EpisodeDataset]:
     return train, held_out
 
 
-def build_model(config: TrainConfig, dataset: EpisodeDataset) -> WorldModel:
-    """A new model for the dataset's frames and actions, or `config.init` continued."""
-    if config.grid and not config.odometry:
-        raise ValueError("the grid is what odometry sees: give --odometry, or leave --grid out")
-    if config.init is not None:
-        if config.tokenizer_of is not None:
-            raise ValueError("init takes over a whole world model: leave tokenizer_of out")
-        model = checkpoint.load(config.init, dtype=torch.float32)
-        model = model.reconfigured(**_always_taken(config)).requires_grad_(True)
-        check_same_kind(config.init, model.config, "the dataset", dataset)
-        if model.told_poses:
-            raise ValueError(
-                f"{config.init} is told poses from outside, as models of the memory benchmark are, "
-                "which training here does not: choose one with odometry, or one of actions"
-            )
-        check_kept_settings(config, model.config)
-        if config.odometry and model.odometry is None:
-            raise ValueError(
-                f"{config.init} has no odometry, and to continue it keeps what it is: leave "
-                "--odometry out, or start anew with its tokenizer (--tokenizer-of)"
-            )
-        if config.grid and model.config.odometry is not None:
-            odometry = dataclasses.replace(model.config.odometry, grid=config.grid)
-            model = model.reconfigured(odometry=odometry).requires_grad_(True)
-        return model
-    return new_model(config, dataset.frame_shape, dataset.num_actions)
-
-
-def check_kept_settings(config: TrainConfig, model: WorldModelConfig) -> None:
-    """Refuse settings of a new model that the one to continue from does not have.
-
-    Those of presets are taken for not given, and told.
-
-    Raises:
-        ValueError: there is one.
-    """
-    others = []
-    for name in ("tokenizer", "backbone", "latent_patch", "diffusion", "pose", "reward_limit"):
-        given, kept = getattr(config, name), getattr(model, name)
-        if name == "tokenizer":
-            given = dataclasses.replace(given, frame_shape=kept.frame_shape)
-            ours = [dataclasses.replace(p.tokenizer, frame_shape=kept.frame_shape) for p in PRESETS]
-        else:
-            ours = [getattr(preset, name) for preset in PRESETS]
-        if given != kept and given not in ours:
-            raise ValueError(
-                f"{config.init} keeps its {name}: leave --{name.replace('_', '-')} out, or start a "
-                "new model without --init"
-            )
-        if given != kept:
-            others.append(name)
-    if others and PartialState().is_main_process:
-        tqdm.write(f"{config.init} keeps its own {', '.join(others)}")
-
-
-def _always_taken(config: TrainConfig) -> dict[str, Any]:
-    """What a model takes over where it is set, also one that goes on learning."""
-    names = ("image_key", "num_denoising_steps", "dream_signal")
-    values = {name: getattr(config, name) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def new_model(
-    config: TrainConfig, frame_shape: tuple[int, int, int], num_actions: int
-) -> WorldModel:
-    """A new model for such frames and so many actions, with the tokenizer of another if wanted."""
-    if not config.odometry and config.pose not in [preset.pose for preset in PRESETS]:
-        raise ValueError("the pose settings are of odometry: give --odometry, or leave them out")
-    taken: Tokenizer | None = None
-    tokenizer = dataclasses.replace(config.tokenizer, frame_shape=frame_shape)
-    if config.tokenizer_of is not None:
-        taken = take_tokenizer(config.tokenizer_of, frame_shape)
-        of_preset = config.tokenizer in [preset.tokenizer for preset in PRESETS]
-        if not of_preset and tokenizer != taken.config:
-            raise ValueError(
-                f"{config.tokenizer_of} has another tokenizer, which is taken as it is: leave "
-                "--tokenizer out"
-            )
-        tokenizer = taken.config
-    model = WorldModel(
-        WorldModelConfig(
-            num_actions=num_actions,
-            tokenizer=tokenizer,
-            backbone=config.backbone,
-            latent_patch=config.latent_patch,
-            diffusion=config.diffusion,
-            **_always_taken(config),
-            pose=config.pose if config.odometry else None,
-            odometry=OdometryConfig(grid=config.grid) if config.odometry else None,
-            reward_limit=config.reward_limit,
-        )
-    )
-    if taken is not None:
-        model.tokenizer.load_state_dict(taken.state_dict())
-    return model
-
-
-def take_tokenizer(model: str, frame_shape: tuple[int, int, int]) -> Tokenizer:
-    """The trained tokenizer of another model, a shipped name or a checkpoint.
-
-    Raises:
-        ValueError: it is for frames of another shape.
-    """
-    tokenizer = checkpoint.load(model, dtype=torch.float32).tokenizer
-    if tokenizer.config.frame_shape != frame_shape:
-        raise ValueError(
-            f"the tokenizer of {model} is for frames {tokenizer.config.frame_shape}; "
-            f"these are {frame_shape}"
-        )
-    return tokenizer
-
-
 def train_dynamics(
     config: TrainConfig,
     model: WorldModel,
@@ -353,6 +237,7 @@ def train_dynamics(
             "continued_from": config.init,
             "env": learned["env"],
             "learned_from": sources,
+            "odometry_steps": config.odometry_training.optimizer.steps if config.odometry else 0,
             "minutes_this_run": (time.monotonic() - started) / 60,
             "steps_this_run": step - first,
             "device": str(accelerator.device),
@@ -372,8 +257,11 @@ def train_dynamics(
         if config.validation.every and step % config.validation.every == 0:
             show(step)
     # It is kept also where training had ended before, or where odometry alone was trained.
-    unchanged = resumed or (steps == 0 and not config.odometry)
-    if writer is not None and not (unchanged and is_kept(path, trainer.step)):
+    noted = {"step": trainer.step}
+    if config.odometry and steps == 0:
+        noted["odometry_steps"] = config.odometry_training.optimizer.steps
+    unchanged = resumed or steps == 0
+    if writer is not None and not (unchanged and is_kept(path, noted)):
         keep(trainer.step)
         show(trainer.step)
     if writer:
@@ -408,10 +296,10 @@ def keep_with_places(config: TrainConfig, model: WorldModel) -> None:
     checkpoint.save(model, path, contexts=contexts, metadata=metadata)
 
 
-def is_kept(path: Path, step: int) -> bool:
-    """Whether a checkpoint of this step is there."""
+def is_kept(path: Path, noted: dict[str, Any]) -> bool:
+    """Whether a checkpoint is there whose metadata say this."""
     try:
-        return checkpoint.load_metadata(path).get("step") == step
+        return noted.items() <= checkpoint.load_metadata(path).items()
     except checkpoint.CheckpointError:
         return False
 

@@ -44,7 +44,7 @@ from experiments.agents_report import (
     ways_to_targets,
     write_report,
 )
-from experiments.agents_work import check_kept, read_curve, read_lengths
+from experiments.agents_work import check_kept, check_training, read_curve, read_lengths
 from experiments.dream_train_config import DreamTrainConfig
 from experiments.report import as_json, read_runs
 from worldsim.checkpoint import CheckpointError, save
@@ -272,6 +272,11 @@ def test_what_trained_for_minutes_on_a_gpu_is_not_put_beside_that_of_a_cpu(tmp_p
                     check_kept(tmp_path, agent, config, None)
             else:
                 check_kept(tmp_path, agent, config, None)
+    # Nor is a policy that was trained, and not judged yet.
+    last_round = {"timesteps": 100, "seconds": 1.0, "device": "cuda"}
+    check_training(DreamTrainConfig(total_timesteps=100, device="cpu"), last_round)
+    with pytest.raises(ValueError, match=r"holds a policy that was trained on cuda"):
+        check_training(DreamTrainConfig(device="cpu"), last_round)
 
 
 def test_dreams_without_a_beginning_are_told_at_once(tmp_path: Path) -> None:

@@ -659,6 +659,11 @@ def test_a_planner_plans_with_a_saved_policy(checkpoint: Path, tmp_path: Path) -
         with pytest.raises(ValueError, match=r"belongs to the policy .*: choose another output"):
             evaluate.main(dataclasses.replace(dreamed, output=output))
     assert before == (path.read_bytes(), path.with_suffix(".json").read_bytes())
+    # One on frames has no note: what is called so are earlier results of it.
+    on_frames, results = tmp_path / "on_frames.zip", tmp_path / "on_frames.json"
+    on_frames.touch()
+    results.write_text('{"results": {}}')
+    evaluate.check_output(evaluate.EvaluateConfig(policy=str(on_frames), output=results))
     for refused, message in (
         ({"temperature": 0.5}, "temperature changes nothing for 'planner' here"),
         ({"policy": "random"}, "planner_policy changes nothing for 'random'"),

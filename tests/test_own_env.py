@@ -32,6 +32,7 @@ from experiments.actor_critic_training import check_episodes
 from experiments.agents_config import BenchmarkAgentsConfig
 from experiments.data_checks import check_training_data, env_of
 from experiments.dream_train_config import DreamTrainConfig
+from experiments.model_to_train import new_model
 from experiments.sb3_training import PPOConfig
 from experiments.ship_model import ShipConfig, choose_contexts
 from experiments.train_config import ValidationConfig, presets
@@ -160,7 +161,7 @@ def test_a_model_knows_which_of_several_images_it_sees(tmp_path: Path) -> None:
     config = dataclasses.replace(config, image_key="r")
     for episodes in train_world_model.open_datasets(config):
         assert (episodes.episode(0).frames == 1).all()
-    assert train_world_model.new_model(config, (32, 32, 1), 3).config.image_key == "r"
+    assert new_model(config, (32, 32, 1), 3).config.image_key == "r"
 
     save_small(tmp_path / "model", image_key="r")
     model = load(tmp_path / "model")

@@ -24,12 +24,13 @@ import worldsim.checkpoint as checkpoint
 import worldsim.training
 from experiments import train_world_model
 from experiments.data_checks import are_held_out, held_out_of
+from experiments.model_to_train import check_kept_settings, new_model
 from experiments.sb3_training import PPOConfig
 from experiments.ship_model import ShipConfig, choose_contexts
 from experiments.ship_model import main as ship_main
 from experiments.train_config import TrainConfig, ValidationConfig, presets
 from experiments.train_stages import check_stages, open_writer
-from experiments.train_world_model import check_kept_settings, main, new_model
+from experiments.train_world_model import main
 from worldsim.backbone import BlockSSMConfig
 from worldsim.backbone_far import FARConfig
 from worldsim.diffusion import DiffusionForcingConfig
@@ -598,10 +599,16 @@ def test_the_whole_training_from_episodes_to_a_checkpoint(
     (name,) = json.loads(kept.read_text())
     # Also where its folder has another path now; and where other folders are beside it.
     index = EpisodeDataset(dataset).names.index(name)
-    for source in ("/elsewhere" + str(dataset), str(dataset).lstrip("/"), f"{dataset}/data"):
+    for source in (
+        *("/elsewhere" + str(dataset), str(dataset).lstrip("/"), f"{dataset}/data"),
+        *(f".{dataset}", f"{dataset}/", f"{dataset}/../{dataset.name}/data/"),
+    ):
         moved = [f"episode {i} of {source}" for i in range(6)]
         assert np.flatnonzero(are_held_out(moved, kept)).tolist() == [index]
     assert not are_held_out([f"episode {index} of {dataset}2"], kept).any()
+    # Another folder whose path ends alike is another one where both are there.
+    alike = [f"episode {index} of {source}" for source in (dataset, "/elsewhere" + str(dataset))]
+    assert are_held_out(alike, kept).tolist() == [True, False]
     both = [dataset, write_dataset(tmp_path / "more", num_episodes=20, seed=1)]
     train, held_out = held_out_of(EpisodeDataset(both), kept)
     assert held_out.names == [name] and len(train) == 25 and name not in train.names
@@ -949,9 +956,13 @@ def test_places_and_a_grid_are_added_to_a_trained_model(
     for name, tensor in before.items():
         if not name.startswith("odometry"):
             assert torch.equal(tensor, after[name]), name
-    # Started again it is done, and ends the same.
-    again = final_weights(main(more))
+    # Started again it is done, and ends the same; what is there is not replaced on the way.
+    replaced: list[Path] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(train_world_model, "validate", lambda *_: replaced.append(path) or {})
+        again = final_weights(main(more))
     assert all(torch.equal(tensor, again[name]) for name, tensor in after.items())
+    assert not replaced
     # The model's features change when it is trained further, so its places are trained too.
     further = tiny_training(
         dataset,
