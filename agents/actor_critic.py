@@ -36,13 +36,21 @@ def world_model_note(world_model: str | Path) -> dict[str, str]:
         return {"world_model": str(world_model)}
 
 
-def is_note(file: Path) -> bool:
-    """Whether a file says of which world model a policy is; others keep results in such files."""
+def note_of(policy: str | Path) -> Path:
+    """The JSON file beside a saved policy that says of which world model it is."""
+    return Path(policy).with_suffix(".json")
+
+
+def noted_world_model(policy: str | Path) -> str | None:
+    """The world model whose features a saved policy acts on, or in whose dream it has learned.
+
+    None where it has no note; others keep results in files of that name.
+    """
     try:
-        values = json.loads(file.read_text())
-        return isinstance(values, dict) and "world_model" in values
+        values = json.loads(note_of(policy).read_text())
     except (OSError, ValueError):
-        return False
+        return None
+    return values.get("world_model") if isinstance(values, dict) else None
 
 
 def check_world_model(note: Mapping[str, str], path: Path) -> None:
@@ -58,7 +66,10 @@ def check_world_model(note: Mapping[str, str], path: Path) -> None:
     try:
         found = fingerprint(name)
     except CheckpointError as error:
-        raise ValueError(f"{path} acts on the features of {name}, which is not there") from error
+        raise ValueError(
+            f"{path} acts on the features of {name}, which is not there: write where that model is "
+            f"now as world_model in {note_of(path)}"
+        ) from error
     if kept != found:
         raise ValueError(
             f"{path} acts on the features of another {name} than there is now: train it again, or "
@@ -155,21 +166,24 @@ class ActorCritic(nn.Module):
         """Expected return: (..., d) to (...)."""
         return self.critic(features)
 
-    def save(self, path: str | Path, *, world_model: str) -> None:
+    def save(self, path: str | Path, *, world_model: str | Path | Mapping[str, str]) -> None:
         """Write `path` (.safetensors), and a JSON file of the same name beside it; both are always
         whole.
 
         Args:
             path: file of the weights.
-            world_model: name or directory of the world model whose features these are.
+            world_model: name or directory of the world model whose features these are; or what
+                `world_model_note` said of it, where the checkpoint may have been replaced since.
         """
         path = _weights_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         weights = {k: t.detach().cpu().contiguous() for k, t in self.state_dict().items()}
         save_file(weights, temporary)
+        if not isinstance(world_model, Mapping):
+            world_model = world_model_note(world_model)
         note = {
-            **world_model_note(world_model),
+            **world_model,
             "num_features": self.num_features,
             "num_actions": self.num_actions,
             "value_bins": self.value_bins,
@@ -177,7 +191,7 @@ class ActorCritic(nn.Module):
         }
         temporary_note = path.with_suffix(".json.tmp")
         temporary_note.write_text(json.dumps(note, indent=2) + "\n")
-        temporary_note.replace(path.with_suffix(".json"))
+        temporary_note.replace(note_of(path))
         temporary.replace(path)  # last: where the weights are, so is what they are of
 
     @classmethod
@@ -194,7 +208,7 @@ class ActorCritic(nn.Module):
         """
         path = _weights_path(path)
         try:
-            note = json.loads(path.with_suffix(".json").read_text())
+            note = json.loads(note_of(path).read_text())
             sizes = ("num_features", "num_actions", "value_bins", "value_limit")
             agent = cls(*(note[name] for name in sizes))
             agent.load_state_dict(load_file(path))

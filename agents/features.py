@@ -12,7 +12,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -25,6 +25,7 @@ from agents.actor_critic import (
     ActorCriticPolicy,
     check_temperature,
     check_world_model,
+    note_of,
     widen,
 )
 from agents.rollout import BEHAVIOUR_TEMPERATURE, Policy
@@ -323,6 +324,16 @@ def start_from_behaviour(
         ) from error
 
 
+def in_dreams(policy: Policy) -> tuple[Policy, Literal["pixels", "features"]]:
+    """What acts for a policy on frames in dreams, and on what it acts there.
+
+    Dreams show features themselves, with all that their context has put into them.
+    """
+    if isinstance(policy, FeaturePolicy):
+        return policy.policy, "features"
+    return policy, "pixels"
+
+
 def load_policy(
     path: str | Path,
     *,
@@ -361,7 +372,7 @@ def load_policy(
     space = policy.model.observation_space
     if space is None or len(space.shape or ()) != 1:
         return policy
-    note = path.with_suffix(".json")
+    note = note_of(path)
     if not note.is_file():
         raise FileNotFoundError(
             f"{path} acts on features, but {note}, which names their world model, is missing: "

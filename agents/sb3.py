@@ -87,7 +87,10 @@ class BatchedVecEnv(VecEnv):
             if dones[i]:
                 # What the batch reports for an env that ended already belongs to the new episode.
                 self.reset_infos[i] = per_env[i]
-                per_env[i] = final_infos[i] | {"terminal_observation": final[i]}
+                ended = final_infos[i] | {"terminal_observation": final[i]}
+                if "episode" in per_env[i]:  # but for what RecordEpisodeStatistics has counted
+                    ended["episode"] = per_env[i].pop("episode")
+                per_env[i] = ended
             per_env[i]["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
         return observations, np.asarray(rewards, np.float32), dones, per_env
 

@@ -22,7 +22,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.actor_critic import is_note, world_model_note
+from agents.actor_critic import note_of, noted_world_model, world_model_note
 from agents.features import FeaturePolicy, check_policy_fits, load_observer
 from agents.rollout import EpisodeResult, Policy, make_parallel, rollout
 from agents.sb3 import SB3Policy, save_agent
@@ -143,11 +143,10 @@ class RealEnvEvaluation(BaseCallback):
             iio.imwrite(file, larger, plugin="FFMPEG", fps=10, macro_block_size=2)
         if self.best_path is not None and mean > self.best_return:
             self.best_path.parent.mkdir(parents=True, exist_ok=True)
-            note = self.best_path.with_suffix(".json")
             if self._note is None:
-                if is_note(note):  # of an agent that was there before
-                    note.unlink()
+                if noted_world_model(self.best_path):  # of an agent that was there before
+                    note_of(self.best_path).unlink()
             else:
-                note.write_text(json.dumps(self._note) + "\n")
+                note_of(self.best_path).write_text(json.dumps(self._note) + "\n")
             save_agent(self.model, self.best_path)
         self.best_return = max(self.best_return, mean)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import deque
+from collections.abc import Mapping
 
 import numpy as np
 from safetensors.torch import load_file, save_file
@@ -79,7 +80,7 @@ def train_actor_critic(
     model: WorldModel,
     bank: ContextBank,
     round_index: int,
-    world_model: str,
+    note: Mapping[str, str],
 ) -> None:
     """Train the run's policy for one round, or the rest of one.
 
@@ -87,7 +88,7 @@ def train_actor_critic(
         run: its config says how many dreams, how long they are and how long to train.
         model, bank: what dreams, and where dreams start.
         round_index: from 1.
-        world_model: name or directory of the model, to be noted beside the policy.
+        note: from `world_model_note`, of the model as it was loaded; goes beside the policy.
     """
     options, path = run.config, run.config.policy_path
     shaping = shaping_of(options.way, model)
@@ -100,7 +101,7 @@ def train_actor_critic(
         shaped = shaping is not None
         agent = cloned_agent(model, data, options.cloning, options.seed, shaped=shaped)
         run.keep(cloning_seconds=time.monotonic() - began)
-        agent.save(path, world_model=world_model)
+        agent.save(path, world_model=note)
     else:
         agent = ActorCritic.from_behaviour(
             model,
@@ -125,7 +126,7 @@ def train_actor_critic(
     )
     if run.get("round_timesteps", 0):
         trainer.load_state_dict(load_file(training))
-    agent.save(path, world_model=world_model)  # as it is in that training
+    agent.save(path, world_model=note)  # as it is in that training
 
     def save(seconds: float) -> None:
         # The training state first: a round that is known to have begun must have one, and a policy
@@ -133,7 +134,7 @@ def train_actor_critic(
         save_file(trainer.state_dict(), training.with_suffix(".tmp"))
         training.with_suffix(".tmp").replace(training)
         run.keep(round_seconds=seconds, round_timesteps=trainer.num_dream_steps)
-        agent.save(path, world_model=world_model)
+        agent.save(path, world_model=note)
 
     # What a step makes, in rewards, and with what is worth something beside them; how many end.
     recent: deque[tuple[float, float, float]] = deque(maxlen=20)

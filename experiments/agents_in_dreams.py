@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 import envs
-from agents.features import FeaturePolicy
+from agents.features import in_dreams
 from agents.on_the_way import WayConfig, shaping_of
 from agents.rollout import EpisodeResult, Policy
 from agents.scripted import env_options
@@ -22,23 +21,20 @@ from experiments.playing import FIRST_EVALUATION_SEED
 from experiments.report import summarise
 from experiments.workers import play_episode
 from worldsim.contexts import ContextBank
-from worldsim.dreaming import Dream
+from worldsim.dream import RewardFunction
 from worldsim.recording import RecordedEpisode
-from worldsim.state import WorldState
 from worldsim.world_model import WorldModel
 
 CONTEXT_LENGTH = 128
 """Real frames of a scripted player that are observed before its dream, as in shipped contexts."""
 
-Worth = Callable[[WorldState, Dream], Tensor]
-"""What steps are worth, from the states before them."""
 Judged = dict[str, dict[str, Any] | None]
 """Returns in dreams, by how steps are valued; None where nothing can be said."""
 
 
-def ways_to_judge(model: WorldModel) -> dict[str, Worth | None]:
+def ways_to_judge(model: WorldModel) -> dict[str, RewardFunction | None]:
     """By dreamed rewards and, where the model draws a map, by progress on it (40 steps are 1)."""
-    judges: dict[str, Worth | None] = {"dream": lambda before, dream: dream.reward}
+    judges: dict[str, RewardFunction | None] = {"dream": lambda before, dream: dream.reward}
     way = shaping_of(WayConfig(touch=0.0), model)
     judges["dream_way"] = None if way is None else lambda before, dream: way(before, dream.state)
     return judges
@@ -56,16 +52,17 @@ def judge_in_dreams(
         label: of the progress bar.
     """
     judged: Judged = {}
+    acting, obs = in_dreams(policy)
     for name, worth in ways_to_judge(model).items():
         judged[name] = worth and summarise(
             play_dreams(
                 model,
                 bank,
-                policy.policy if isinstance(policy, FeaturePolicy) else policy,
+                acting,
                 config.dream_episodes,
                 num_envs=config.num_envs,
                 horizon=config.horizon,
-                obs="features" if isinstance(policy, FeaturePolicy) else "pixels",
+                obs=obs,
                 label=label if name == "dream" else f"{label}, by its way,",
                 reward_function=None if name == "dream" else worth,
             )

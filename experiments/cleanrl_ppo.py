@@ -63,16 +63,16 @@ class Args:
     """Real episodes at the end, of mazes that nothing was trained on."""
     max_episode_steps: int | None = None
     """Steps after which these are cut, in place of the env's own limit."""
-    output: Path = Path("runs/cleanrl")
-    """TensorBoard logs and the agent."""
+    output: Path | None = None
+    """TensorBoard logs and the agent; by default runs/cleanrl/<env>__<seed>__<time>."""
 
     def __post_init__(self) -> None:
         for name in (
             *("total_timesteps", "num_envs", "num_steps", "horizon", "num_minibatches"),
-            *("update_epochs", "learning_rate", "eval_episodes"),
+            *("update_epochs", "learning_rate", "eval_episodes", "max_episode_steps"),
         ):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
         size, rest = divmod(self.num_envs * self.num_steps, self.num_minibatches)
         if rest or size < 2:
             raise ValueError(
@@ -132,7 +132,9 @@ def main(args: Args) -> list[float]:
     )
     agent = Agent(model.config.num_features, model.config.num_actions)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5)
-    writer = SummaryWriter(args.output)
+    run_name = f"{args.env}__{args.seed}__{int(time.time())}"
+    output = args.output or Path("runs/cleanrl") / run_name
+    writer = SummaryWriter(output)
 
     shape = (args.num_steps, args.num_envs)
     obs = torch.zeros((*shape, model.config.num_features))
@@ -199,12 +201,13 @@ def main(args: Args) -> list[float]:
             progress.set_postfix_str(f"dream return {np.mean(finished):.2f}")
     progress.close()
     dreams.close()
-    torch.save(agent.state_dict(), args.output / "agent.pt")
+    torch.save(agent.state_dict(), output / "agent.pt")
     real_returns = evaluate(agent, real, args.eval_episodes)
     for i, one in enumerate(real_returns):
         writer.add_scalar("eval/episodic_return", one, i)
     writer.close()
     print(f"real return {np.mean(real_returns):.2f} in {len(real_returns)} episodes of {args.env}")
+    print(f"everything is in {output}")
     return real_returns
 
 

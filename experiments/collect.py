@@ -8,9 +8,11 @@ seed `seed + i`, whoever plays it, so a run that was killed continues when it is
 ends with the dataset that it would have made undisturbed.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -210,6 +212,30 @@ def learned_policy(config: CollectConfig) -> Policy:
     return load_policy(config.policy, deterministic=config.deterministic)
 
 
+def check_learned(config: CollectConfig, policy: Policy, env: gymnasium.Env) -> None:
+    """Refuse a policy that does not fit the env; warn of one that has learned in another.
+
+    Raises:
+        ValueError: it has other observations or actions.
+    """
+    from agents.actor_critic import noted_world_model
+    from agents.features import check_policy_fits
+    from experiments.dream_judging import is_env, learned_from
+    from worldsim.checkpoint import CheckpointError
+
+    check_policy_fits(policy, config.env, env.observation_space, env.action_space)
+    of_model = config.policy_model if config.policy in BEHAVIOURS else None
+    learned = None
+    if (model := of_model or noted_world_model(config.policy)) is not None:
+        with contextlib.suppress(CheckpointError):  # policies on frames do without
+            learned = learned_from(model)
+    if learned is not None and not is_env(env, config.env, learned):
+        warnings.warn(
+            f"{config.policy} is of a world model of {learned}, and plays {config.env} (--env)",
+            stacklevel=2,
+        )
+
+
 def main(config: CollectConfig, make: MakeEnv = make_env) -> CollectResult:
     """Collect what is missing of a dataset, with a progress bar, and print a summary.
 
@@ -226,10 +252,11 @@ def main(config: CollectConfig, make: MakeEnv = make_env) -> CollectResult:
             not a saved policy, or the dataset exists with other settings.
         RuntimeError: If another process is adding to the dataset.
     """
-    if config.policy not in SCRIPTED_POLICIES:
-        learned_policy(config)  # better to fail here than in a worker
+    policy = None if config.policy in SCRIPTED_POLICIES else learned_policy(config)
     env = make(config)
     check_discrete(env.action_space, config.env)
+    if policy is not None:  # better to fail here than in a worker
+        check_learned(config, policy, env)
     find_image(env.observation_space, None, config.env)
     writer = DatasetWriter(
         config.dataset_id,

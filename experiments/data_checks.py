@@ -49,12 +49,12 @@ def held_out_of(train: EpisodeDataset, kept: Path) -> tuple[EpisodeDataset, Epis
 def are_held_out(names: Sequence[str], kept: Path) -> np.ndarray:
     """Which episodes a file of `keep_held_out` names.
 
-    Folders may have other paths now, of which one has to end in the other.
+    Folders may have moved.
     """
 
     def parts(name: str) -> tuple[str, str]:
         number, _, source = name.partition(" of ")
-        return number, f"/{posixpath.normpath(source).removesuffix('/data').lstrip('/')}"
+        return number, _folder(source)
 
     present = [parts(name) for name in names]
     told = {parts(name) for name in json.loads(kept.read_text())}
@@ -62,11 +62,20 @@ def are_held_out(names: Sequence[str], kept: Path) -> np.ndarray:
 
     def is_told(number: str, source: str) -> bool:
         sources = [other for n, other in elsewhere if n == number]
-        return (number, source) in told or any(
-            other.endswith(source) or source.endswith(other) for other in sources
-        )
+        return (number, source) in told or any(may_have_moved(source, s) for s in sources)
 
     return np.array([is_told(*name) for name in present], dtype=bool)
+
+
+def may_have_moved(one: str, other: str) -> bool:
+    """Whether two paths or ids may be of one dataset: one has to end in the other."""
+    a, b = _folder(one), _folder(other)
+    return a.endswith(b) or b.endswith(a)
+
+
+def _folder(source: str) -> str:
+    """A dataset's path or id, in one way of writing it."""
+    return f"/{posixpath.normpath(source).removesuffix('/data').lstrip('/')}"
 
 
 def keep_held_out(held_out: EpisodeDataset, kept: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Literal
 
+import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -104,19 +105,26 @@ def play_real_episodes(
         )
 
 
-def check_env(name: str, world_model: str) -> None:
+def check_env(
+    name: str,
+    world_model: str,
+    advice: str = "name the model's own env with --env (as my_package:MyEnv-v0 where it is "
+    "registered with Gymnasium), or only train with --no-judge",
+) -> None:
     """Refuse a real env that is not the one that a world model dreams, as far as spaces tell.
 
     Of one with the same frames and actions that the model is not known to have learned from, it is
     warned.
 
+    Args:
+        name: of the env.
+        world_model: shipped name or checkpoint.
+        advice: what to do where it is refused.
+
     Raises:
         ValueError: it has other frames or actions.
     """
     env = envs.make(name)
-    spaces, names = (env.observation_space, env.action_space), {name}
-    if env.spec is not None:
-        names.add(env.spec.id)  # which is all that recordings of others note
     env.close()
     try:
         model = load_config(world_model)
@@ -125,21 +133,27 @@ def check_env(name: str, world_model: str) -> None:
             raise
         raise CheckpointError(f"{error}: name one with --world-model") from error
     try:
-        check_spaces(name, *spaces, model)
+        check_spaces(name, env.observation_space, env.action_space, model)
     except ValueError as error:
-        raise ValueError(
-            f"{world_model} does not dream {name} ({error}): name the model's own env with --env "
-            "(as my_package:MyEnv-v0 where it is registered with Gymnasium), or only train with "
-            "--no-judge"
-        ) from error
-    learned = load_metadata(world_model).get("env")
-    if learned not in names:
+        raise ValueError(f"{world_model} does not dream {name} ({error}): {advice}") from error
+    learned = learned_from(world_model)
+    if not is_env(env, name, learned):
         of_what = f"has learned from {learned}"
         if learned is None:
             of_what = "does not tell what env it has learned from"
         warnings.warn(
             f"{world_model} {of_what}, and policies are judged on {name} (--env)", stacklevel=2
         )
+
+
+def learned_from(world_model: str) -> str | None:
+    """The env that a world model has learned from, where it says so."""
+    return load_metadata(world_model).get("env")
+
+
+def is_env(env: gymnasium.Env, name: str, other: str | None) -> bool:
+    """Whether a name is an env's; recordings of others note the id of its spec alone."""
+    return other in {name, *([env.spec.id] if env.spec is not None else [])}
 
 
 def evaluate_in_dream(

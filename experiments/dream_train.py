@@ -22,10 +22,12 @@ import dataclasses
 import functools
 import time
 import warnings
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
+from agents.actor_critic import world_model_note
 from agents.explorers import RandomPolicy
-from agents.features import FeaturePolicy, behaviour_policy, load_policy
+from agents.features import FeaturePolicy, behaviour_policy, in_dreams, load_policy
 from agents.on_the_way import WayConfig
 from agents.planner import Planner
 from agents.rollout import Policy
@@ -53,7 +55,7 @@ from experiments.report import format_table
 from experiments.run_directory import RunDirectory
 from experiments.sb3_training import too_small_for_pixels, train_with_sb3
 from worldsim.checkpoint import fingerprint, load, load_config
-from worldsim.contexts import NoRewardError, open_contexts
+from worldsim.contexts import ContextBank, NoRewardError, open_contexts
 from worldsim.episodes import EpisodeDataset
 from worldsim.world_model import WorldModel
 
@@ -183,12 +185,10 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
     unused = not_used_yet(config.run_directory, config.contexts)
     free = (*FREE_TO_CHANGE, *OF_OTHERS[config.agent], *unused)
     run = RunDirectory(config.run_directory, config, free)
-    device = config.torch_device
     world_model, contexts = config.world_model or config.env, config.contexts
     collected: list[str] = []
     take_up_again(run)
     for round_index in range(1, config.rounds + 1):
-        round_directory = run.path / f"round-{round_index}"
         if round_index > 1:
             world_model, contexts = improve_world_model(
                 env=config.env,
@@ -196,7 +196,7 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
                 temperature=config.behaviour_temperature,
                 walking=config.walks,
                 world_model=world_model,
-                output=round_directory,
+                output=round_directory(run, round_index),
                 episodes=config.collect_episodes,
                 steps=config.world_model_steps,
                 first_seed=config.collection_seed(round_index),
@@ -204,81 +204,13 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
                 num_workers=config.num_workers,
                 max_episode_steps=config.max_episode_steps,
                 datasets=[*collected, *([config.dataset] if config.dataset is not None else [])],
-                device=device,
+                device=config.torch_device,
             )
             collected.append(contexts)
-        check_weights(run, f"round {round_index}", world_model)
-        if round_index <= run.get("finished_rounds", 0):
-            continue
-        model = load(world_model, device=device)
-        episodes: str | EpisodeDataset | None = contexts
-        if contexts is not None and round_index > 1:
-            episodes = learned_episodes(contexts, round_directory, model)
-        draw_contexts = functools.partial(
-            open_contexts,
-            model,
-            episodes,
-            world_model=world_model,
-            num_contexts=config.num_contexts,
-            context_length=config.context_length,
-        )
-        to_train = functools.partial(draw_contexts, num_starts=config.num_starts, seed=config.seed)
-        try:
-            bank = to_train(frames_to_reward=config.frames_to_reward)
-        except NoRewardError as error:
-            if round_index == 1:
-                raise
-            warnings.warn(f"{error}: dreams of round {round_index} start anywhere", stacklevel=2)
-            bank = to_train()
-        judges = bank
-        if config.judge and round_index == 1:
-            judges = draw_contexts(seed=JUDGE_SEED)
-        elif config.judge:  # from what was held out of what was collected
-            judges = open_contexts(
-                model, None, world_model=world_model, num_starts=config.num_contexts
-            )
-        if config.cuda_graphs:
-            model.use_cuda_graphs(if_possible=True)
-        if config.compile:
-            model.compile_network()
-        random = RandomPolicy(model.config.num_actions, seed=config.seed)
-        baselines: dict[str, tuple[Policy, str]] = {"random": (random, "random")}
-        if has_scripted_player(config.env):
-            player = scripted_player(config.env, config.seed)
-            baselines["data"] = (player, "scripted, sees more")
-        if config.improves_behaviour and (round_index == 1 or "start" in run.evaluations):
-            own = "the behaviour that it starts from" if config.clone is None else "own behaviour"
-            baselines["start"] = (own_behaviour(config, model), own)
-        if config.judge:
-            evaluate_on_real(run, baselines)
-            playing = random_in_dream(round_index)
-            evaluate_in_dream(run, model, judges, playing, random, "random", obs="pixels")
-
-        name, label = f"round {round_index}", f"{config.agent}, round {round_index}"
-        if config.agent in TRAINERS:
-            label = f"trained in the dream, round {round_index}"
-            TRAINERS[config.agent](run, model, bank, round_index, world_model)
-        if config.judge:
-            policy = finished_policy(config, model)
-            # The dream shows the features itself, with all that the context has put into them.
-            inner = policy.policy if isinstance(policy, FeaturePolicy) else policy
-            if config.agent != "planner":  # it would dream of dreams
-                obs: Literal["pixels", "features"] = "features" if inner is not policy else "pixels"
-                evaluate_in_dream(run, model, judges, f"{name} in dream", inner, label, obs=obs)
-            evaluate_on_real(run, {name: (policy, label)})
-        run.keep(
-            finished_rounds=round_index,
-            finished_timesteps=run.get("finished_timesteps", 0) + run.get("round_timesteps", 0),
-            last_round={
-                "seconds": run.get("round_seconds", 0.0),
-                "timesteps": run.get("round_timesteps", 0),
-                "device": device,
-            },
-            round_seconds=0.0,
-            round_timesteps=0,
-        )
-        log_returns(run, round_index)
-        run.write_results()
+        if round_index > run.get("finished_rounds", 0):
+            play_round(run, round_index, world_model, contexts)
+        else:
+            check_weights(run, f"round {round_index}", world_model)
     results = run.write_results()
     run.writer.close()
     rows = [(e["policy"], e["where"], e) for e in results["evaluations"].values()]
@@ -286,6 +218,115 @@ def main(config: DreamTrainConfig) -> dict[str, Any]:
         print(f"\n{format_table(sorted(rows, key=lambda row: row[1]))}\n")
     print(f"{(time.monotonic() - start) / 60:.1f} minutes; everything is in {run.path}")
     return results
+
+
+def round_directory(run: RunDirectory, round_index: int) -> Path:
+    """Where a later round keeps its episodes and its world model."""
+    return run.path / f"round-{round_index}"
+
+
+def play_round(run: RunDirectory, round_index: int, world_model: str, contexts: str | None) -> None:
+    """Train the agent in the dream for one round, or the rest of one; judge it; keep what is done.
+
+    Args:
+        run: of the main job.
+        round_index: from 1.
+        world_model: name or directory of what dreams.
+        contexts: dataset whose stretches dreams start from; None: those that ship with the model.
+    """
+    config, name = run.config, f"round {round_index}"
+    model = load(world_model, device=config.torch_device)
+    # Noted now: the checkpoint may be of a training that goes on, and replaces it.
+    note = world_model_note(world_model)
+    check_weights(run, name, world_model)
+    bank, judges = open_banks(run, model, round_index, world_model, contexts)
+    if config.cuda_graphs:
+        model.use_cuda_graphs(if_possible=True)
+    if config.compile:
+        model.compile_network()
+    if config.judge:
+        judge_baselines(run, model, judges, round_index)
+    label = f"{config.agent}, {name}"
+    if config.agent in TRAINERS:
+        label = f"trained in the dream, {name}"
+        TRAINERS[config.agent](run, model, bank, round_index, note)
+    if config.judge:
+        policy = finished_policy(config, model)
+        inner, obs = in_dreams(policy)
+        if config.agent != "planner":  # it would dream of dreams
+            evaluate_in_dream(run, model, judges, f"{name} in dream", inner, label, obs=obs)
+        evaluate_on_real(run, {name: (policy, label)})
+    run.keep(
+        finished_rounds=round_index,
+        finished_timesteps=run.get("finished_timesteps", 0) + run.get("round_timesteps", 0),
+        last_round={
+            "seconds": run.get("round_seconds", 0.0),
+            "timesteps": run.get("round_timesteps", 0),
+            "device": config.torch_device,
+        },
+        round_seconds=0.0,
+        round_timesteps=0,
+    )
+    log_returns(run, round_index)
+    run.write_results()
+
+
+def open_banks(
+    run: RunDirectory,
+    model: WorldModel,
+    round_index: int,
+    world_model: str,
+    contexts: str | None,
+) -> tuple[ContextBank, ContextBank]:
+    """Where the dreams of a round start: those to train in, and those to judge policies in.
+
+    Later rounds train in dreams of what was collected and learned from, and judge in dreams of what
+    was held out of it. See `play_round` for the arguments.
+    """
+    config = run.config
+    episodes: str | EpisodeDataset | None = contexts
+    if contexts is not None and round_index > 1:
+        episodes = learned_episodes(contexts, round_directory(run, round_index), model)
+    draw_contexts = functools.partial(
+        open_contexts,
+        model,
+        episodes,
+        world_model=world_model,
+        num_contexts=config.num_contexts,
+        context_length=config.context_length,
+    )
+    to_train = functools.partial(draw_contexts, num_starts=config.num_starts, seed=config.seed)
+    try:
+        bank = to_train(frames_to_reward=config.frames_to_reward)
+    except NoRewardError as error:
+        if round_index == 1:
+            raise
+        warnings.warn(f"{error}: dreams of round {round_index} start anywhere", stacklevel=2)
+        bank = to_train()
+    if not config.judge:
+        return bank, bank
+    if round_index == 1:
+        return bank, draw_contexts(seed=JUDGE_SEED)
+    held_out = open_contexts(model, None, world_model=world_model, num_starts=config.num_contexts)
+    return bank, held_out
+
+
+def judge_baselines(
+    run: RunDirectory, model: WorldModel, judges: ContextBank, round_index: int
+) -> None:
+    """Let those play that the agent is compared with, in reality and, at random, in dreams."""
+    config = run.config
+    random = RandomPolicy(model.config.num_actions, seed=config.seed)
+    baselines: dict[str, tuple[Policy, str]] = {"random": (random, "random")}
+    if has_scripted_player(config.env):
+        player = scripted_player(config.env, config.seed)
+        baselines["data"] = (player, "scripted, sees more")
+    if config.improves_behaviour and (round_index == 1 or "start" in run.evaluations):
+        own = "the behaviour that it starts from" if config.clone is None else "own behaviour"
+        baselines["start"] = (own_behaviour(config, model), own)
+    evaluate_on_real(run, baselines)
+    playing = random_in_dream(round_index)
+    evaluate_in_dream(run, model, judges, playing, random, "random", obs="pixels")
 
 
 if __name__ == "__main__":

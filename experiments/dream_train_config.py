@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +12,7 @@ from agents.on_the_way import WayConfig
 from agents.planner_search import FAST_PLANNER, PlannerConfig
 from agents.rollout import BEHAVIOUR_TEMPERATURE
 from experiments.platform_settings import chosen_device
-from experiments.report import defaults_of
+from experiments.report import defaults_of, read_json
 from experiments.sb3_training import PPOConfig
 
 # Apart from the seeds of the shipped model's training data (0 and up), of validation (1,000,000 and
@@ -277,16 +276,24 @@ OF_DATASETS = ("num_contexts", "context_length")
 """Settings that nothing takes before there is a dataset to start from."""
 
 
+BEFORE_TRAINING = ("num_envs", "num_starts", "frames_to_reward")
+"""Settings that nothing depends on before training begins, for which memory may not suffice."""
+
+
 def not_used_yet(directory: Path, contexts: str | None = None) -> tuple[str, ...]:
-    """Settings of later rounds, where none has begun.
+    """Settings of training, where it has not begun, and of later rounds, where none has.
 
     Args:
         directory: of the run.
         contexts: dataset whose stretches its first round starts from, if it is from one.
     """
     progress = directory / "progress.json"
-    kept = json.loads(progress.read_text()) if progress.is_file() else {}
+    kept = read_json(progress) or {}
     if kept.get("world_models", {}).keys() - {"round 1"}:
         return ()
-    later = ("dataset", "collect_episodes", "world_model_steps")
-    return later if contexts is not None else (*later, *OF_DATASETS)
+    unused: tuple[str, ...] = ("dataset", "collect_episodes", "world_model_steps")
+    if contexts is None:
+        unused += OF_DATASETS
+    if not (kept.get("round_timesteps") or kept.get("finished_rounds")):
+        unused += BEFORE_TRAINING
+    return unused

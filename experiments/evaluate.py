@@ -14,21 +14,22 @@ judged in a dream instead.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from agents.actor_critic import ActorCritic, is_note
+from agents.actor_critic import ActorCritic, note_of, noted_world_model
 from agents.explorers import MAZE_ACTIONS, RandomPolicy
 from agents.features import (
     FeaturePolicy,
     behaviour_policy,
     check_policy_fits,
+    in_dreams,
     load_observer,
     load_policy,
 )
@@ -38,6 +39,8 @@ from agents.planner_trace import PlanTrace, save_trace
 from agents.rollout import BEHAVIOUR_TEMPERATURE, Policy
 from agents.scripted import scripted_player
 from experiments.command_line import run_script
+from experiments.dream_judging import check_env
+from experiments.platform_settings import chosen_device
 from experiments.playing import (
     FIRST_EVALUATION_SEED,
     JUDGE_SEED,
@@ -47,12 +50,12 @@ from experiments.playing import (
 )
 from experiments.report import format_table, provenance, summarise, write_json
 from experiments.videos import check_video, save_video
-from worldsim.checkpoint import fingerprint, shipped_models
+from worldsim.checkpoint import CheckpointError, fingerprint, shipped_models
 from worldsim.contexts import open_contexts
 from worldsim.dream import DreamVectorEnv
 from worldsim.world_model import WorldModel
 
-POLICIES_OF_MODELS = ("planner", "walker", "behaviour")
+OF_MODELS = ("planner", "walker", "behaviour")
 """Policies that a world model has without any training of their own."""
 
 
@@ -102,12 +105,13 @@ class EvaluateConfig:
     some time."""
     trace_every: int = 50
     """Steps between two of them; with `planner.replan_every`, the next decision is shown."""
-    device: str = "cpu"
+    device: str = "auto"
+    """Where world models and policies run."""
 
 
 def check_policy(name: str) -> None:
     """Raise FileNotFoundError for what is neither a policy's name nor a file."""
-    known = ("random", "explorer", *POLICIES_OF_MODELS)
+    known = ("random", "explorer", *OF_MODELS)
     if name not in known and not Path(name).is_file():
         if Path(name).suffix in (".zip", ".safetensors"):
             raise FileNotFoundError(f"there is no saved policy {name}")
@@ -119,8 +123,8 @@ def check_policy(name: str) -> None:
 def check_used(config: EvaluateConfig) -> None:
     """Raise a ValueError for a setting that changes nothing of what is judged."""
     policy, planner = config.policy, config.policy == "planner"
-    own, given = policy in POLICIES_OF_MODELS, config.planner_policy is not None
-    whose = "a planner_policy has its own" if given else f"of {', '.join(POLICIES_OF_MODELS)}"
+    own, given = policy in OF_MODELS, config.planner_policy is not None
+    whose = "a planner_policy has its own" if given else f"of {', '.join(OF_MODELS)}"
     saved = not own and policy not in ("random", "explorer")
     for name, default, used, advice in (
         ("traces", None, planner, "they are of the policy 'planner'"),
@@ -148,38 +152,33 @@ def check_used(config: EvaluateConfig) -> None:
 
 
 def check_output(config: EvaluateConfig) -> None:
-    """Raise a ValueError where results would take the place of a saved policy, or of its note."""
+    """Raise a ValueError where results would take the place of a directory, policy or note."""
+    if config.output is not None and config.output.is_dir():
+        raise ValueError(f"output is a directory, {config.output}: name a JSON file in it")
     for policy in (Path(config.policy), config.planner_policy):
         if config.output is None or policy is None or not policy.is_file():
             continue
-        output, note = config.output.resolve(), policy.with_suffix(".json").resolve()
-        if output == policy.resolve() or (output == note and is_note(note)):
+        files = [policy, *([note_of(policy)] if noted_world_model(policy) else [])]
+        if config.output.resolve() in [file.resolve() for file in files]:
             raise ValueError(
                 f"{config.output} belongs to the policy {policy}: choose another output"
             )
 
 
-def open_policy(
-    name: str,
-    num_actions: int,
-    *,
-    env: str = "memory-maze-9x9",
-    seed: int = 0,
-    deterministic: bool = False,
-    device: str = "cpu",
-) -> Policy:
-    """Turn a policy's name into a policy.
+def open_policy(config: EvaluateConfig, num_actions: int) -> Policy:
+    """The policy that is named, but for those of a world model.
 
     Raises:
         FileNotFoundError: neither a known name nor a file.
         ValueError: a file that holds no SB3 model, or no scripted player for this env.
     """
+    name, seed = config.policy, config.first_seed
     if name == "random":
         return RandomPolicy(num_actions, seed=seed)
     if name == "explorer":
-        return scripted_player(env, seed)
-    check_policy(name)
-    return load_policy(name, deterministic=deterministic, seed=seed, device=device)
+        return scripted_player(config.env, seed)
+    device = chosen_device(config.device)
+    return load_policy(name, deterministic=config.deterministic, seed=seed, device=device)
 
 
 def policy_of_model(config: EvaluateConfig, dreaming: WorldModel | None = None) -> Policy:
@@ -201,7 +200,7 @@ def policy_of_model(config: EvaluateConfig, dreaming: WorldModel | None = None) 
                 f"no world model of {config.env} ships for {config.policy}: name one with "
                 f"--policy-model ({', '.join(shipped_models())}, or a checkpoint directory)"
             )
-        model = load_observer(name or config.env, config.device)
+        model = load_observer(name or config.env, chosen_device(config.device))
         if dreaming is not None and model.config.num_actions != dreaming.config.num_actions:
             raise ValueError(
                 f"the policy's model {name!r} has {model.config.num_actions} "
@@ -213,7 +212,7 @@ def policy_of_model(config: EvaluateConfig, dreaming: WorldModel | None = None) 
         return Planner(
             model,
             dataclasses.replace(config.planner, policy_temperature=config.temperature),
-            policy=None if agent is None else agent.to(config.device).logits,
+            policy=None if agent is None else agent.to(model.device).logits,
             seed=config.first_seed,
             on_plan=None if config.traces is None else TraceKeeper(config),
         )
@@ -237,7 +236,8 @@ def check_dreamer(policy: Path, world_model: str) -> None:
     Raises:
         ValueError: the policy is of another world model.
     """
-    learned_in = json.loads(policy.with_suffix(".json").read_text())["world_model"]
+    learned_in = noted_world_model(policy)
+    assert learned_in is not None  # or it could not have been loaded
     if fingerprint(learned_in) != fingerprint(world_model):
         raise ValueError(
             f"{policy} acts on the features of {learned_in}, not of {world_model}: judge it in "
@@ -260,16 +260,75 @@ class TraceKeeper:
             self.due = trace.step + self.every
 
 
+class Stage(NamedTuple):
+    """Where, and how, a policy is judged."""
+
+    where: str
+    batch: VectorEnv
+    limit: int | None  # steps after which an episode is truncated
+    policy: Policy  # that acts there
+    threads: int  # of torch
+
+
+def in_the_dream(config: EvaluateConfig) -> Stage:
+    """Dreams of a world model; policies on features act on what dreams show themselves."""
+    assert config.world_model is not None
+    model = load_observer(config.world_model, chosen_device(config.device))
+    if config.policy in OF_MODELS:
+        policy = policy_of_model(config, model)
+    else:
+        policy = open_policy(config, model.config.num_actions)
+        if isinstance(policy, FeaturePolicy):
+            check_dreamer(Path(config.policy), config.world_model)
+    acting, obs = in_dreams(policy)
+    batch = DreamVectorEnv(
+        num_envs=min(32, config.num_episodes),
+        world_model=model,
+        contexts=open_contexts(
+            model, config.contexts, world_model=config.world_model, seed=JUDGE_SEED
+        ),
+        horizon=config.horizon,
+        obs=obs,
+        render_mode="rgb_array",
+        autoreset_mode=AutoresetMode.DISABLED,
+    )
+    if obs == "pixels":
+        spaces = batch.single_observation_space, batch.single_action_space
+        check_policy_fits(acting, config.world_model, *spaces)
+    return Stage("the dream", batch, config.horizon, acting, torch.get_num_threads())
+
+
+def on_the_real_env(config: EvaluateConfig) -> Stage:
+    """Real envs side by side."""
+    # A policy's model is opened first: a wrong name should not cost the start of real envs.
+    of_model = policy_of_model(config) if config.policy in OF_MODELS else None
+    if (world_model := world_model_of(config)) is not None:
+        with contextlib.suppress(CheckpointError):  # policies on frames do without
+            check_env(config.env, world_model, advice="name the policy's own env with --env")
+    num_workers = min(config.num_workers, config.num_episodes)
+    batch, limit = make_real_envs(config.env, num_workers, config.max_episode_steps)
+    policy = of_model or open_policy(config, int(batch.single_action_space.n))  # type: ignore[attr-defined]
+    spaces = batch.single_observation_space, batch.single_action_space
+    check_policy_fits(policy, config.env, *spaces)
+    return Stage(config.env, batch, limit, policy, torch.get_num_threads() if of_model else 1)
+
+
+def world_model_of(config: EvaluateConfig) -> str | None:
+    """The world model that a policy acts by, or has learned in; None where none is known."""
+    if config.policy in OF_MODELS and config.planner_policy is None:
+        return config.policy_model or config.env
+    return noted_world_model(config.planner_policy or config.policy)
+
+
 def main(config: EvaluateConfig) -> dict[str, Any]:
     """Run the episodes; print a table and return what `output` is written from."""
-    for name, least in (("num_episodes", 1), ("first_seed", 0), ("num_workers", 0)):
-        if getattr(config, name) < least:
-            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
+    least = {"num_episodes": 1, "first_seed": 0, "num_workers": 0, "max_episode_steps": 1}
+    for name, lowest in (least | {"trace_every": 1}).items():
+        if (given := getattr(config, name)) is not None and given < lowest:
+            raise ValueError(f"{name} must be at least {lowest}, got {given}")
     if config.video is not None:
         check_video(config.video, "--video")
     check_policy(config.policy)
-    if config.trace_every < 1:
-        raise ValueError(f"trace_every must be at least 1, got {config.trace_every}")
     check_used(config)
     check_output(config)
     if config.policy == "planner" and config.world_model is not None:
@@ -278,67 +337,22 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
             "features all: their returns in dreams do not compare",
             stacklevel=2,
         )
-    seeds = [config.first_seed + i for i in range(config.num_episodes)]
-    options: dict[str, Any] = {"seed": config.first_seed, "deterministic": config.deterministic}
-    batch: VectorEnv
-    limit: int | None
-    if config.world_model is not None:
-        model = load_observer(config.world_model, config.device)
-        policy: Policy
-        if config.policy in POLICIES_OF_MODELS:
-            policy = policy_of_model(config, model)
-        else:
-            policy = open_policy(
-                config.policy, model.config.num_actions, device=config.device, **options
-            )
-        in_features = isinstance(policy, FeaturePolicy)
-        if isinstance(policy, FeaturePolicy):
-            if config.policy not in POLICIES_OF_MODELS:
-                check_dreamer(Path(config.policy), config.world_model)
-            # The dream shows the features itself, with all that the context has put into them.
-            policy = policy.policy
-        batch = DreamVectorEnv(
-            num_envs=min(32, config.num_episodes),
-            world_model=model,
-            contexts=open_contexts(
-                model, config.contexts, world_model=config.world_model, seed=JUDGE_SEED
-            ),
-            horizon=config.horizon,
-            obs="features" if in_features else "pixels",
-            render_mode="rgb_array",
-            autoreset_mode=AutoresetMode.DISABLED,
-        )
-        if not in_features:
-            spaces = batch.single_observation_space, batch.single_action_space
-            check_policy_fits(policy, config.world_model, *spaces)
-        where, limit, threads = "the dream", config.horizon, torch.get_num_threads()
-    else:
-        num_workers = min(config.num_workers, config.num_episodes)
-        # A policy's model is opened first: a wrong name should not cost the start of real envs.
-        of_model = policy_of_model(config) if config.policy in POLICIES_OF_MODELS else None
-        batch, limit = make_real_envs(config.env, num_workers, config.max_episode_steps)
-        num_actions = int(batch.single_action_space.n)  # type: ignore[attr-defined]
-        policy = of_model or open_policy(
-            config.policy, num_actions, env=config.env, device=config.device, **options
-        )
-        spaces = batch.single_observation_space, batch.single_action_space
-        check_policy_fits(policy, config.env, *spaces)
-        where, threads = config.env, torch.get_num_threads() if of_model else 1
+    stage = on_the_real_env(config) if config.world_model is None else in_the_dream(config)
     try:
-        with torch_threads(threads):
+        with torch_threads(stage.threads):
             results = run_episodes(
-                policy,
-                batch,
-                seeds,
-                episode_limit=limit,
-                description=f"{Path(config.policy).name} on {where}",
+                stage.policy,
+                stage.batch,
+                [config.first_seed + i for i in range(config.num_episodes)],
+                episode_limit=stage.limit,
+                description=f"{Path(config.policy).name} on {stage.where}",
                 num_recorded=int(config.video is not None),
             )
     finally:
-        batch.close()
+        stage.batch.close()
     summary = summarise(results)
     report = {"config": dataclasses.asdict(config), "results": summary, **provenance()}
-    print(format_table([(config.policy, where, summary)]))
+    print(format_table([(config.policy, stage.where, summary)]))
     if config.output is not None:
         write_json(config.output, report)
         print(f"results: {config.output}")

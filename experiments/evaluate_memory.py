@@ -33,8 +33,8 @@ from experiments.memory_report import (
     format_table,
     plot,
 )
-from experiments.platform_settings import keep_memory
-from experiments.report import provenance, write_json
+from experiments.platform_settings import chosen_device, keep_memory
+from experiments.report import name_of_model, provenance, write_json
 from experiments.videos import save_video, tile
 from worldsim.checks import check_same_kind
 
@@ -62,10 +62,12 @@ class EvaluateMemoryConfig:
     """Signal level at which dreamed frames are committed to memory; by default the model's."""
     batch_size: int = 6
     num_workers: int = 2
-    device: str = "cpu"
+    device: str = "auto"
+    """Where the world model runs."""
     work: Path = Path("runs/evaluate_memory")
     """Recorded walks, which are used again."""
-    output: Path = Path("runs/evaluate_memory/results")
+    output: Path | None = None
+    """By default runs/evaluate_memory/<world model, or its run>."""
 
     def __post_init__(self) -> None:
         if not self.env.startswith("memory-maze-"):
@@ -91,7 +93,8 @@ def main(config: EvaluateMemoryConfig) -> dict[str, Any]:
         ValueError: the model is told poses, or frames or actions are not those of the walks.
     """
     keep_memory()
-    model = worldsim.load(config.world_model, config.device)
+    output = config.output or Path("runs/evaluate_memory") / name_of_model(config.world_model)
+    model = worldsim.load(config.world_model, chosen_device(config.device))
     if model.told_poses:
         raise ValueError(
             f"{config.world_model} is told poses, not actions: judge it with "
@@ -147,16 +150,16 @@ def main(config: EvaluateMemoryConfig) -> dict[str, Any]:
         "config": config,
         "provenance": provenance(),
     }
-    write_json(config.output / "results.json", values)
+    write_json(output / "results.json", values)
     table = "\n".join([format_table(runs), "", *describe(differences)])
-    (config.output / "table.md").write_text(table + "\n")
-    draw_runs(config.output, runs)
-    save_video(config.output / "dreams.gif", stack_dreams(runs, config.work))
+    (output / "table.md").write_text(table + "\n")
+    draw_runs(output, runs)
+    save_video(output / "dreams.gif", stack_dreams(runs, config.work))
     rows = contact_rows(runs, config.work)
     if rows:
-        plot(config.output / "contact_sheet.png", [lambda axes: draw_contact_sheet(axes, rows)])
+        plot(output / "contact_sheet.png", [lambda axes: draw_contact_sheet(axes, rows)])
     print(table)
-    print(f"everything is in {config.output}")
+    print(f"everything is in {output}")
     return values
 
 

@@ -29,8 +29,8 @@ from experiments.command_line import run_script
 from experiments.data_checks import learned_before
 from experiments.dreamed_poses import dreamed_poses
 from experiments.dreamed_rewards import dreamed_rewards, format_shares
-from experiments.platform_settings import keep_memory
-from experiments.report import provenance, write_json
+from experiments.platform_settings import chosen_device, keep_memory
+from experiments.report import name_of_model, provenance, write_json
 from experiments.reward_events import events_in
 from experiments.told_map import map_on_real_frames
 from experiments.told_places import places_on_real_frames
@@ -59,7 +59,7 @@ LABELS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateWorldModelConfig:
     """Judge a world model on held-out episodes."""
 
     world_model: str = "memory-maze-9x9"
@@ -89,9 +89,11 @@ class EvaluateConfig:
     """Held-out tours that come to every cell, to judge the model's map on."""
     batch_size: int = 8
     """Dreams at a time; smaller saves memory."""
-    device: str = "cpu"
+    device: str = "auto"
+    """Where the world model runs."""
     seed: int = 0
-    output: Path = Path("runs/evaluate_world_model")
+    output: Path | None = None
+    """By default runs/evaluate_world_model/<world model, or its run>."""
 
     def __post_init__(self) -> None:
         if self.context < 1 or self.horizon < 1:
@@ -105,14 +107,17 @@ class EvaluateConfig:
             raise ValueError(f"shorter_contexts must be at least 1, got {self.shorter_contexts}")
 
 
-def main(config: EvaluateConfig) -> dict[str, Any]:
+def main(config: EvaluateWorldModelConfig) -> dict[str, Any]:
     """Evaluate, write and print everything.
 
     Returns:
         What results.json holds.
     """
     keep_memory()
-    model = worldsim.load(config.world_model, config.device)
+    device = chosen_device(config.device)
+    runs = Path("runs/evaluate_world_model")
+    output = config.output or runs / name_of_model(config.world_model)
+    model = worldsim.load(config.world_model, device)
     if config.map_dataset and model.occupancy is None:
         raise ValueError(f"map_dataset is given, but {config.world_model} has no map")
     judged_on = (*config.dataset, *config.map_dataset)
@@ -175,7 +180,7 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         )
         values["dream_signals"][f"{level:g}"] = summarise_first(other)
     for precision in config.precisions:
-        same = worldsim.load(config.world_model, config.device, getattr(torch, precision))
+        same = worldsim.load(config.world_model, device, getattr(torch, precision))
         other = dream_in_batches(same, stretches, config, precision, floors=False)
         values["precisions"][precision] = summarise_first(other)
     for context in (n for n in config.shorter_contexts if n < config.context):
@@ -184,19 +189,19 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         other = dream_in_batches(model, cut, shorter, f"context of {context}", floors=False)
         values["shorter_contexts"][context] = summarise_first(other)
     values |= {"config": config, "provenance": provenance()}
-    write_json(config.output / "results.json", values)
-    plot_by_step(values["open_loop"], config.output / "quality_by_step.png")
-    draw_strips(result, config.output / "strips.png")
-    write_video(result, config.output / "dreams.gif")
+    write_json(output / "results.json", values)
+    plot_by_step(values["open_loop"], output / "quality_by_step.png")
+    draw_strips(result, output / "strips.png")
+    write_video(result, output / "dreams.gif")
     print_tables(values)
-    print(f"everything is in {config.output}")
+    print(f"everything is in {output}")
     return values
 
 
 def dream_in_batches(
     model: WorldModel,
     stretches: tuple[np.ndarray, ...],
-    config: EvaluateConfig,
+    config: EvaluateWorldModelConfig,
     name: str,
     num_denoising_steps: int | None = None,
     floors: bool = True,
@@ -341,4 +346,4 @@ def print_tables(values: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, EvaluateConfig, __doc__)
+    run_script(main, EvaluateWorldModelConfig, __doc__)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from agents.actor_critic import note_of
 from agents.rollout import BEHAVIOUR_TEMPERATURE
 from experiments import collect, train_world_model
 from experiments.data_checks import are_held_out, held_out_of
@@ -174,7 +175,7 @@ def _keep_policy(policy: Path, directory: Path) -> Path:
     kept = directory / policy.name
     if not kept.is_file():
         directory.mkdir(parents=True, exist_ok=True)
-        note = policy.with_suffix(".json")
+        note = note_of(policy)
         if note.is_file():
             shutil.copy(note, directory)
         shutil.copy(policy, directory / f"{policy.name}.partial")

@@ -190,6 +190,12 @@ def read_runs(output: Path, names: Iterable[str]) -> Runs:
     return runs
 
 
+def name_of_model(world_model: str) -> str:
+    """What a folder of results of a world model is called: its name, or that of its run."""
+    path = Path(world_model)
+    return path.resolve().parent.name if path.name == "checkpoint" else path.name
+
+
 def read_json(path: Path) -> Any:
     """The content of a file, None where there is none."""
     return json.loads(path.read_text()) if path.is_file() else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,15 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.rollout import EpisodeResult
-from experiments.report import as_json, defaults_of, provenance, same_setting, summarise, write_json
+from experiments.report import (
+    as_json,
+    defaults_of,
+    provenance,
+    read_json,
+    same_setting,
+    summarise,
+    write_json,
+)
 
 
 def check_config(
@@ -28,9 +35,8 @@ def check_config(
         ValueError: the directory holds a run with another config.
     """
     path.mkdir(parents=True, exist_ok=True)
-    new = as_json(config)
-    if (path / "config.json").is_file():
-        old = json.loads((path / "config.json").read_text())
+    new, old = as_json(config), read_json(path / "config.json")
+    if old is not None:
         then = defaults_of(config) | old  # settings that were not there yet were at their defaults
 
         def same(name: str) -> bool:
@@ -63,10 +69,13 @@ class RunDirectory:
         self.path = path
         self.config = config
         check_config(path, config, free_to_change)
-        self._progress: dict[str, Any] = {}
-        if (path / "progress.json").is_file():
-            self._progress = json.loads((path / "progress.json").read_text())
-        self.writer = SummaryWriter(str(path / "tensorboard"))
+        self._progress: dict[str, Any] = read_json(path / "progress.json") or {}
+        # What a run that was killed had logged after it was last saved is dropped.
+        steps = self.get("finished_timesteps", 0) + self.get("round_timesteps", 0)
+        purge = steps > 0 or self.get("finished_rounds", 0) == 0
+        self.writer = SummaryWriter(
+            str(path / "tensorboard"), purge_step=steps + 1 if purge else None
+        )
 
     def get(self, key: str, default: Any) -> Any:
         """Return a value that was kept, or the default."""
@@ -96,8 +105,7 @@ class RunDirectory:
         and the config may be others now.
         """
         file, steps = self.path / "results.json", self.get("finished_timesteps", 0)
-        if file.is_file():
-            kept = json.loads(file.read_text())
+        if (kept := read_json(file)) is not None:
             if (kept["evaluations"], kept.get("timesteps")) == (self.evaluations, steps):
                 return kept
         results = {

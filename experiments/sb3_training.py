@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from torch import Tensor
 
-from agents.actor_critic import world_model_note
+from agents.actor_critic import note_of
 from agents.features import feature_policy_kwargs, start_from_behaviour
 from agents.on_the_way import shaping_of
 from agents.sb3 import BatchedVecEnv, save_agent
@@ -114,7 +115,11 @@ def make_agent(config: Any, env: VecEnv, model: WorldModel) -> OnPolicyAlgorithm
 
 
 def train_with_sb3(
-    run: RunDirectory, model: WorldModel, bank: ContextBank, round_index: int, world_model: str
+    run: RunDirectory,
+    model: WorldModel,
+    bank: ContextBank,
+    round_index: int,
+    note: Mapping[str, str],
 ) -> None:
     """Train the run's policy for one round, or the rest of one, and save it.
 
@@ -122,7 +127,7 @@ def train_with_sb3(
         run: its config says how many dreams, how long they are and how long to train.
         model, bank: what dreams, and where dreams start.
         round_index: from 1.
-        world_model: name or directory of the model, to be noted beside the policy.
+        note: from `world_model_note`, of the model as it was loaded; goes beside the policy.
     """
     config, path = run.config, run.config.policy_path
     shaping = shaping_of(config.way, model)
@@ -156,7 +161,7 @@ def train_with_sb3(
 
     def save(seconds: float) -> None:
         # The note first: where the policy is, so is what it is of.
-        write_json(path.with_suffix(".json"), world_model_note(world_model))
+        write_json(note_of(path), note)
         save_agent(agent, path)
         run.keep(round_seconds=seconds, round_timesteps=agent.num_timesteps - first_step)
 

@@ -29,10 +29,11 @@ from experiments.data_checks import (
     held_out_of,
     keep_held_out,
     learned_before,
+    may_have_moved,
 )
 from experiments.model_to_train import build_model
 from experiments.platform_settings import chosen_device, keep_memory
-from experiments.report import as_json, provenance
+from experiments.report import as_json, provenance, read_json
 from experiments.run_directory import check_config
 from experiments.train_config import TrainConfig, presets
 from experiments.train_stages import (
@@ -107,6 +108,7 @@ def main(config: TrainConfig) -> Path:
             )
     begun = kept_model(config.output / "dynamics", accelerator.device)
     free = FREE_TO_CHANGE if begun is None else FREE_TO_CHANGE - BEFORE_DYNAMICS
+    free = free | moved_datasets(config)
     check_config(config.output, config, free, write=accelerator.is_main_process)
     if accelerator.is_main_process and not config.validation_dataset:
         keep_held_out(held_out, config.output / HELD_OUT)
@@ -146,6 +148,16 @@ def main(config: TrainConfig) -> Path:
         f"next: python experiments/dream_train.py{judged_on} --world-model {path}"
     )
     return path
+
+
+def moved_datasets(config: TrainConfig) -> set[str]:
+    """Settings that name the datasets of the run that its output holds, in other places now."""
+    kept, moved = read_json(config.output / "config.json") or {}, {"datasets_root"}
+    for name in ("dataset", "validation_dataset"):
+        then, now = kept.get(name, []), getattr(config, name)
+        if len(then) == len(now) and all(map(may_have_moved, then, now)):
+            moved.add(name)
+    return moved
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:

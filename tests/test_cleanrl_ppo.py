@@ -57,7 +57,7 @@ def test_it_learns_and_values_what_a_cut_episode_would_have_paid(
     )
     cleanrl_ppo.main(args)
     agent = cleanrl_ppo.Agent(width, 6)
-    agent.load_state_dict(torch.load(args.output / "agent.pt"))
+    agent.load_state_dict(torch.load(tmp_path / "run/agent.pt"))
     shown = torch.ones(1, width)
     assert agent.actor(shown).softmax(-1)[0, 2] > 0.9
     # 1 + 1/2 + 1/4 + ...: without the value of what was cut, no more than 1.5 of it.
@@ -70,11 +70,21 @@ def test_it_trains_in_the_dream_and_plays_real_episodes(tmp_path: Path) -> None:
     events = EventAccumulator(str(args.output))
     events.Reload()
     assert [e.step for e in events.Scalars("charts/episodic_return")] == [32, 64]
-    weights = torch.load(args.output / "agent.pt")
+    weights = torch.load(tmp_path / "run/agent.pt")
     again = make_args(tmp_path, total_timesteps=64, output=tmp_path / "again")
     assert cleanrl_ppo.main(again) == returns
-    same = torch.load(again.output / "agent.pt")
+    same = torch.load(tmp_path / "again/agent.pt")
     assert all(torch.equal(weights[name], same[name]) for name in weights)
+
+
+def test_runs_have_directories_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed in (1, 2):
+        cleanrl_ppo.main(make_args(tmp_path, total_timesteps=32, output=None, seed=seed))
+    runs = sorted(file.parent.name for file in Path("runs/cleanrl").glob("*/agent.pt"))
+    assert [run.rsplit("__", 1)[0] for run in runs] == ["memory-maze-5x5__1", "memory-maze-5x5__2"]
 
 
 def test_minibatches_must_divide_the_steps() -> None:

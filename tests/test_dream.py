@@ -301,6 +301,29 @@ def test_what_is_not_for_as_many_dreams_is_refused(model: WorldModel, bank: Cont
     assert batch.snapshot().generator_states == before.generator_states
 
 
+def test_the_best_of_several_forks_can_be_gone_on_with(
+    model: WorldModel, bank: ContextBank
+) -> None:
+    forks = make_batch(model, bank, 3)
+    forks.reset(seed=0)
+    forks.step(np.array([1, 2, 3]))
+    chosen = forks.snapshot()[2]
+    alone = make_batch(model, bank, 1)
+    alone.reset(seed=9)
+    np.testing.assert_array_equal(alone.restore(chosen)[0], forks.restore(forks.snapshot())[2])
+    for action in (1, 0):
+        expected, rewards, *_ = forks.step(np.full(3, action))
+        frame, reward, *_ = alone.step(np.array([action]))
+        # One rounding step of a pixel: batched products round differently.
+        np.testing.assert_allclose(frame[0].astype(float), expected[2].astype(float), atol=1)
+        np.testing.assert_allclose(reward[0], rewards[2], atol=1e-3)
+    several = forks.snapshot()[[2, 0, 2]]
+    assert len(several) == 3 and len(forks.snapshot()[1:]) == 2
+    assert several.generator_states[0] == several.generator_states[2]
+    with pytest.raises(IndexError):
+        forks.snapshot()[3]
+
+
 def test_a_snapshot_of_another_model_is_refused(model: WorldModel, bank: ContextBank) -> None:
     env = make_batch(model, bank, 2)
     env.reset(seed=0)

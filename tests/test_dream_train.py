@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,7 @@ from experiments.run_directory import RunDirectory
 from experiments.sb3_training import PPOConfig
 from experiments.train_config import TrainConfig
 from experiments.training_progress import TrainingProgress
-from worldsim.checkpoint import CheckpointError, load, save
+from worldsim.checkpoint import CheckpointError, fingerprint, load, save
 from worldsim.episodes import EpisodeDataset
 from worldsim.occupancy_config import OccupancyConfig
 from worldsim.odometry import OdometryConfig
@@ -700,7 +702,7 @@ def test_a_models_behaviour_is_judged_by_name(checkpoint: Path) -> None:
         evaluate.main(dataclasses.replace(elsewhere, policy="random"))
 
 
-def test_unknown_policies_and_video_formats_are_named() -> None:
+def test_unknown_policies_and_video_formats_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="unknown policy 'clever'"):
         evaluate.main(evaluate.EvaluateConfig(policy="clever"))
     with pytest.raises(FileNotFoundError, match=r"there is no saved policy clever\.zip"):
@@ -709,6 +711,10 @@ def test_unknown_policies_and_video_formats_are_named() -> None:
         evaluate.main(evaluate.EvaluateConfig(policy="walker", env="memory-maze-7x7"))
     with pytest.raises(ValueError, match="first_seed must be at least 0, got -1"):
         evaluate.main(evaluate.EvaluateConfig(first_seed=-1))
+    with pytest.raises(ValueError, match="max_episode_steps must be at least 1, got -1"):
+        evaluate.main(evaluate.EvaluateConfig(max_episode_steps=-1))
+    with pytest.raises(ValueError, match=r"output is a directory, .*: name a JSON file in it"):
+        evaluate.main(evaluate.EvaluateConfig(output=tmp_path))
     with pytest.raises(ValueError, match=r"'film\.avi'"):
         evaluate.main(evaluate.EvaluateConfig(video=Path("film.avi")))
 
@@ -848,6 +854,64 @@ def test_settings_of_other_agents_do_not_make_another_run(checkpoint: Path, tmp_
     with pytest.raises(ValueError, match=r"another config \(actor_critic: "):
         other = ActorCriticConfig(num_steps=4, num_epochs=9)
         dream_train.main(dataclasses.replace(config, actor_critic=other))
+
+
+@pytest.mark.parametrize("agent", ["actor-critic", "ppo"])
+def test_a_world_model_that_is_replaced_meanwhile_is_not_taken_for_the_policys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: Any
+) -> None:
+    model = tmp_path / "model"
+    save(tiny_model(), model, contexts=tiny_contexts())
+    learned_in = fingerprint(model)
+    update = TrainingProgress.update
+
+    def replace(self: TrainingProgress, *shown: Any) -> None:
+        save(tiny_model(seed=5), model, contexts=tiny_contexts())
+        update(self, *shown)
+
+    monkeypatch.setattr(TrainingProgress, "update", replace)
+    config = make_config(model, tmp_path / "run", agent=agent, obs="features", total_timesteps=32)
+    with pytest.raises(ValueError, match=r"acts on the features of another .*model than there is"):
+        dream_train.main(config)
+    assert fingerprint(model) != learned_in
+    note = json.loads(config.policy_path.with_suffix(".json").read_text())
+    assert note["world_model_sha256"] == learned_in
+
+
+def test_how_many_dreams_can_be_changed_until_they_are_trained_in(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(checkpoint, tmp_path / "run", judge=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(dream_train, "load", lambda *_, **__: 1 / 0)  # memory does not suffice
+        with pytest.raises(ZeroDivisionError):
+            dream_train.main(config)
+    fewer = dataclasses.replace(config, num_envs=1, num_starts=2)
+    dream_train.main(fewer)
+    assert json.loads((tmp_path / "run/config.json").read_text())["num_envs"] == 1
+    with pytest.raises(ValueError, match=r"num_envs: 1 there, 2 now, num_starts: 2 there"):
+        dream_train.main(config)
+
+
+def test_what_was_logged_and_not_saved_is_dropped_from_tensorboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(1_000_000_000)  # files of logs are in the order of seconds
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
+    config = DreamTrainConfig(output=tmp_path / "run")
+    for saved, steps in ((0, (10, 20)), (10, (10, 20, 30)), (20, (30, 40))):
+        run = RunDirectory(config.run_directory, config)
+        run.keep(round_timesteps=saved)
+        run.writer.close()
+        run = RunDirectory(config.run_directory, config)  # as it goes on from there
+        for step in steps:
+            if step > saved:
+                run.writer.add_scalar("dream/episodic_return", saved, step)
+        run.writer.close()
+    events = EventAccumulator(str(tmp_path / "run/tensorboard"))
+    events.Reload()
+    points = [(e.step, e.value) for e in events.Scalars("dream/episodic_return")]
+    assert points == [(10, 0), (20, 10), (30, 20), (40, 20)]
 
 
 def test_a_run_that_was_not_judged_can_be_judged_later(checkpoint: Path, tmp_path: Path) -> None:

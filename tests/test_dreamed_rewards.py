@@ -20,7 +20,7 @@ from experiments.dreamed_rewards import (
     dreamed_rewards,
     find_moments,
 )
-from experiments.evaluate_world_model import EvaluateConfig
+from experiments.evaluate_world_model import EvaluateWorldModelConfig
 from experiments.evaluate_world_model import main as evaluate_world_model
 from experiments.reward_events import events_of
 from worldsim.dataset_writer import DatasetWriter
@@ -151,7 +151,7 @@ def test_rewards_of_any_size_count(tmp_path: Path) -> None:
 def test_a_model_is_judged_with_all_its_scores(dataset: EpisodeDataset, tmp_path: Path) -> None:
     checkpoint.save(tiny_model(), tmp_path / "model", metadata={})
     (folder,) = tmp_path.glob("moments-v0")
-    config = EvaluateConfig(
+    config = EvaluateWorldModelConfig(
         world_model=str(tmp_path / "model"),
         dataset=(str(folder),),
         num_contexts=3,

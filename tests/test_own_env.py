@@ -276,7 +276,7 @@ def test_an_own_env_goes_all_the_way(
         f"next: python experiments/dream_train.py --env {LAMP} --world-model {checkpoint}" in told
     )
     report = evaluate_world_model.main(
-        evaluate_world_model.EvaluateConfig(
+        evaluate_world_model.EvaluateWorldModelConfig(
             world_model=checkpoint,
             dataset=(path,),
             context=8,
@@ -310,9 +310,19 @@ def test_an_own_env_goes_all_the_way(
                 env=LAMP, world_model=checkpoint, agents=("data",), work=tmp_path / "work"
             )
         )
-    judged = evaluate.main(
-        evaluate.EvaluateConfig(
-            env=LAMP, policy=str(tmp_path / "own" / "policy.zip"), num_episodes=2
-        )
+    mine = evaluate.EvaluateConfig(
+        env=LAMP, policy=str(tmp_path / "own" / "policy.zip"), num_episodes=2
     )
-    assert len(judged["results"]["returns"]) == 2
+    assert len(evaluate.main(mine)["results"]["returns"]) == 2
+    with pytest.raises(ValueError, match=r"does not dream memory-maze-9x9 .*own env with --env"):
+        evaluate.main(dataclasses.replace(mine, env="memory-maze-9x9"))
+    with pytest.warns(UserWarning, match=r"has learned from own_env:Lamp-v0, and .*Brighter-v0"):
+        evaluate.main(dataclasses.replace(mine, env="own_env:Brighter-v0"))
+    again = collect.CollectConfig(
+        env="own_env:Brighter-v0", policy=mine.policy, dataset="x-v0", datasets_root=tmp_path
+    )
+    with pytest.warns(UserWarning, match=r"world model of own_env:Lamp-v0, and plays own_env:Bri"):
+        collect.main(dataclasses.replace(again, episodes=1))
+    with pytest.raises(ValueError, match="memory-maze-5x5 has"):
+        collect.main(dataclasses.replace(again, env="memory-maze-5x5", dataset="y-v0"))
+    assert not (tmp_path / "y-v0").exists()

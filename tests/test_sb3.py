@@ -16,6 +16,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.envs import IdentityEnv
@@ -97,6 +98,24 @@ def test_monitor_counts_dreamed_episodes(model: WorldModel, bank: ContextBank) -
     assert dones.all()
     np.testing.assert_allclose([i["episode"]["r"] for i in infos], total, rtol=1e-5)
     assert [i["episode"]["l"] for i in infos] == [4, 4]
+
+
+def test_gymnasiums_own_statistics_stay_with_the_episode_that_ended(
+    model: WorldModel, bank: ContextBank
+) -> None:
+    dreams = make(model, bank, 2).env
+    env = BatchedVecEnv(RecordEpisodeStatistics(dreams))
+    env.reset()
+    total = np.zeros(2, np.float32)
+    for step in range(5):
+        _, rewards, dones, infos = env.step(np.full(2, step))
+        if step < 4:
+            total += rewards
+        assert all(("episode" in info) == done for info, done in zip(infos, dones, strict=True))
+        if dones.all():
+            np.testing.assert_allclose([i["episode"]["r"] for i in infos], total, rtol=1e-5)
+            assert all("episode" not in info for info in env.reset_infos)
+    assert step == 4
 
 
 def test_render_tiles_the_envs(model: WorldModel, bank: ContextBank) -> None:

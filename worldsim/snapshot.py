@@ -28,6 +28,23 @@ class DreamSnapshot:
     def __len__(self) -> int:
         return len(self.elapsed_steps)
 
+    def __getitem__(
+        self, index: slice | int | np.integer | list[int] | np.ndarray
+    ) -> DreamSnapshot:
+        """Select dreams; an integer keeps the batch dimension. A dream may be selected twice.
+
+        Raises:
+            IndexError: there are not so many dreams.
+        """
+        rows = np.atleast_1d(np.arange(len(self))[index])
+        return DreamSnapshot(
+            state=self.state[rows.tolist()],
+            frames=None if self.frames is None else self.frames[rows],
+            elapsed_steps=self.elapsed_steps[rows],
+            ended=self.ended[rows],
+            generator_states=tuple(self.generator_states[i] for i in rows),
+        )
+
     def repeat(self, n: int, seed: int | None = None) -> DreamSnapshot:
         """Fork every dream n times; dream i becomes rows i*n to (i+1)*n - 1.
 

@@ -39,10 +39,12 @@ class TokenizerConfig:
         """Rows and columns of latent tokens."""
         h, w, _ = self.frame_shape
         if h % self.downsampling or w % self.downsampling:
+            scale = self.downsampling // self.patch_size
+            fits = [str(p) for p in range(2, 17) if h % (p * scale) == w % (p * scale) == 0]
+            advice = f"patch_size (to {' or '.join(fits)}) or channels" if fits else "channels"
             raise ValueError(
                 f"frames of {h}x{w} do not divide into tokens of {self.downsampling}x"
-                f"{self.downsampling} pixels: change their size, or the tokenizer's patch_size or "
-                "channels"
+                f"{self.downsampling} pixels: change their size, or the tokenizer's {advice}"
             )
         return h // self.downsampling, w // self.downsampling
 
