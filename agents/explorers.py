@@ -23,19 +23,15 @@ PRIVILEGED_KEYS = ("agent_pos", "agent_dir", "targets_pos", "target_index", "maz
 Cell = tuple[int, int]  # (x, y)
 
 
-@dataclasses.dataclass
-class RandomState:
-    """Memory of `RandomPolicy`: one random stream per environment."""
-
-    rngs: list[np.random.Generator]
-
-
 class RandomPolicy:
     """Uniformly random actions.
 
     Args:
         num_actions: Size of the discrete action space.
         seed: Environment i of a batch draws from the stream `(seed, i)`.
+
+    Raises:
+        ValueError: There are no actions.
     """
 
     def __init__(self, num_actions: int, seed: int = 0) -> None:
@@ -47,15 +43,16 @@ class RandomPolicy:
     def act(
         self,
         observation: Any,
-        state: RandomState | None,
+        state: list[np.random.Generator] | None,
         episode_start: np.ndarray,
         infos: Sequence[Mapping[str, Any]] | None = None,
-    ) -> tuple[np.ndarray, RandomState]:
+    ) -> tuple[np.ndarray, list[np.random.Generator]]:
         """Draw one action per environment.
 
         Args:
             observation: Ignored.
-            state: What the last call returned, or None at the very start. It is updated in place.
+            state: What the last call returned, one random stream per environment, or None at the
+                very start. It is updated in place.
             episode_start: (n,) bool; only its length counts.
             infos: Ignored.
 
@@ -65,8 +62,8 @@ class RandomPolicy:
         if state is None:
             n = len(episode_start)
             # The 1 keeps them apart from what an env draws that was reset with the same seed.
-            state = RandomState([np.random.default_rng([self.seed, i, 1]) for i in range(n)])
-        actions = [rng.integers(self.num_actions) for rng in state.rngs]
+            state = [np.random.default_rng([self.seed, i, 1]) for i in range(n)]
+        actions = [rng.integers(self.num_actions) for rng in state]
         return np.array(actions, np.int64), state
 
 

@@ -146,11 +146,8 @@ class Planner:
 
     def _behave(self, features: Tensor) -> Tensor:
         """Logits (b, num_actions) of the model's behaviour, by features (b, d)."""
-        model, config = self.model, self.config
-        logits = model.predict_policy(features)
-        if not config.walking:
-            logits = model.policy_head(features[..., : model.config.backbone.d_model]).float()
-        return logits / config.policy_temperature
+        logits = self.model.predict_policy(features, self.config.walking)
+        return logits / self.config.policy_temperature
 
     @torch.no_grad()
     def act(

@@ -224,17 +224,24 @@ def rollout(
     n = envs.num_envs
     results: dict[int, EpisodeResult] = {}
     waiting = list(range(len(seeds)))[::-1]  # episodes that have not started
-    running = np.array([waiting.pop() if waiting else -1 for _ in range(n)])
+    running, reached = np.full(n, -1), [list[tuple[int, int]]() for _ in range(n)]
     returns, lengths = np.zeros(n), np.zeros(n, np.int64)
-    reached: list[list[tuple[int, int]]] = [[] for _ in range(n)]
     recordings: dict[int, list[np.ndarray]] = {e: [] for e in range(min(num_recorded, len(seeds)))}
-
-    observation, info = _reset(envs, seeds, running, np.ones(n, bool))
-    infos = unbatch_infos(info, n)
-    episode_start = np.ones(n, bool)
+    infos: list[dict[str, Any]] = [{} for _ in range(n)]
+    observation: Any = None
     state: Any = None
-    _record(recordings, running, observation, envs)
+    episode_start = np.ones(n, bool)
     while len(results) < len(seeds):
+        if episode_start.any():
+            for i in np.flatnonzero(episode_start):
+                # An env without a seed left goes on, unseen, so that the batch keeps its shape.
+                running[i] = waiting.pop() if waiting else -1
+                returns[i], lengths[i], reached[i] = 0, 0, []
+            observation, info = _reset(envs, seeds, running, episode_start)
+            for j, reset_info in enumerate(unbatch_infos(info, n)):
+                if episode_start[j]:
+                    infos[j] = reset_info
+            _record(recordings, np.where(episode_start, running, -1), observation, envs)
         actions, state = policy.act(observation, state, episode_start, infos)
         asked_for = [one.get("target_index") for one in infos]
         with ending_on_error(envs):
@@ -250,8 +257,6 @@ def rollout(
         _record(recordings, running, observation, envs)
         if on_step is not None:
             on_step(int(active.sum()))
-        if not episode_start.any():
-            continue
         for i in np.flatnonzero(episode_start & active):
             episode = int(running[i])
             if fault_in(infos[i]):  # the real env broke down, so the episode is played again
@@ -270,19 +275,6 @@ def rollout(
             )
             if on_episode is not None:
                 on_episode(results[episode])
-        # An env without a seed left goes on, unseen, so that the batch keeps its shape.
-        for i in np.flatnonzero(episode_start):
-            running[i] = waiting.pop() if waiting else -1
-        if len(results) == len(seeds):
-            break
-        returns[episode_start], lengths[episode_start] = 0, 0
-        for i in np.flatnonzero(episode_start):
-            reached[i] = []
-        observation, info = _reset(envs, seeds, running, episode_start)
-        for j, reset_info in enumerate(unbatch_infos(info, n)):
-            if episode_start[j]:
-                infos[j] = reset_info
-        _record(recordings, np.where(episode_start, running, -1), observation, envs)
     return [results[e] for e in range(len(seeds))]
 
 

@@ -15,6 +15,7 @@ from agents.scripted import has_scripted_player
 from experiments.agents_labels import LABELS
 from experiments.platform_settings import chosen_device
 from experiments.sb3_training import PPOConfig, too_small_for_pixels
+from experiments.settings import refuse_given
 from worldsim.world_model_config import WorldModelConfig
 
 DREAM_TRAINED: dict[str, dict[str, Any]] = {
@@ -190,8 +191,9 @@ class BenchmarkAgentsConfig:
             raise ValueError(f"num_workers must be at least {least}, got {self.num_workers}")
         if min(self.seeds, default=-1) < 0:
             raise ValueError(f"seeds must be one or more, of at least 0 each, got {self.seeds}")
-        if self.num_contexts != BenchmarkAgentsConfig.num_contexts and self.contexts is None:
-            raise ValueError("num_contexts is of stretches of a dataset: give --contexts")
+        if self.contexts is None:
+            why = "is of stretches of a dataset: give --contexts"
+            refuse_given(self, ("num_contexts",), why)
         self.planner.refuse_given("policy_temperature", instead="--temperature")
         self.planner.refuse_given("walking", instead="--agents planner planner_cloning")
         for name in self.agents or ():

@@ -18,8 +18,9 @@ from experiments.agents_config import (
     trained_agent,
 )
 from experiments.dream_train_config import DreamTrainConfig
-from experiments.report import as_json, same_setting, write_json
+from experiments.report import read_json, write_json
 from experiments.sb3_training import FROM_NOTHING
+from experiments.settings import as_json, same_setting
 
 ADVICE = "choose another --output and --work"
 
@@ -143,8 +144,7 @@ def check_work(directory: Path, settings: dict[str, Any]) -> None:
         ValueError: it was done with others.
     """
     file = directory / "settings.json"
-    if file.is_file():
-        then = json.loads(file.read_text())
+    if (then := read_json(file)) is not None:
         if changed := [n for n, one in settings.items() if not same_setting(one, then.get(n))]:
             raise ValueError(
                 f"{directory} holds work of another {', '.join(changed)}: choose another --work"
@@ -152,15 +152,21 @@ def check_work(directory: Path, settings: dict[str, Any]) -> None:
     write_json(file, settings)
 
 
-def read_curve(directory: Path, tag: str = "dream/episodic_return") -> list[list[float]]:
-    """[step, return] from the TensorBoard logs of a run, thinned to at most 200 points."""
+def read_curve(directory: Path, name: str = "episodic_return") -> list[list[float]]:
+    """[step, value] from the TensorBoard logs of a run, thinned to at most 200 points.
+
+    Args:
+        directory: of the run.
+        name: of what is read, in its group: "dream", or "real" for an agent that is trained there,
+            whose logs of before say "dream" too.
+    """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     points: dict[int, float] = {}
     for file in sorted(directory.rglob("events.out.tfevents.*")):
         events = EventAccumulator(str(file))
         events.Reload()
-        if tag in events.Tags()["scalars"]:
+        for tag in {f"dream/{name}", f"real/{name}"} & set(events.Tags()["scalars"]):
             points |= {e.step: float(e.value) for e in events.Scalars(tag)}
     steps = sorted(points)
     chosen = np.unique(np.linspace(0, len(steps) - 1, min(200, len(steps))).astype(int))
@@ -169,6 +175,6 @@ def read_curve(directory: Path, tag: str = "dream/episodic_return") -> list[list
 
 def read_lengths(directory: Path) -> list[float]:
     """Of the episodes of every point of `read_curve`; empty where the logs do not tell them all."""
-    curve, lengths = read_curve(directory), read_curve(directory, "dream/episodic_length")
+    curve, lengths = read_curve(directory), read_curve(directory, "episodic_length")
     of_all = [step for step, _ in lengths] == [step for step, _ in curve]
     return [length for _, length in lengths] if of_all else []

@@ -76,7 +76,8 @@ from experiments.dream_train_config import DreamTrainConfig
 from experiments.model_free import train_model_free, training_seconds
 from experiments.platform_settings import keep_memory
 from experiments.playing import JUDGE_SEED, episode_limit, make_real_envs
-from experiments.report import as_json, provenance, summarise, write_json
+from experiments.report import provenance, summarise, write_json
+from experiments.settings import as_json
 from experiments.videos import save_video
 from worldsim.contexts import ContextBank, open_contexts
 from worldsim.world_model import WorldModel
@@ -343,9 +344,7 @@ class AgentsBenchmark:
             "dreamed_steps": last_round["timesteps"],
             "training_minutes": (last_round["seconds"] + progress.get("cloning_seconds", 0)) / 60,
             "curve": read_curve(run.run_directory),
-            "shaped_curve": read_curve(run.run_directory, "dream/shaped_return")
-            if shaped
-            else None,
+            "shaped_curve": read_curve(run.run_directory, "shaped_return") if shaped else None,
             "curve_steps": read_lengths(run.run_directory) or run.training_horizon,
         }
         return load_policy(run.policy_path, seed=seed, device=config.torch_device), details

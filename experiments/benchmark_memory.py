@@ -35,7 +35,8 @@ from experiments.memory_runs import (
 )
 from experiments.memory_training import Benchmark, TokenizerSource
 from experiments.platform_settings import keep_memory
-from experiments.report import Settings, is_done, provenance, read_json, same_settings, write_json
+from experiments.report import provenance, read_json, write_json
+from experiments.settings import Settings, is_done, same_settings, settings_as_json
 
 
 def write_reference(benchmark: Benchmark) -> None:
@@ -58,7 +59,7 @@ def write_reference(benchmark: Benchmark) -> None:
             "seed": 0,
             "parameters": 0,
             "evaluation": values,
-            "settings": {key: checkpoint.to_json(value) for key, value in settings.items()},
+            "settings": settings_as_json(settings),
             **provenance(),
         }
         write_json(file, result)
@@ -84,7 +85,7 @@ def check_costs(benchmark: Benchmark) -> tuple[dict[str, Any], dict[str, Any]]:
     if found and not same_settings(settings, found):
         raise ValueError(f"{file} has the costs of other settings: {advice}")
     kept = found.get("models", {})
-    noted: dict[str, Any] = {key: checkpoint.to_json(value) for key, value in settings.items()}
+    noted = settings_as_json(settings)
     noted |= {"device": str(benchmark.accelerator.device), "precision": str(benchmark.dtype)}
     noted |= provenance()
     more = kept and not set(config.backbones) <= set(kept)

@@ -198,8 +198,7 @@ def flops_of_step(model: WorldModel, state: WorldState) -> tuple[float, float]:
 
 def decoder_flops(model: WorldModel) -> float:
     """Operations of the decoder's convolutions, per frame."""
-    config = model.config.tokenizer
-    latents = torch.zeros(1, int(np.prod(config.grid)), config.latent_channels, device=model.device)
+    latents = torch.zeros(1, *model.config.tokenizer.latent_shape, device=model.device)
     with FlopCounterMode(display=False) as counter:
         model.decode(latents)
     return float(counter.get_total_flops())
@@ -255,8 +254,7 @@ def time_parts(
     env.reset(seed=0)
     kept = env.snapshot()
     state, _ = bank.gather(np.arange(num_envs) % len(bank))
-    tokens = int(np.prod(c.tokenizer.grid))
-    z = torch.randn(num_envs, 1, tokens, c.tokenizer.latent_channels, device=model.device)
+    z = torch.randn(num_envs, 1, *c.tokenizer.latent_shape, device=model.device)
     actions = torch.zeros(num_envs, 1, dtype=torch.int64, device=model.device)
     with torch.no_grad():
         told = model.tell(state, actions[:, 0])

@@ -19,21 +19,24 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 from tqdm import tqdm
 
 import envs
+from agents.actor_critic import ActorCriticPolicy, noted_world_model, world_model_note
 from agents.explorers import ExplorerConfig, RandomPolicy
 from agents.rollout import BEHAVIOUR_TEMPERATURE, Policy, check_limit
 from agents.scripted import env_options, has_scripted_player, scripted_player
 from agents.statistics import bootstrap_interval
 from experiments.command_line import CONTINUES, run_script
+from experiments.policies import BEHAVIOURS, SCRIPTED, why_unknown
+from experiments.settings import refuse_given
 from experiments.workers import Task, collect
+from worldsim.checkpoint import CheckpointError, load
 from worldsim.dataset_writer import DatasetWriter
 from worldsim.episodes import EpisodeDataset
 from worldsim.storage import check_discrete, find_image
 
-SCRIPTED_POLICIES = ("random", "explorer")
-BEHAVIOURS = ("walker", "behaviour")
 MakeEnv = Callable[["CollectConfig"], gymnasium.Env]
 
 
@@ -84,28 +87,24 @@ class CollectConfig:
                 f"the explorer only knows its way in Memory Mazes and MineRL's Navigate, not in "
                 f"{self.env!r}: use --policy random or a saved policy"
             )
-        known = (*SCRIPTED_POLICIES, *BEHAVIOURS)
-        if self.policy not in known and not Path(self.policy).is_file():
-            raise ValueError(
-                f"there is no policy {self.policy!r}: use {', '.join(known)} or the path of a "
-                ".zip or .safetensors file"
-            )
+        known = (*SCRIPTED, *BEHAVIOURS)
+        if (reason := why_unknown(self.policy, known)) is not None:
+            raise ValueError(reason)
         if self.dataset is None and self.policy not in known:
             raise ValueError("the episodes of a saved policy need a name: give --dataset")
-        for name, default, used_by in (
-            ("policy_model", None, BEHAVIOURS),
-            ("temperature", BEHAVIOUR_TEMPERATURE, BEHAVIOURS),
-            ("explorer", ExplorerConfig(), ("explorer",)),
+        for name, used_by in (
+            ("policy_model", BEHAVIOURS),
+            ("temperature", BEHAVIOURS),
+            ("explorer", ("explorer",)),
         ):
-            if self.policy not in used_by and getattr(self, name) != default:
-                raise ValueError(
-                    f"{name} is for {' and '.join(used_by)}, not for {self.policy}: leave it out"
-                )
-        if self.deterministic and self.policy in SCRIPTED_POLICIES:
+            if self.policy not in used_by:
+                why = f"is for {' and '.join(used_by)}, not for {self.policy}: leave it out"
+                refuse_given(self, (name,), why)
+        if self.deterministic and self.policy in SCRIPTED:
             raise ValueError(f"deterministic changes nothing for {self.policy}: leave it out")
-        in_maze = self.env.startswith("memory-maze-")
-        if self.explorer != ExplorerConfig() and not in_maze:
-            raise ValueError(f"explorer is for Memory Mazes, not for {self.env}: leave it out")
+        if not self.env.startswith("memory-maze-"):
+            why = f"is for Memory Mazes, not for {self.env}: leave it out"
+            refuse_given(self, ("explorer",), why)
 
     @property
     def dataset_id(self) -> str:
@@ -121,11 +120,9 @@ class CollectConfig:
         if self.policy == "explorer" and self.env.startswith("memory-maze-"):
             settings["explorer"] = dataclasses.asdict(self.explorer)
         elif self.policy in BEHAVIOURS:
-            from agents.actor_critic import world_model_note
-
             settings |= world_model_note(self.policy_model or self.env)
             settings |= {"temperature": self.temperature, "deterministic": self.deterministic}
-        elif self.policy not in SCRIPTED_POLICIES:
+        elif self.policy not in SCRIPTED:
             digest = hashlib.sha256(Path(self.policy).read_bytes()).hexdigest()
             settings |= {
                 "policy": Path(self.policy).name,
@@ -172,11 +169,9 @@ def make_policy(config: CollectConfig, env: gymnasium.Env) -> Callable[[int], Po
         return lambda seed: RandomPolicy(num_actions, seed=seed)
     if config.policy == "explorer":
         return lambda seed: scripted_player(config.env, seed, config.explorer)
-    # Imported late, so that workers with a scripted policy start fast.
-    import torch
+    # Late, for workers with a scripted policy do without: SB3 takes seconds to import.
     from stable_baselines3.common.utils import set_random_seed
 
-    from agents.actor_critic import ActorCriticPolicy
     from agents.features import FeaturePolicy, check_policy_fits
 
     torch.set_num_threads(1)
@@ -200,7 +195,6 @@ def learned_policy(config: CollectConfig) -> Policy:
         ValueError: the model remembers no places to walk to; the file holds no saved policy.
     """
     from agents.features import behaviour_policy, load_policy
-    from worldsim.checkpoint import load
 
     if config.policy in BEHAVIOURS:
         return behaviour_policy(
@@ -218,10 +212,8 @@ def check_learned(config: CollectConfig, policy: Policy, env: gymnasium.Env) -> 
     Raises:
         ValueError: it has other observations or actions.
     """
-    from agents.actor_critic import noted_world_model
     from agents.features import check_policy_fits
     from experiments.dream_judging import is_env, learned_from
-    from worldsim.checkpoint import CheckpointError
 
     check_policy_fits(policy, config.env, env.observation_space, env.action_space)
     of_model = config.policy_model if config.policy in BEHAVIOURS else None
@@ -252,7 +244,7 @@ def main(config: CollectConfig, make: MakeEnv = make_env) -> CollectResult:
             not a saved policy, or the dataset exists with other settings.
         RuntimeError: If another process is adding to the dataset.
     """
-    policy = None if config.policy in SCRIPTED_POLICIES else learned_policy(config)
+    policy = None if config.policy in SCRIPTED else learned_policy(config)
     env = make(config)
     check_discrete(env.action_space, config.env)
     if policy is not None:  # better to fail here than in a worker

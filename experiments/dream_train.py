@@ -51,6 +51,7 @@ from experiments.dream_train_config import (
 from experiments.improve_world_model import improve_world_model, learned_episodes
 from experiments.platform_settings import keep_memory
 from experiments.playing import JUDGE_SEED
+from experiments.policies import BEHAVIOURS
 from experiments.report import format_table
 from experiments.run_directory import RunDirectory
 from experiments.sb3_training import too_small_for_pixels, train_with_sb3
@@ -90,7 +91,7 @@ def finished_policy(config: DreamTrainConfig, model: WorldModel) -> Policy:
             seed=config.seed,
             num_denoising_steps=config.num_denoising_steps,
         )
-    if config.agent in ("walker", "behaviour"):
+    if config.agent in BEHAVIOURS:
         return own_behaviour(config, model)
     return load_policy(
         config.policy_path,

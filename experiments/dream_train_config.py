@@ -12,18 +12,16 @@ from agents.on_the_way import WayConfig
 from agents.planner_search import FAST_PLANNER, PlannerConfig
 from agents.rollout import BEHAVIOUR_TEMPERATURE
 from experiments.platform_settings import chosen_device
-from experiments.report import defaults_of, read_json
+from experiments.policies import BEHAVIOURS, OF_MODELS
+from experiments.report import read_json
 from experiments.sb3_training import PPOConfig
+from experiments.settings import defaults_of, refuse_given
 
 # Apart from the seeds of the shipped model's training data (0 and up), of validation (1,000,000 and
 # up) and of evaluation (2,000,000 and up): 10,000 for every seed of training, of these 1,000 for
 # every round.
 FIRST_COLLECTION_SEED = 500_000
 MOST_EPISODES, MOST_ROUNDS, MOST_SEEDS = 1000, 9, 49
-
-
-UNTRAINED = ("planner", "walker", "behaviour")
-"""Agents that need no training."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,10 +135,6 @@ class DreamTrainConfig:
             )
         if self.agent == "actor-critic" and self.obs != "features":
             raise ValueError("the actor-critic acts on features: give --obs features")
-        if self.frames_to_reward is not None and self.contexts is None and self.rounds == 1:
-            raise ValueError(
-                "frames_to_reward chooses among the stretches of a dataset: give --contexts"
-            )
         if not self.walking and self.agent in ("ppo", "recurrent-ppo"):
             raise ValueError(
                 f"{self.agent} starts from walking, if anything: leave --no-walking out"
@@ -152,29 +146,31 @@ class DreamTrainConfig:
                 f"num_workers must be at least 0, and 1 to collect in rounds, got "
                 f"{self.num_workers}"
             )
-        for name in OF_DATASETS:
-            given = getattr(self, name) != defaults_of(self)[name]
-            if given and self.contexts is None and self.rounds == 1:
-                raise ValueError(f"{name} is of stretches of a dataset: give --contexts")
+        if self.contexts is None and self.rounds == 1:
+            refuse_given(self, OF_DATASETS, "is of stretches of a dataset: give --contexts")
+            why = "chooses among the stretches of a dataset: give --contexts"
+            refuse_given(self, ("frames_to_reward",), why)
         self.planner.refuse_given("policy_temperature", instead="--behaviour-temperature")
         self.planner.refuse_given("walking", instead="--no-walking")
         if self.rounds > 1:
             self._check_rounds()
-        if self.dataset is not None and self.rounds == 1:
-            raise ValueError(
-                "dataset is what the world model goes on learning from in later rounds: give "
-                "--rounds, or --contexts to dream from its stretches"
+        else:
+            why = (
+                "is what the world model goes on learning from in later rounds: give --rounds, or "
+                "--contexts to dream from its stretches"
             )
-        if self.clone is not None and self.agent != "actor-critic":
-            raise ValueError(f"clone is for the actor-critic, not for {self.agent}")
-        if self.clone is None and self.cloning != CloningConfig():
-            raise ValueError("cloning says how to learn from the episodes of --clone: give that")
-        if not self.walking and self.agent in ("walker", "behaviour"):
+            refuse_given(self, ("dataset",), why)
+        if self.agent != "actor-critic":
+            refuse_given(self, ("clone",), f"is for the actor-critic, not for {self.agent}")
+        if self.clone is None:
+            why = "says how to learn from the episodes of --clone: give that"
+            refuse_given(self, ("cloning",), why)
+        if not self.walking and self.agent in BEHAVIOURS:
             raise ValueError(
                 f"no-walking changes nothing for {self.agent}: leave it out (behaviour does not "
                 "walk, walker does)"
             )
-        if self.obs == "pixels" and self.agent in UNTRAINED:
+        if self.obs == "pixels" and self.agent in OF_MODELS:
             raise ValueError(f"{self.agent} needs no --obs pixels: leave it out")
 
     def _check_rounds(self) -> None:
@@ -264,7 +260,7 @@ OF_TRAINING = ("total_timesteps", "minutes", "num_starts", "frames_to_reward")
 def given_for_nothing(config: DreamTrainConfig) -> list[str]:
     """Settings that were given, and that this agent does not use."""
     names = OF_OTHERS[config.agent]
-    if config.agent in UNTRAINED:
+    if config.agent in OF_MODELS:
         names += OF_TRAINING
     elif not config.improves_behaviour:
         names += ("behaviour_temperature",)

@@ -48,15 +48,14 @@ from experiments.playing import (
     run_episodes,
     torch_threads,
 )
+from experiments.policies import OF_MODELS, SCRIPTED, why_unknown
 from experiments.report import format_table, provenance, summarise, write_json
+from experiments.settings import refuse_given
 from experiments.videos import check_video, save_video
 from worldsim.checkpoint import CheckpointError, fingerprint, shipped_models
 from worldsim.contexts import open_contexts
 from worldsim.dream import DreamVectorEnv
 from worldsim.world_model import WorldModel
-
-OF_MODELS = ("planner", "walker", "behaviour")
-"""Policies that a world model has without any training of their own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,38 +108,28 @@ class EvaluateConfig:
     """Where world models and policies run."""
 
 
-def check_policy(name: str) -> None:
-    """Raise FileNotFoundError for what is neither a policy's name nor a file."""
-    known = ("random", "explorer", *OF_MODELS)
-    if name not in known and not Path(name).is_file():
-        if Path(name).suffix in (".zip", ".safetensors"):
-            raise FileNotFoundError(f"there is no saved policy {name}")
-        raise FileNotFoundError(
-            f"unknown policy {name!r}: choose {', '.join(known)}, or a saved policy's file"
-        )
-
-
 def check_used(config: EvaluateConfig) -> None:
     """Raise a ValueError for a setting that changes nothing of what is judged."""
     policy, planner = config.policy, config.policy == "planner"
     own, given = policy in OF_MODELS, config.planner_policy is not None
     whose = "a planner_policy has its own" if given else f"of {', '.join(OF_MODELS)}"
-    saved = not own and policy not in ("random", "explorer")
-    for name, default, used, advice in (
-        ("traces", None, planner, "they are of the policy 'planner'"),
-        ("planner", FAST_PLANNER, planner, "it is of the policy 'planner'"),
-        ("planner_policy", None, planner, "it is of the policy 'planner'"),
-        ("policy_model", None, own and not given, whose),
-        ("temperature", BEHAVIOUR_TEMPERATURE, own and not given, whose),
-        ("deterministic", False, saved or (own and not planner), "actions are drawn, or planned"),
-        ("contexts", None, config.world_model is not None, "dreams start there: --world-model"),
-        ("max_episode_steps", None, config.world_model is None, "dreams have --horizon"),
-        ("num_workers", EvaluateConfig.num_workers, config.world_model is None, "of real envs"),
-        ("horizon", EvaluateConfig.horizon, config.world_model is not None, "of dreams"),
-        ("trace_every", EvaluateConfig.trace_every, config.traces is not None, "of --traces"),
+    saved = not own and policy not in SCRIPTED
+    for name, used, advice in (
+        ("traces", planner, "they are of the policy 'planner'"),
+        ("planner", planner, "it is of the policy 'planner'"),
+        ("planner_policy", planner, "it is of the policy 'planner'"),
+        ("policy_model", own and not given, whose),
+        ("temperature", own and not given, whose),
+        ("deterministic", saved or (own and not planner), "actions are drawn, or planned"),
+        ("contexts", config.world_model is not None, "dreams start there: --world-model"),
+        ("max_episode_steps", config.world_model is None, "dreams have --horizon"),
+        ("num_workers", config.world_model is None, "of real envs"),
+        ("horizon", config.world_model is not None, "of dreams"),
+        ("trace_every", config.traces is not None, "of --traces"),
     ):
-        if not used and getattr(config, name) != default:
-            raise ValueError(f"{name} changes nothing for {policy!r} here ({advice}): leave it out")
+        if not used:
+            why = f"changes nothing for {policy!r} here ({advice}): leave it out"
+            refuse_given(config, (name,), why)
     config.planner.refuse_given("policy_temperature", instead="--temperature")
     if given:
         config.planner.refuse_given("walking", instead="a policy that began otherwise")
@@ -328,7 +317,8 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
             raise ValueError(f"{name} must be at least {lowest}, got {given}")
     if config.video is not None:
         check_video(config.video, "--video")
-    check_policy(config.policy)
+    if (reason := why_unknown(config.policy, (*SCRIPTED, *OF_MODELS))) is not None:
+        raise FileNotFoundError(reason)
     check_used(config)
     check_output(config)
     if config.policy == "planner" and config.world_model is not None:

@@ -25,7 +25,8 @@ from tqdm import tqdm
 from agents.imagination import distance
 from experiments.actor_critic_training import check_episodes
 from experiments.command_line import run_script
-from experiments.report import as_json, provenance, write_json
+from experiments.report import provenance, write_json
+from experiments.settings import as_json
 from worldsim.checkpoint import fingerprint, load
 from worldsim.open_loop import draw_stretches
 from worldsim.world_model import WorldModel

@@ -58,8 +58,7 @@ def measure_training(
     device = model.device
     b = max(config.frames_per_step // length, 1)
     g = torch.Generator().manual_seed(0)
-    h, w = model.config.tokenizer.grid
-    shape = (b, length, h * w, model.config.tokenizer.latent_channels)
+    shape = (b, length, *model.config.tokenizer.latent_shape)
     signal, mask = sample_signal_levels(b, length, model.config.diffusion, g)
     batch = [
         torch.randn(shape, generator=g),
@@ -114,15 +113,13 @@ def measure_dreaming(model: WorldModel, config: CostConfig) -> list[dict[str, fl
     model.eval()
     device, b = model.device, config.num_envs
     g = torch.Generator(device).manual_seed(0)
-    h, w = model.config.tokenizer.grid
     state: WorldState = model.initial_state(b)
     states: list[tuple[WorldState, Tensor]] = []
     done = 0
     for context in sorted(config.contexts):
         new = context - done
-        latents = torch.randn(
-            b, new, h * w, model.config.tokenizer.latent_channels, generator=g, device=device
-        )
+        shape = (b, new, *model.config.tokenizer.latent_shape)
+        latents = torch.randn(shape, generator=g, device=device)
         actions = random_actions(model, b, new, g)
         state, _ = model.observe_latents(state, actions, latents)
         states.append((state, actions[:, -1]))

@@ -112,12 +112,9 @@ def make_walk_env(task: MazeTask) -> gymnasium.Env:
     return envs.make(task.env, privileged=True, max_episode_steps=steps)
 
 
-def make_walk_policy(task: MazeTask, kind: Kind, env: gymnasium.Env, seed: int) -> Policy:
-    return TouringExplorer(task.context, THEN[kind], seed=seed)
-
-
-def bind_policy(task: MazeTask, kind: Kind, env: gymnasium.Env) -> Any:
-    return functools.partial(make_walk_policy, task, kind, env)
+def make_walk_policy(task: MazeTask, kind: Kind, env: gymnasium.Env) -> Callable[[int], Policy]:
+    """What makes the policy of an episode from its seed."""
+    return lambda seed: TouringExplorer(task.context, THEN[kind], seed=seed)
 
 
 class MemoryMazes:
@@ -211,7 +208,7 @@ class MemoryMazes:
         work = Task(
             name=task.env,
             make_env=functools.partial(make_walk_env, task),
-            make_policy=functools.partial(bind_policy, task, kind),
+            make_policy=functools.partial(make_walk_policy, task, kind),
             seed=seed,
             metadata={"env": task.env, "policy": f"tour, then {THEN[kind]}"},
         )

@@ -156,11 +156,10 @@ def state_of(result: dict[str, Any]) -> str:
         return "-"
     model = WorldModel(from_json(WorldModelConfig, settings["model"])).eval()
     context = int(settings["task"]["context"])
-    _, tokens, channels = model.noise_shape
-    state = model.initial_state(1)
+    shape, state = model.config.tokenizer.latent_shape, model.initial_state(1)
     told = torch.zeros(1, context, 3) if model.told_poses else torch.zeros(1, context).long()
     with torch.no_grad():
-        state, _ = model.observe_latents(state, told, torch.zeros(1, context, tokens, channels))
+        state, _ = model.observe_latents(state, told, torch.zeros(1, context, *shape))
     return f"{state.nbytes / 1024:.0f}"
 
 

@@ -28,7 +28,8 @@ from experiments.memory_backbones import ALL
 from experiments.memory_presets import BenchmarkConfig, TokenizerSource
 from experiments.memory_training import Benchmark, check_settings
 from experiments.platform_settings import keep_memory
-from experiments.report import is_done, provenance, read_json, same_settings, write_json
+from experiments.report import provenance, read_json, write_json
+from experiments.settings import is_done, same_settings, settings_as_json
 from worldsim.backbone import count_parameters
 from worldsim.training_config import DynamicsTraining
 from worldsim.world_model import WorldModel
@@ -208,7 +209,7 @@ def choose_rates(benchmark: Benchmark, workers: Workers, bar: tqdm) -> dict[str,
     bar.reset(total=len(wanted) * config.sweep_steps)
     for (name, rate), loss in workers.do(try_rate, wanted):
         losses.setdefault(name, {})[str(rate)] = loss
-        noted = {key: checkpoint.to_json(value) for key, value in settings.items()}
+        noted = settings_as_json(settings)
         write_json(file, {"settings": noted, "validation_loss": losses, **provenance()})
         shutil.rmtree(trial_directory(config, Trial(name, rate)), ignore_errors=True)
     asked = [str(rate) for rate in config.sweep]
@@ -331,10 +332,7 @@ def train_and_judge(benchmark: Benchmark, pending: Pending) -> str:
         "dream_signal": model.config.dream_signal,
         "development_psnr": {f"{level:g}": value for level, value in tried.items()},
         "evaluation": values,
-        "settings": {
-            key: checkpoint.to_json(value)
-            for key, value in benchmark.settings(name, training).items()
-        },
+        "settings": settings_as_json(benchmark.settings(name, training)),
         **provenance(),
     }
     write_json(config.output / f"{name}-seed{seed}.json", result)

@@ -27,7 +27,8 @@ from experiments.memory_corridor import Corridor, Progress
 from experiments.memory_mazes import MazeTask, MemoryMazes
 from experiments.memory_presets import BenchmarkConfig, Judging, TokenizerSource
 from experiments.model_to_train import take_tokenizer
-from experiments.report import Settings, read_json, same_settings, write_json
+from experiments.report import read_json, write_json
+from experiments.settings import Settings, same_settings, settings_as_json
 from experiments.train_config import TrainConfig
 from experiments.train_world_model import make_accelerator, near
 from worldsim.diffusion import sample_signal_levels
@@ -93,7 +94,7 @@ def check_settings(file: Path, settings: Settings) -> None:
     Raises:
         ValueError: they have changed.
     """
-    now = {name: checkpoint.to_json(value) for name, value in settings.items()}
+    now = settings_as_json(settings)
     kept = read_json(file)
     if kept is None:
         write_json(file, now)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecMonitor
 import envs
 from agents.rollout import ending_on_error
 from agents.sb3 import SB3Policy, save_agent
-from experiments.dream_progress import DreamProgress, learn
-from experiments.report import write_json
+from experiments.agent_progress import AgentProgress, learn
+from experiments.report import read_json, write_json
 from experiments.training_progress import TrainingProgress
 
 # Apart from the seeds of the world model's data (0 and up), of validation (1,000,000 and up) and of
@@ -66,8 +65,7 @@ def make_worker_env(env_name: str, max_episode_steps: int | None) -> gymnasium.E
 
 def training_seconds(work: Path) -> float:
     """How long training in that directory took so far, over all calls."""
-    file = work / "seconds.json"
-    return float(json.loads(file.read_text())) if file.is_file() else 0.0
+    return float(read_json(work / "seconds.json") or 0.0)
 
 
 def train_model_free(
@@ -142,7 +140,7 @@ def train_model_free(
                 timesteps=agent.num_timesteps,
                 seconds_before=training_seconds(work),
             ) as progress:
-                shown = DreamProgress(progress, label="return")
+                shown = AgentProgress(progress, where="real")
                 learn(agent, rest, shown, tb_log_name="tensorboard")
     env.close()
     return SB3Policy(agent), agent.num_timesteps

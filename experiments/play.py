@@ -22,6 +22,7 @@ import numpy as np
 import envs
 import worldsim  # noqa: F401  (registers the dream)
 from experiments.command_line import run_script
+from experiments.settings import refuse_given
 from worldsim.checkpoint import load_metadata
 
 MEMORY_MAZE_KEYS = {"w": 1, "a": 2, "d": 3, "wa": 4, "wd": 5}
@@ -46,11 +47,9 @@ class PlayConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("world_model", "contexts", "horizon"):
-            if self.env is not None and getattr(self, name) != getattr(PlayConfig, name):
-                raise ValueError(
-                    f"{name} is of dreams, and {self.env} a real env: give one of both"
-                )
+        if self.env is not None:
+            why = f"is of dreams, and {self.env} a real env: give one of both"
+            refuse_given(self, ("world_model", "contexts", "horizon"), why)
 
 
 class Pictures(gymnasium.Wrapper):

@@ -16,14 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-import worldsim.checkpoint as checkpoint
 from agents.rollout import EpisodeResult
 from agents.statistics import bootstrap_interval
 
 Runs = dict[str, list[dict[str, Any]]]
 """Results of a benchmark by what was compared, one per seed."""
-Settings = dict[str, Any]
-"""What decides a result, by name."""
 PACKAGES = ("worldsim", "torch", "numpy", "gymnasium", "stable-baselines3", "memory-maze", "mujoco")
 
 
@@ -122,62 +119,6 @@ def format_table(rows: Sequence[tuple[str, str, dict[str, Any]]]) -> str:
         lines.append("  ".join(cells).rstrip())
     lines.insert(1, "  ".join("-" * w for w in widths))
     return "\n".join(lines)
-
-
-def as_json(config: Any) -> dict[str, Any]:
-    """A config dataclass as plain JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
-
-
-def defaults_of(config: Any) -> dict[str, Any]:
-    """Defaults of a config dataclass by field; fields without are left out."""
-    defaults = {}
-    for field in dataclasses.fields(config):
-        if field.default_factory is not dataclasses.MISSING:
-            defaults[field.name] = field.default_factory()
-        elif field.default is not dataclasses.MISSING:
-            defaults[field.name] = field.default
-    return defaults
-
-
-def same_setting(setting: Any, kept: Any) -> bool:
-    """Whether a setting is what was kept of it as JSON.
-
-    Fields of a config dataclass that were not known then were at their defaults.
-    """
-    if not dataclasses.is_dataclass(setting):
-        return json.loads(json.dumps(setting, default=str)) == kept
-    try:
-        return setting == checkpoint.from_json(type(setting), kept)
-    except checkpoint.CheckpointError:
-        return False
-
-
-def same_settings(settings: Settings, kept: dict[str, Any]) -> bool:
-    """Whether settings are those of kept JSON; what that does not know yet was at its default.
-
-    Args:
-        settings: config dataclasses by name.
-        kept: from `checkpoint.to_json`, by name.
-    """
-    return all(same_setting(setting, kept.get(name, {})) for name, setting in settings.items())
-
-
-def is_done(path: Path, settings: Settings) -> bool:
-    """Whether a result is there; settings that it does not know yet were at their defaults.
-
-    Raises:
-        ValueError: there is one of other settings.
-    """
-    if not path.is_file():
-        return False
-    kept = json.loads(path.read_text())
-    if not same_settings(settings, kept.get("settings", {})):
-        raise ValueError(
-            f"{path} is the result of other settings: choose another --output and --work, or move "
-            "it away"
-        )
-    return True
 
 
 def read_runs(output: Path, names: Iterable[str]) -> Runs:

@@ -9,15 +9,8 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.rollout import EpisodeResult
-from experiments.report import (
-    as_json,
-    defaults_of,
-    provenance,
-    read_json,
-    same_setting,
-    summarise,
-    write_json,
-)
+from experiments.report import provenance, read_json, summarise, write_json
+from experiments.settings import as_json, defaults_of, same_setting
 
 
 def check_config(

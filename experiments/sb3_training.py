@@ -21,7 +21,7 @@ from agents.actor_critic import note_of
 from agents.features import feature_policy_kwargs, start_from_behaviour
 from agents.on_the_way import shaping_of
 from agents.sb3 import BatchedVecEnv, save_agent
-from experiments.dream_progress import DreamProgress, learn
+from experiments.agent_progress import AgentProgress, learn
 from experiments.report import write_json
 from experiments.run_directory import RunDirectory
 from experiments.training_progress import TrainingProgress
@@ -173,5 +173,5 @@ def train_with_sb3(
             learn(
                 agent,
                 sys.maxsize // 2 if limit is None else limit - agent.num_timesteps,
-                DreamProgress(progress, reward_per_step=lambda: float(np.mean(recent))),
+                AgentProgress(progress, reward_per_step=lambda: float(np.mean(recent))),
             )

@@ -21,6 +21,7 @@ from experiments.command_line import run_script
 from experiments.data_checks import learned_before
 from experiments.dreamed_rewards import format_shares
 from experiments.evaluate_memory import describe
+from experiments.settings import refuse_given
 from worldsim.backbone import count_parameters
 from worldsim.checkpoint import PRETRAINED, Contexts, load_config, load_contexts, load_metadata
 from worldsim.episodes import EpisodeDataset
@@ -94,9 +95,8 @@ def choose_contexts(config: ShipConfig) -> Contexts:
         ValueError: the dataset is one that was trained on, or what is of one is given without.
     """
     if not config.dataset:
-        for name in ("num_contexts", "context_length", "seed", "datasets_root"):
-            if getattr(config, name) != getattr(ShipConfig, name):
-                raise ValueError(f"{name} is of contexts drawn from a dataset: give --dataset")
+        of_dataset = ("num_contexts", "context_length", "seed", "datasets_root")
+        refuse_given(config, of_dataset, "is of contexts drawn from a dataset: give --dataset")
         return load_contexts(config.checkpoint)
     if known := learned_before(config.checkpoint, config.dataset, config.datasets_root):
         raise ValueError(f"{', '.join(known)} was trained on: take contexts from other episodes")

@@ -62,8 +62,7 @@ def time_training(
     batch = max(frames_per_step // length, 1)
     rng = np.random.default_rng(seed)
     c = model.config
-    tokens = int(np.prod(c.tokenizer.grid))
-    shape = (batch * length, tokens, c.tokenizer.latent_channels)
+    shape = (batch * length, *c.tokenizer.latent_shape)
     episodes = LatentEpisodes(
         latents=torch.from_numpy(rng.standard_normal(shape, np.float32)).half(),
         actions=torch.from_numpy(rng.integers(c.num_actions, size=batch * length)),

@@ -33,8 +33,9 @@ from experiments.data_checks import (
 )
 from experiments.model_to_train import build_model
 from experiments.platform_settings import chosen_device, keep_memory
-from experiments.report import as_json, provenance, read_json
+from experiments.report import provenance, read_json
 from experiments.run_directory import check_config
+from experiments.settings import as_json
 from experiments.train_config import TrainConfig, presets
 from experiments.train_stages import (
     check_stages,

@@ -13,6 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_features import Spy
 from tiny import tiny_contexts, tiny_model, write_dataset
 from torch import nn
@@ -46,7 +47,8 @@ from experiments.agents_report import (
 )
 from experiments.agents_work import check_kept, check_training, read_curve, read_lengths
 from experiments.dream_train_config import DreamTrainConfig
-from experiments.report import as_json, read_runs
+from experiments.report import read_runs
+from experiments.settings import as_json
 from worldsim.checkpoint import CheckpointError, save
 from worldsim.occupancy_config import OccupancyConfig
 from worldsim.odometry import OdometryConfig
@@ -434,6 +436,10 @@ def test_a_model_free_agent_takes_as_many_real_steps_as_it_is_given(tmp_path: Pa
     assert result["real_steps"] == 512  # rollouts of two envs and 128 steps, which are finished
     assert result["dream"] is not None
     (work,) = (tmp_path).rglob("model_free-seed0")
+    events = EventAccumulator(str(work / "tensorboard_0"))
+    events.Reload()
+    points = [[e.step, e.value] for e in events.Scalars("real/episodic_return")]
+    assert result["curve"] == points
     seconds = float((work / "seconds.json").read_text())
     (tmp_path / "results/model_free-seed0.json").unlink()
     longer = dataclasses.replace(config, real_steps=700)

@@ -23,7 +23,7 @@ from experiments.benchmark_guards import (
     format_table,
     with_guard,
 )
-from experiments.report import as_json
+from experiments.settings import as_json
 from worldsim.checkpoint import save
 from worldsim.occupancy_config import OccupancyConfig
 from worldsim.odometry import OdometryConfig

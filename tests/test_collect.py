@@ -254,7 +254,7 @@ def test_other_settings_do_not_mix(collected: CollectResult) -> None:
 def test_bad_requests_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="explorer only knows its way in Memory Mazes"):
         CollectConfig(env="corridor", policy="explorer")
-    with pytest.raises(ValueError, match=r"no policy 'nowhere.zip'"):
+    with pytest.raises(ValueError, match=r"no saved policy nowhere\.zip"):
         CollectConfig(policy="nowhere.zip")
     with pytest.raises(ValueError, match="at least 1"):
         CollectConfig(episodes=0)

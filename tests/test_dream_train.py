@@ -37,9 +37,9 @@ from experiments import (
     playing,
     run_directory,
 )
+from experiments.agent_progress import AgentProgress
 from experiments.agents_work import read_curve
 from experiments.dream_judging import log_returns, random_in_dream
-from experiments.dream_progress import DreamProgress
 from experiments.dream_train_config import (
     FIRST_COLLECTION_SEED,
     MOST_EPISODES,
@@ -333,14 +333,14 @@ def test_an_interrupted_run_goes_on_where_it_was(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(checkpoint, tmp_path / "run")
-    original = DreamProgress._on_step
+    original = AgentProgress._on_step
 
-    def interrupt(self: DreamProgress) -> bool:
+    def interrupt(self: AgentProgress) -> bool:
         if self.num_timesteps > 40:
             raise KeyboardInterrupt
         return original(self)
 
-    monkeypatch.setattr(DreamProgress, "_on_step", interrupt)
+    monkeypatch.setattr(AgentProgress, "_on_step", interrupt)
     with pytest.raises(KeyboardInterrupt):
         dream_train.main(config)
     monkeypatch.undo()
@@ -474,8 +474,8 @@ def test_a_random_policy_is_shown_beside_those_of_its_round(tmp_path: Path) -> N
     run.keep(evaluations=run.evaluations | later | {"round 2 in dream": one | {"mean_return": 4.0}})
     log_returns(run, 2)
     run.writer.close()
-    for tag, values in (("dream/return_random", [1, 3]), ("dream/return", [2, 4])):
-        assert [value for _, value in read_curve(run.path, tag)] == values
+    for name, values in (("return_random", [1, 3]), ("return", [2, 4])):
+        assert [value for _, value in read_curve(run.path, name)] == values
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,12 @@ class TokenizerConfig:
             )
         return h // self.downsampling, w // self.downsampling
 
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        """Tokens of a frame, and numbers in each."""
+        rows, columns = self.grid
+        return rows * columns, self.latent_channels
+
 
 def to_model(frames: Tensor) -> Tensor:
     """uint8 (..., h, w, c) in [0, 255] to float32 (..., c, h, w) in [-1, 1]."""

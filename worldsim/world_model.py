@@ -9,6 +9,7 @@ of a committed frame; reward, termination and the behaviour policy are predicted
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -45,12 +46,11 @@ class WorldModel(Dreaming):
             config.pose,
             config.latent_patch,
         )
+        size = math.prod(config.tokenizer.latent_shape)
         self.odometry: Odometry | None = None
         if config.odometry is not None:
             if config.pose is None:
                 raise ValueError("odometry finds poses: set pose too (PoseConfig)")
-            h, w = config.tokenizer.grid
-            size = h * w * config.tokenizer.latent_channels
             self.odometry = Odometry(config.num_actions, size, config.odometry)
         self.places: Places | None = None
         if config.places is not None:
@@ -76,8 +76,7 @@ class WorldModel(Dreaming):
     @property
     def noise_shape(self) -> tuple[int, int, int]:
         """Per-env shape of the noise behind one dreamed frame: the sampler's and the commit's."""
-        h, w = self.config.tokenizer.grid
-        return 2, h * w, self.config.tokenizer.latent_channels
+        return 2, *self.config.tokenizer.latent_shape
 
     def initial_state(self, batch_size: int) -> WorldState:
         """Memory of nothing, for `batch_size` envs."""
@@ -144,12 +143,13 @@ class WorldModel(Dreaming):
             return actions
         return poses if self.odometry is None else relative_poses(poses)
 
-    def predict_policy(self, features: Tensor) -> Tensor:
+    def predict_policy(self, features: Tensor, walking: bool = True) -> Tensor:
         """Logits of the recorded behaviour's next action: (..., d) to (..., num_actions).
 
-        With places, of the behaviour that goes where the next reward is expected.
+        With places, of the behaviour that goes where the next reward is expected, unless it is not
+        to be `walking`.
         """
-        head = self.behaviour_head
+        head = self.behaviour_head if walking else self.policy_head
         return head(features[..., : head[0].in_features]).float()
 
     @property

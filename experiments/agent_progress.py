@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
@@ -13,15 +13,15 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from experiments.training_progress import TrainingProgress
 
 
-class DreamProgress(BaseCallback):
+class AgentProgress(BaseCallback):
     """Shows progress, saves between rollouts, and stops when the time is up.
 
     Args:
         progress: what shows it.
         reward_per_step: what a recent step made, of which the return of an episode is shown and
-            logged as "dream/episodic_return", where the agent is rewarded with something else,
-            whose return is logged as "dream/shaped_return"; by default the agent's own.
-        label: of that return.
+            logged as "episodic_return", where the agent is rewarded with something else, whose
+            return is logged as "shaped_return"; by default the agent's own.
+        where: it is trained, "dream" or "real": the group of what is logged.
     """
 
     def __init__(
@@ -29,16 +29,16 @@ class DreamProgress(BaseCallback):
         progress: TrainingProgress,
         *,
         reward_per_step: Callable[[], float] | None = None,
-        label: str = "dream return",
+        where: Literal["dream", "real"] = "dream",
     ) -> None:
         super().__init__()
-        self.progress, self.reward_per_step, self.label = progress, reward_per_step, label
+        self.progress, self.reward_per_step, self.where = progress, reward_per_step, where
         self.learned = 0
         """Steps that the agent has learned from."""
 
     def _on_step(self) -> bool:
         returns = self._returns()
-        shown = f"{self.label} {returns['episodic_return']:.2f}" if returns else ""
+        shown = f"{self.where} return {returns['episodic_return']:.2f}" if returns else ""
         self.progress.update(self.num_timesteps, shown)
         return not self.progress.out_of_time  # SB3 counts the steps, and ends with a whole rollout
 
@@ -59,9 +59,10 @@ class DreamProgress(BaseCallback):
     def _on_rollout_end(self) -> None:
         then, steps = self._rollout_start
         now = time.monotonic()
-        self.logger.record("dream/steps_per_second", (self.num_timesteps - steps) / (now - then))
+        rate = (self.num_timesteps - steps) / (now - then)
+        self.logger.record(f"{self.where}/steps_per_second", rate)
         for name, value in self._returns().items():
-            self.logger.record(f"dream/{name}", value)
+            self.logger.record(f"{self.where}/{name}", value)
 
     def _on_rollout_start(self) -> None:
         self._rollout_start = (time.monotonic(), self.num_timesteps)
@@ -70,7 +71,7 @@ class DreamProgress(BaseCallback):
 
 
 def learn(
-    agent: OnPolicyAlgorithm, timesteps: int, callback: DreamProgress, **options: Any
+    agent: OnPolicyAlgorithm, timesteps: int, callback: AgentProgress, **options: Any
 ) -> None:
     """Train an agent, or go on with it.
 
