@@ -42,6 +42,7 @@ HELD_AGAINST = (
     ("actor_critic", "model_free"),
     ("actor_critic_from_cloning", "behaviour"),
     ("actor_critic_from_cloning", "cloned"),
+    ("actor_critic_from_cloning", "walker"),
     ("actor_critic_from_cloning", "model_free"),
     ("planner", "walker"),
     ("planner", "behaviour"),
