@@ -7,12 +7,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from worldsim.checks import check_noise
 from worldsim.cuda_graphs import replay
 from worldsim.diffusion import add_noise, sample
-from worldsim.execution import Execution
 from worldsim.state import WorldState
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ class Dream(NamedTuple):
     terminated: Tensor  # (b,) bool
 
 
-class Dreaming(Execution):
+class Dreaming(nn.Module):
     """The part of a `WorldModel` that dreams."""
 
     @torch.no_grad()
@@ -61,15 +60,15 @@ class Dreaming(Execution):
         b, model = state.batch_size, cast("WorldModel", self)
         model._check_actions(actions, (b,))
         if noise is None:
-            noise = torch.randn(b, *model.noise_shape, generator=generator, device=self.device)
+            noise = torch.randn(b, *model.noise_shape, generator=generator, device=model.device)
         check_noise(noise, (b, *model.noise_shape))
         if num_denoising_steps is None:
             num_denoising_steps = model.config.num_denoising_steps
-        if self.cuda_graphs is None:
+        if model.cuda_graphs is None:
             return self._imagine(num_denoising_steps, decode, state, actions, noise)
         step = functools.partial(self._imagine, num_denoising_steps, decode)
-        key = ("imagine", num_denoising_steps, decode, self.compute_dtype)
-        return Dream(*replay(self.cuda_graphs, step, state, actions, noise, key=key))
+        key = ("imagine", num_denoising_steps, decode, model.compute_dtype)
+        return Dream(*replay(model.cuda_graphs, step, state, actions, noise, key=key))
 
     def _imagine(
         self, steps: int, decode: bool, state: WorldState, actions: Tensor, noise: Tensor
@@ -83,13 +82,13 @@ class Dreaming(Execution):
             frames = model.decode(latents)[:, 0]
         else:
             frames = torch.zeros(
-                b, *model.config.frame_shape, dtype=torch.uint8, device=self.device
+                b, *model.config.frame_shape, dtype=torch.uint8, device=model.device
             )
         return Dream(
             new_state,
             frames,
-            self.predict_reward(features[:, 0]),
-            self.predict_termination(features[:, 0]) > 0.5,
+            model.predict_reward(features[:, 0]),
+            model.predict_termination(features[:, 0]) > 0.5,
         )
 
     @torch.no_grad()
@@ -118,7 +117,7 @@ class Dreaming(Execution):
         if num_denoising_steps is None:
             num_denoising_steps = model.config.num_denoising_steps
         latents = sample(denoise, noise[:, :1], num_denoising_steps)
-        signal = torch.full(told.shape[:2], model.config.dream_signal, device=self.device)
+        signal = torch.full(told.shape[:2], model.config.dream_signal, device=model.device)
         z = add_noise(latents, noise[:, 1:], signal)
         state, features = model.commit(state, actions[:, None], z, signal, (latents, told))
         return state, latents, features

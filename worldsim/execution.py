@@ -7,15 +7,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import nn
 
 from worldsim.cuda_graphs import CudaGraphs
-from worldsim.heads import Heads
 
 if TYPE_CHECKING:
     from worldsim.world_model import WorldModel
 
 
-class Execution(Heads):
+class Execution(nn.Module):
     """The part of a `WorldModel` that says how it runs.
 
     Attributes:
@@ -29,7 +29,7 @@ class Execution(Heads):
 
     @property
     def device(self) -> torch.device:
-        return self.reward_head.values.device
+        return cast("WorldModel", self).reward_head.values.device
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         """Move or convert weights; graphs would go on reading where they were."""

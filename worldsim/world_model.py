@@ -21,6 +21,8 @@ from worldsim.cuda_graphs import replay
 from worldsim.denoiser import Denoiser
 from worldsim.diffusion import add_noise, diffusion_loss
 from worldsim.dreaming import Dreaming
+from worldsim.execution import Execution
+from worldsim.heads import Heads
 from worldsim.layers import memory_of_backbone
 from worldsim.occupancy import CELLS, Occupancy
 from worldsim.odometry import ORIGIN, Odometry, standing
@@ -31,8 +33,15 @@ from worldsim.tokenizer import Tokenizer
 from worldsim.world_model_config import WorldModelConfig
 
 
-class WorldModel(Dreaming):
-    """Tokenizer, denoiser and heads."""
+class WorldModel(Dreaming, Execution, Heads):
+    """Tokenizer, denoiser and heads.
+
+    What is predicted from a frame is in `worldsim.heads`, how it runs in `worldsim.execution`, how
+    it dreams in `worldsim.dreaming`.
+
+    Raises:
+        ValueError: odometry without poses, places without odometry, or sizes that do not fit.
+    """
 
     def __init__(self, config: WorldModelConfig) -> None:
         d = config.backbone.d_model
