@@ -21,6 +21,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 BEHAVIOUR_TEMPERATURE = 0.6
 """At which a model's own behaviour draws actions unless told otherwise: much of the noise of
 recordings is left out. Chosen for walking on nine Memory Mazes that nothing is judged on."""
+MOST_FAULTS = 3
+"""Of one episode, whose env may break down for reasons of its own, but not every time."""
 
 
 class Policy(Protocol):
@@ -213,8 +215,8 @@ def rollout(
 
     Raises:
         ValueError: the envs reset by themselves, or no seeds.
-        RuntimeError: the process of an env has ended. This, an env's own error and Ctrl-C close
-            envs that run in processes.
+        RuntimeError: the process of an env has ended, or an episode has met one fault after the
+            other. The former, an env's own error and Ctrl-C close envs that run in processes.
     """
     mode = envs.metadata.get("autoreset_mode")
     if mode != AutoresetMode.DISABLED:
@@ -228,6 +230,7 @@ def rollout(
     returns, lengths = np.zeros(n), np.zeros(n, np.int64)
     recordings: dict[int, list[np.ndarray]] = {e: [] for e in range(min(num_recorded, len(seeds)))}
     infos: list[dict[str, Any]] = [{} for _ in range(n)]
+    faults: dict[int, int] = {}
     observation: Any = None
     state: Any = None
     episode_start = np.ones(n, bool)
@@ -259,7 +262,9 @@ def rollout(
             on_step(int(active.sum()))
         for i in np.flatnonzero(episode_start & active):
             episode = int(running[i])
-            if fault_in(infos[i]):  # the real env broke down, so the episode is played again
+            if (fault := fault_in(infos[i])) is not None:  # it is played again
+                faults[episode] = faults.get(episode, 0) + 1
+                check_faults(faults[episode], int(seeds[episode]), fault)
                 waiting.append(episode)
                 if episode in recordings:
                     recordings[episode] = []
@@ -300,6 +305,15 @@ def fault_in(info: Mapping[str, Any]) -> str | None:
     info, a text. Other envs may mean something else by a value of that name."""
     fault = info.get("fault")
     return fault if isinstance(fault, str) and fault else None
+
+
+def check_faults(count: int, seed: int, fault: str) -> None:
+    """Raise a RuntimeError where an episode has met more than `MOST_FAULTS`."""
+    if count > MOST_FAULTS:
+        raise RuntimeError(
+            f"the episode of seed {seed} has met {count} faults, the last being {fault!r}: its env "
+            'breaks down every time, or means something else by "fault" in its info'
+        )
 
 
 def _reset(

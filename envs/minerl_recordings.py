@@ -113,7 +113,7 @@ def read_recording(
     except DamagedRecordingError:
         raise
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error,
-            AttributeError) as error:  # fmt: skip
+            AttributeError, RuntimeError) as error:  # fmt: skip
         raise DamagedRecordingError(f"{type(error).__name__}: {error}") from error
 
 

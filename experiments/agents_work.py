@@ -158,7 +158,8 @@ def read_curve(directory: Path, name: str = "episodic_return") -> list[list[floa
     Args:
         directory: of the run.
         name: of what is read, in its group: "dream", or "real" for an agent that is trained there,
-            whose logs of before say "dream" too.
+            whose logs of before say "dream" too. What a run that was killed had logged after it
+            was last saved counts as long as nothing was logged for the same steps again.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -216,9 +216,10 @@ def check_learned(config: CollectConfig, policy: Policy, env: gymnasium.Env) -> 
     from experiments.dream_judging import is_env, learned_from
 
     check_policy_fits(policy, config.env, env.observation_space, env.action_space)
-    of_model = config.policy_model if config.policy in BEHAVIOURS else None
+    of_model = config.policy in BEHAVIOURS
+    model = config.policy_model if of_model else noted_world_model(config.policy)
     learned = None
-    if (model := of_model or noted_world_model(config.policy)) is not None:
+    if model is not None:
         with contextlib.suppress(CheckpointError):  # policies on frames do without
             learned = learned_from(model)
     if learned is not None and not is_env(env, config.env, learned):

@@ -49,7 +49,7 @@ def held_out_of(train: EpisodeDataset, kept: Path) -> tuple[EpisodeDataset, Epis
 def are_held_out(names: Sequence[str], kept: Path) -> np.ndarray:
     """Which episodes a file of `keep_held_out` names.
 
-    Folders may have moved.
+    Folders may have other paths now, of which one has to end in the other.
     """
 
     def parts(name: str) -> tuple[str, str]:

@@ -273,7 +273,8 @@ OF_DATASETS = ("num_contexts", "context_length")
 
 
 BEFORE_TRAINING = ("num_envs", "num_starts", "frames_to_reward")
-"""Settings that nothing depends on before training begins, for which memory may not suffice."""
+"""Settings for which memory may not suffice; before training begins, only the dreams of the random
+policy depend on them."""
 
 
 def not_used_yet(directory: Path, contexts: str | None = None) -> tuple[str, ...]:

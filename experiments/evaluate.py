@@ -306,6 +306,8 @@ def world_model_of(config: EvaluateConfig) -> str | None:
     """The world model that a policy acts by, or has learned in; None where none is known."""
     if config.policy in OF_MODELS and config.planner_policy is None:
         return config.policy_model or config.env
+    if config.policy in SCRIPTED:
+        return None
     return noted_world_model(config.planner_policy or config.policy)
 
 

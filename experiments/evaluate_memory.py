@@ -127,7 +127,7 @@ def main(config: EvaluateMemoryConfig) -> dict[str, Any]:
             runs[name] = [
                 {"label": label, "seed": 0, "parameters": parameters, "evaluation": evaluation}
             ]
-            kept = config.work / f"{name}-seed0" / "frames.npz"
+            kept = output / f"{name}-seed0" / "frames.npz"
             kept.parent.mkdir(parents=True, exist_ok=True)
             np.savez(kept, **frames)  # type: ignore[arg-type]
 
@@ -154,8 +154,8 @@ def main(config: EvaluateMemoryConfig) -> dict[str, Any]:
     table = "\n".join([format_table(runs), "", *describe(differences)])
     (output / "table.md").write_text(table + "\n")
     draw_runs(output, runs)
-    save_video(output / "dreams.gif", stack_dreams(runs, config.work))
-    rows = contact_rows(runs, config.work)
+    save_video(output / "dreams.gif", stack_dreams(runs, output))
+    rows = contact_rows(runs, output)
     if rows:
         plot(output / "contact_sheet.png", [lambda axes: draw_contact_sheet(axes, rows)])
     print(table)

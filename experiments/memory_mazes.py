@@ -100,11 +100,9 @@ def load_lpips() -> Any:
     weights = Path(torch.hub.get_dir()) / "checkpoints" / "alexnet-owt-7be5be79.pth"
     if importlib.util.find_spec("torchvision") is None or not weights.is_file():
         return None
-    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
+    from torchmetrics.image import LearnedPerceptualImagePatchSimilarity
 
-    return functools.partial(
-        learned_perceptual_image_patch_similarity, net_type="alex", normalize=True
-    )
+    return LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
 
 
 def make_walk_env(task: MazeTask) -> gymnasium.Env:
@@ -145,6 +143,7 @@ class MemoryMazes:
         env.close()
         self.pose = pose if task.conditioning == "pose" else None
         self._colors: ColorReader | None = None
+        self._lpips = load_lpips()
 
     @functools.cached_property
     def train(self) -> EpisodeDataset:
@@ -334,7 +333,8 @@ class MemoryMazes:
     def _evaluate(
         self, predict: Predict, device: torch.device, kind: Kind, colors: ColorReader
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        task, lpips = self.task, load_lpips()
+        task = self.task
+        lpips = None if self._lpips is None else self._lpips.to(device)
         length = task.context + task.horizon
         gathered: dict[str, list[np.ndarray]] = {}
         for start in range(0, len(self.tests[kind]), task.batch_size):

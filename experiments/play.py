@@ -52,6 +52,24 @@ class PlayConfig:
             refuse_given(self, ("world_model", "contexts", "horizon"), why)
 
 
+class FirstEpisode(gymnasium.Wrapper):
+    """Begins with the episode of a seed, however often it is reset before the first step.
+
+    Gymnasium's `play` resets more than once; a seed given to it would begin every episode alike.
+    """
+
+    def __init__(self, env: gymnasium.Env, seed: int) -> None:
+        super().__init__(env)
+        self._first: Any = env.reset(seed=seed)
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        return self._first or self.env.reset(**options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        self._first = None
+        return self.env.step(action)
+
+
 class Pictures(gymnasium.Wrapper):
     """Renders what is observed, for envs that have no picture of their own."""
 
@@ -118,9 +136,9 @@ def main(config: PlayConfig) -> None:
         from gymnasium.utils.play import play
     except gymnasium.error.DependencyNotInstalled as error:
         sys.exit(f"playing needs a window: pip install pygame ({error})")
-    env = make_env(config)
+    env = FirstEpisode(make_env(config), config.seed)
     assert isinstance(env.action_space, gymnasium.spaces.Discrete)
-    env.reset(seed=config.seed)
+    env.reset()
     frame = env.render()
     keys = key_bindings(int(env.action_space.n), env_of(config))
     print("keys: " + ", ".join(f"{' and '.join(key)} {action}" for key, action in keys.items()))
@@ -129,7 +147,7 @@ def main(config: PlayConfig) -> None:
         keys_to_action=keys,  # type: ignore[arg-type]
         fps=config.fps,
         zoom=config.size / frame.shape[0],  # type: ignore[union-attr]
-        noop=0,  # and no seed, which would begin every episode alike
+        noop=0,
         wait_on_player=waits_for_keys(env_of(config)),
     )
 

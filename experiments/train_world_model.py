@@ -152,8 +152,10 @@ def main(config: TrainConfig) -> Path:
 
 
 def moved_datasets(config: TrainConfig) -> set[str]:
-    """Settings that name the datasets of the run that its output holds, in other places now."""
-    kept, moved = read_json(config.output / "config.json") or {}, {"datasets_root"}
+    """Settings that name the datasets of the run that its output holds by other paths now."""
+    kept, moved = read_json(config.output / "config.json") or {}, set()
+    if (root := kept.get("datasets_root")) is not None and not Path(root).is_dir():
+        moved.add("datasets_root")
     for name in ("dataset", "validation_dataset"):
         then, now = kept.get(name, []), getattr(config, name)
         if len(then) == len(now) and all(map(may_have_moved, then, now)):

@@ -20,7 +20,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from agents.rollout import Policy, fault_in
+from agents.rollout import Policy, check_faults, fault_in
 from worldsim.dataset_writer import DatasetWriter
 from worldsim.recording import EpisodeRecorder, RecordedEpisode, save_episode
 from worldsim.storage import check_discrete
@@ -55,11 +55,14 @@ def play_episode(
 
     A step that reports a `fault` in its info did not happen, its simulator having died or hung: the
     episode is kept up to there, or played anew if nothing has happened yet.
+
+    Raises:
+        RuntimeError: that has been reported at the first step time and again.
     """
     offset = int(check_discrete(env.action_space, str(env)).start)
     observation, info = env.reset(seed=seed)
     recorder = EpisodeRecorder(observation, info, seed=seed)
-    state, finished = None, False
+    state, finished, faults = None, False, 0
     while not finished:
         batch: Any = (
             {key: value[None] for key, value in observation.items()}
@@ -69,10 +72,12 @@ def play_episode(
         actions, state = policy.act(batch, state, np.array([len(recorder) == 0]), [info])
         action = int(actions[0]) + offset
         observation, reward, terminated, truncated, info = env.step(action)
-        if fault_in(info):
+        if (fault := fault_in(info)) is not None:
             if len(recorder) > 0:
                 recorder.truncate()
                 break
+            faults += 1
+            check_faults(faults, seed, fault)
             observation, info = env.reset(seed=seed)
             recorder = EpisodeRecorder(observation, info, seed=seed)
             continue
@@ -81,6 +86,22 @@ def play_episode(
         if len(recorder) % REPORT_EVERY == 0:
             yield len(recorder)
     yield recorder.finish({**metadata, "return": sum(recorder.rewards)})
+
+
+class ParentGoneError(Exception):
+    """The process that asked for episodes has ended."""
+
+
+def tell(connection: Connection, *message: Any) -> None:
+    """Send a message to the parent.
+
+    Raises:
+        ParentGoneError: it has ended. An env's own pipes may break, too, which is something else.
+    """
+    try:
+        connection.send(message)
+    except (BrokenPipeError, ConnectionResetError) as error:
+        raise ParentGoneError from error
 
 
 def run_worker(connection: Connection, task: Task) -> None:
@@ -93,7 +114,7 @@ def run_worker(connection: Connection, task: Task) -> None:
     # One rendering thread per process: with one process per core, more only get in the way.
     os.environ.setdefault("LP_NUM_THREADS", "0")
     env, policy = None, None
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
+    with suppress(EOFError, ConnectionResetError, ParentGoneError):
         while True:
             index, path = connection.recv()
             try:
@@ -105,16 +126,16 @@ def run_worker(connection: Connection, task: Task) -> None:
                     if isinstance(result, RecordedEpisode):
                         save_episode(path, result, index)
                         num_steps, total = len(result.rewards), float(result.rewards.sum())
-                        connection.send(("steps", num_steps - steps))
-                        connection.send(("saved", index, num_steps, total))
+                        tell(connection, "steps", num_steps - steps)
+                        tell(connection, "saved", index, num_steps, total)
                     else:
-                        connection.send(("steps", result - steps))
+                        tell(connection, "steps", result - steps)
                         steps = result
-            except (BrokenPipeError, ConnectionResetError):
+            except ParentGoneError:
                 raise
             except Exception as error:
                 code = error.errno if isinstance(error, OSError) else None
-                connection.send(("failed", index, code, traceback.format_exc()))
+                tell(connection, "failed", index, code, traceback.format_exc())
     if env is not None:
         env.close()
 

@@ -55,6 +55,8 @@ class CounterEnv(gymnasium.Env[np.ndarray, np.int64]):
         time.sleep(self.delay if self.seed >= 3 else 0)
         self.steps += 1
         if self.seed == 2 and self.steps == 10:
+            if self.trouble == "pipe":
+                raise BrokenPipeError("the simulator died")
             if self.trouble == "raise":
                 raise RuntimeError("the maze caught fire")
             if self.trouble == "full disk":
@@ -207,6 +209,7 @@ def children_of(pid: int) -> list[int]:
 @pytest.mark.parametrize(
     ("trouble", "message"),
     [
+        ("pipe", r"(?s)the simulator died.*episode 2 \(seed 2\) of counter failed.*2 episodes"),
         ("raise", r"(?s)the maze caught fire.*episode 2 \(seed 2\) of counter failed.*2 episodes"),
         ("full disk", "no space left on the disk of .*: free some. 2 episodes are safe"),
         ("die", r"episode 2 \(seed 2\) of counter died twice, last with exit code -9"),
@@ -396,12 +399,21 @@ def test_import_keeps_actions_with_the_frames_they_led_to(
     short = {**first, "reward": first["reward"][:-1]}
     np.savez(tmp_path / "npz" / "short.npz", **short)  # type: ignore[arg-type]
     (tmp_path / "npz" / "torn.npz").write_bytes((tmp_path / "npz" / "a.npz").read_bytes()[:9000])
+    content = bytearray((tmp_path / "npz" / "a.npz").read_bytes())
+    central = content.index(b"PK\x01\x02")
+    for name, offset, value in (("newer", 6, 84), ("locked", 8, 1)):  # a version, encryption
+        damaged = content.copy()
+        damaged[central + offset] = value
+        (tmp_path / "npz" / f"{name}.npz").write_bytes(damaged)
+    with open(tmp_path / "npz" / "single.npz", "wb") as file:
+        np.save(file, first["image"])
     config = import_npz.ImportConfig(
         source=tmp_path / "npz", dataset="offline-v0", datasets_root=tmp_path
     )
     result = import_npz.main(config)
     assert result.episodes == 2
-    assert result.damaged == ["lacking.npz", "short.npz", "torn.npz"]
+    names = ("lacking", "locked", "newer", "short", "single", "torn")
+    assert result.damaged == [f"{name}.npz" for name in names]
     dataset = EpisodeDataset(result.path)
     assert dataset.num_actions == 6
     for trajectory, episode in zip([first, second], dataset, strict=True):

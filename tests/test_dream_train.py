@@ -899,19 +899,16 @@ def test_what_was_logged_and_not_saved_is_dropped_from_tensorboard(
     clock = itertools.count(1_000_000_000)  # files of logs are in the order of seconds
     monkeypatch.setattr(time, "time", lambda: float(next(clock)))
     config = DreamTrainConfig(output=tmp_path / "run")
-    for saved, steps in ((0, (10, 20)), (10, (10, 20, 30)), (20, (30, 40))):
-        run = RunDirectory(config.run_directory, config)
-        run.keep(round_timesteps=saved)
-        run.writer.close()
-        run = RunDirectory(config.run_directory, config)  # as it goes on from there
+    for saved, steps in ((10, (10, 20)), (20, (20, 30)), (40, (30, 40))):
+        run = RunDirectory(config.run_directory, config)  # it goes on from what was saved last
         for step in steps:
-            if step > saved:
-                run.writer.add_scalar("dream/episodic_return", saved, step)
+            run.writer.add_scalar("dream/episodic_return", saved, step)
+        run.keep(round_timesteps=saved)
         run.writer.close()
     events = EventAccumulator(str(tmp_path / "run/tensorboard"))
     events.Reload()
     points = [(e.step, e.value) for e in events.Scalars("dream/episodic_return")]
-    assert points == [(10, 0), (20, 10), (30, 20), (40, 20)]
+    assert points == [(10, 10), (20, 20), (30, 40), (40, 40)]
 
 
 def test_a_run_that_was_not_judged_can_be_judged_later(checkpoint: Path, tmp_path: Path) -> None:

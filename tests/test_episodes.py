@@ -435,7 +435,29 @@ def test_writer_makes_damaged_episodes_anew(tmp_path: Path) -> None:
     ):
         assert writer.finished == {0, 2}
     assert not leftover.exists()
+    # Until it is, the others stay visible.
+    with pytest.warns(DamagedEpisodeWarning, match="episode 1 of"):
+        left = EpisodeDataset(path).readable()
+    assert [int(episode.metadata["seed"]) for episode in left] == [0, 2]
+    with DatasetWriter("test/episodes-v0", IMAGES, ACTIONS, {"test": 1}, root=tmp_path) as writer:
+        writer.save(1, make_episode(40, seed=1))
+    assert len(EpisodeDataset(path)) == 3
     assert episode_file(path, 1).with_suffix(".damaged").stat().st_size == 1000
+
+
+def test_infos_that_no_file_can_hold_are_left_out(tmp_path: Path) -> None:
+    class OnGpu:
+        def __array__(self, *_: object) -> np.ndarray:
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    info = {"a": 1.0, "a/b": 2.0, 3: 1.0, "": 1.0, "/c": 1.0, "gpu": OnGpu(), "kept": 4.0}
+    frame = np.zeros((8, 8, 3), np.uint8)
+    recorder = EpisodeRecorder(frame, info, seed=0)
+    recorder.step(1, frame, 0.0, False, True, info)
+    with DatasetWriter("infos-v0", IMAGES, ACTIONS, {}, root=tmp_path) as writer:
+        writer.save(0, recorder.finish())
+    episode = EpisodeDataset(writer.path).episode(0)
+    assert episode.infos["kept"].tolist() == [4.0, 4.0] and not {"a", "c"} & episode.infos.keys()
 
 
 def test_writer_refuses_other_settings_and_company(tmp_path: Path) -> None:

@@ -60,6 +60,9 @@ def test_dreams_after_whole_and_cut_tours_are_compared(tmp_path: Path) -> None:
     assert "the whole tour gains" in (tmp_path / "results" / "table.md").read_text()
     video = iio.imread(tmp_path / "results" / "dreams.gif")
     assert video.shape == (6, 4 * 68, 2 * 64, 3)  # real, whole, last 4 and copies; two walks
+    # What was dreamed is the model's own; walks are for all.
+    assert (tmp_path / "results/whole-seed0/frames.npz").is_file()
+    assert not list((tmp_path / "work").rglob("frames.npz"))
     # Walks are recorded once, and dreams are the same again.
     again = evaluate_memory.main(config(tmp_path, tmp_path / "model"))
     assert again["runs"] == values["runs"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+import types
 import warnings
 from pathlib import Path
 from typing import Any
@@ -217,6 +219,26 @@ def test_envs_whose_specs_cannot_be_sent_are_judged() -> None:
     config = evaluate.EvaluateConfig(env="own_env:Brighter-v0", num_episodes=2, num_workers=1)
     report = evaluate.main(config)
     assert all(r % 2 == 0 for r in report["results"]["returns"])
+
+
+def test_the_episode_of_the_seed_is_the_first_to_be_played(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[np.ndarray] = []
+
+    def stub(env: gymnasium.Env, **_: Any) -> None:
+        for _ in range(2):
+            seen.append(env.reset()[0])
+        env.step(1)
+        seen.append(env.reset()[0])
+
+    window = types.SimpleNamespace(play=stub)  # pygame may not be here
+    monkeypatch.setitem(sys.modules, "gymnasium.utils.play", window)  # type: ignore[arg-type]
+    play.main(play.PlayConfig(env="memory-maze-5x5", seed=7))
+    first = envs.make("memory-maze-5x5").reset(seed=7)[0]
+    np.testing.assert_array_equal(seen[0], first)
+    np.testing.assert_array_equal(seen[1], first)
+    assert (seen[2] != first).any()
 
 
 def test_own_envs_without_pictures_can_be_played() -> None:

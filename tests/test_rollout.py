@@ -289,6 +289,14 @@ def test_an_episode_whose_env_broke_down_is_played_again(fault_at: int) -> None:
     np.testing.assert_array_equal(results[0].frames[:, 0, 0, 0], countdown)
 
 
+def test_an_env_that_breaks_down_every_time_is_given_up() -> None:
+    batch = SyncVectorEnv([lambda: Faulty(1, 99)], autoreset_mode=AutoresetMode.DISABLED)
+    with pytest.raises(RuntimeError, match=r"of seed 3 has met 4 faults, the last being 'it died'"):
+        rollout(Checker(), batch, [3])
+    with pytest.raises(RuntimeError, match=r"of seed 3 has met 4 faults"):
+        list(play_episode(Faulty(1, 99), Checker(), 3, {}))
+
+
 def test_a_recording_keeps_nothing_of_a_faulty_step() -> None:
     def record(env: gymnasium.Env) -> RecordedEpisode:
         *_, episode = play_episode(env, Checker(), 3, {})

@@ -37,7 +37,7 @@ class DatasetWriter:
     Opening a dataset that exists continues it: `finished` names the episodes that are there.
     Episodes may be saved in any order, also by other processes: `save_episode(writer.path_of(i), e,
     i)` there, then `writer.add(i, num_steps)` here. `publish` makes the unbroken run from episode 0
-    visible.
+    visible. What is visible stays so where an episode is damaged meanwhile: readers leave it out.
 
     Args:
         dataset_id: Minari id, `(namespace/)name-v0`.
@@ -96,6 +96,7 @@ class DatasetWriter:
                 parent = parent / part
                 if not (parent / NAMESPACE_METADATA_FILENAME).exists():
                     replace_file(parent / NAMESPACE_METADATA_FILENAME, b"{}")
+            self._visible = int(self._metadata.get("total_episodes", 0))
             self._steps: dict[int, int] = {}
             self._scan()
             if not (self._data / "metadata.json").exists():
@@ -151,6 +152,8 @@ class DatasetWriter:
             OSError: If they cannot be written; what was visible before stays.
         """
         count = self.next_index
+        if count < self._visible:
+            return self._visible
         buffer = io.BytesIO()
         with h5py.File(buffer, "w", track_order=True) as file:
             for i in range(count):
@@ -158,6 +161,7 @@ class DatasetWriter:
                 file[f"episode_{i}"] = link
         replace_file(self._data / "main_data.hdf5", buffer.getbuffer())
         self._write_metadata(range(count))
+        self._visible = count
         return count
 
     def _write_metadata(self, episodes: Sequence[int]) -> None:

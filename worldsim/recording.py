@@ -39,8 +39,8 @@ class RecordedEpisode:
 class EpisodeRecorder:
     """Gathers the steps of one episode; `finish` returns them as a `RecordedEpisode`.
 
-    Of the infos, the numeric entries that every step has in one shape are kept; those named in
-    `PER_EPISODE_INFOS` go to the episode's metadata once.
+    Of the infos, the numeric entries that every step has in one shape are kept, if they have names
+    that HDF5 can take; those named in `PER_EPISODE_INFOS` go to the episode's metadata once.
 
     Args:
         observation: First observation.
@@ -58,7 +58,7 @@ class EpisodeRecorder:
         self._constants: dict[str, np.ndarray] = {}
         self._infos: dict[str, list[np.ndarray]] = {}
         for key, value in info.items():
-            array = _numeric(value)
+            array = _numeric(value) if _is_name(key, info) else None
             if array is None:
                 continue
             if key in PER_EPISODE_INFOS:
@@ -167,10 +167,17 @@ def replace_file(path: Path, content: bytes | memoryview) -> None:
         raise
 
 
+def _is_name(key: Any, others: Mapping[Any, Any]) -> bool:
+    """Whether HDF5 can keep something of that name beside the others."""
+    if not isinstance(key, str) or not key or key.startswith("/"):
+        return False
+    return not any(isinstance(other, str) and other.startswith(f"{key}/") for other in others)
+
+
 def _numeric(value: Any) -> np.ndarray | None:
     try:
         array = np.asarray(value)
-    except ValueError:  # rows of different lengths
+    except (ValueError, TypeError, RuntimeError):  # rows of different lengths; tensors on a GPU
         return None
     if array.dtype.kind not in "biuf" or not array.size:
         return None
