@@ -75,6 +75,11 @@ class SpeedConfig:
     def __post_init__(self) -> None:
         if min((*self.num_envs, *self.num_denoising_steps, self.steps)) < 1:
             raise ValueError("num_envs, num_denoising_steps and steps must be at least 1")
+        if self.training_length and self.device.startswith("cuda:") and self.device != "cuda:0":
+            raise ValueError(
+                f"device is {self.device!r}: where training is timed, choose cuda, and which with "
+                "CUDA_VISIBLE_DEVICES, or give --training-length 0"
+            )
         if self.agent_envs < 0:
             raise ValueError(f"agent_envs must be at least 0, got {self.agent_envs}")
 

@@ -107,7 +107,7 @@ def main(config: TrainConfig) -> Path:
                 f"{config.init} has learned from {name}: episodes of it that are held out now may "
                 "not be new to it; give --validation-dataset"
             )
-    begun = kept_model(config.output / "dynamics", accelerator.device)
+    begun = kept_model(config.output / "dynamics")
     free = FREE_TO_CHANGE if begun is None else FREE_TO_CHANGE - BEFORE_DYNAMICS
     free = free | moved_datasets(config)
     check_config(config.output, config, free, write=accelerator.is_main_process)

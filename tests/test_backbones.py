@@ -257,11 +257,14 @@ def test_envs_of_different_ages_share_a_batch(name: str) -> None:
     _, memory = backbone(*inputs(1, 1), youngest.memory, youngest.steps)
     expected = run(backbone, *inputs(1, 3))[1]
     assert {k: t.shape for k, t in memory.items()} == {k: t.shape for k, t in expected.items()}
-    # `where` between ages is a choice by env.
-    mixed = states[2].where(torch.tensor([False]), states[1])
-    y, _ = backbone(new_x[1:2], new_c[1:2], mixed.memory, mixed.steps)
+    # `where` and `put` between ages are a choice by env.
     own, _ = run(backbone, new_x[1:2], new_c[1:2], states[1].memory, 2)
-    torch.testing.assert_close(y, own, rtol=1e-4, atol=1e-4)
+    for mixed in (
+        states[2].where(torch.tensor([False]), states[1]),
+        states[2].put(torch.tensor([0]), states[1]),
+    ):
+        y, _ = backbone(new_x[1:2], new_c[1:2], mixed.memory, mixed.steps)
+        torch.testing.assert_close(y, own, rtol=1e-4, atol=1e-4)
 
 
 def test_memories_of_different_models_do_not_mix() -> None:

@@ -245,6 +245,34 @@ def test_only_masked_envs_are_reset(model: WorldModel, bank: ContextBank) -> Non
     np.testing.assert_array_equal(batch.elapsed_steps, [4, 2, 4])
 
 
+def test_only_dreams_that_begin_anew_are_taken_from_the_bank(
+    model: WorldModel, bank: ContextBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, asked = make_batch(model, bank, 4), []
+    batch.reset(seed=0)
+    batch.step(np.arange(4))
+    before, gather = batch.snapshot(), ContextBank.gather
+
+    def spy(self: ContextBank, indices: np.ndarray) -> tuple[WorldState, np.ndarray]:
+        asked.append(indices.tolist())
+        return gather(self, indices)
+
+    monkeypatch.setattr(ContextBank, "gather", spy)
+    mask = np.array([False, True, False, True])
+    observations, _ = batch.reset(options={"reset_mask": mask, "context": [0, 2, 0, 1]})
+    assert asked == [[2, 1]]
+    np.testing.assert_array_equal(observations[mask], bank.frames[[2, 1]])
+    np.testing.assert_array_equal(observations[~mask], before.frames[~mask])  # type: ignore[index]
+    after = batch.snapshot().state
+    for name, tensor in after.memory.items():
+        assert torch.equal(tensor[[0, 2]], before.state.memory[name][[0, 2]])
+        assert torch.equal(tensor[[1, 3]], bank.states.memory[name][[2, 1]])
+    assert after.steps.tolist() == [
+        *(before.state.steps[0], bank.states.steps[2]),
+        *(before.state.steps[2], bank.states.steps[1]),
+    ]
+
+
 def test_restored_snapshot_replays_identically(model: WorldModel, bank: ContextBank) -> None:
     env, actions = make(model, bank, horizon=6), actions_for(3)
     env.reset(seed=0)

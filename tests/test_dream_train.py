@@ -729,6 +729,8 @@ def test_benchmark_measures_a_state_that_does_not_grow(tmp_path: Path) -> None:
 
 def test_benchmark_of_speed_measures_every_part(checkpoint: Path, tmp_path: Path) -> None:
     AcceleratorState._reset_state(True)
+    with pytest.raises(ValueError, match=r"device is 'cuda:1': where training is timed"):
+        benchmark_speed.SpeedConfig(device="cuda:1")
     config = benchmark_speed.SpeedConfig(
         world_model=str(checkpoint),
         num_envs=(1, 2),

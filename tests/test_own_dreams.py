@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 from typing import Any
 from unittest import mock
 
@@ -14,7 +16,7 @@ from accelerate.state import AcceleratorState
 from tiny import tiny_contexts, tiny_model
 from torch import Tensor
 
-from worldsim.latents import LatentEpisodes
+from worldsim.latents import LatentBatch, LatentEpisodes
 from worldsim.odometry import OdometryConfig
 from worldsim.own_dreams import DreamNoise, OwnDreams, draw_dream_noise, end_in_dreams
 from worldsim.places import PlacesConfig
@@ -112,6 +114,31 @@ def test_places_are_left_out_of_dreams_and_there_again_after() -> None:
         ):
             end(model, draws)
     assert model.places is places
+
+
+def test_dreams_before_a_step_in_half_precision_take_no_gradient_away() -> None:
+    """Weights that autocast has rounded for dreams, without gradients, are rounded anew."""
+    model, draws = tiny_model().train(), drawn(tiny_model())
+    model.tokenizer.requires_grad_(False)
+    latents, actions, poses = segments(model)
+    signal = torch.linspace(0, 1, CONTEXT + LENGTH).expand(2, -1)
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(3))
+    none, mask = torch.zeros(2, CONTEXT + LENGTH), torch.ones(2, CONTEXT + LENGTH).bool()
+    half = functools.partial(torch.autocast, "cpu", torch.bfloat16)
+    gradients = []
+    for together in (True, False):
+        model.zero_grad(set_to_none=True)
+        with half() if together else contextlib.nullcontext():
+            with contextlib.nullcontext() if together else half():
+                seen, levels = end_in_dreams(model, latents, actions, poses, signal, draws)
+            with contextlib.nullcontext() if together else half():
+                batch = LatentBatch(latents, actions, poses, none, none.bool(), none, none + 1)
+                losses = model(*batch, noise, levels, mask, seen)
+        sum(losses.values()).backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    assert all(gradient is not None for gradient in gradients[0].values())
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], msg=name)
 
 
 @pytest.mark.parametrize(

@@ -345,11 +345,13 @@ class DreamVectorEnv(VectorEnv):
         if contexts is None:
             for i in np.flatnonzero(mask):
                 indices[i] = self.generators[i].integers(len(self.bank))
-        state, frames = self.bank.gather(indices)
+        rows = np.flatnonzero(mask)
+        state, frames = self.bank.gather(indices[rows])
         if self.state is not None and not mask.all():
-            state = state.where(torch.as_tensor(mask, device=self.device), self.state)
+            state = self.state.put(torch.as_tensor(rows, device=self.device), state)
         self.state = state
-        self.frames = np.where(mask[:, None, None, None], frames, self.frames)
+        self.frames = self.frames.copy()
+        self.frames[rows] = frames
         self.elapsed_steps = np.where(mask, 0, self.elapsed_steps)
         self._ended = self._ended & ~mask
         return {"context": indices, "_context": mask.copy()}

@@ -89,6 +89,24 @@ class WorldState:
             memory, choose(self.steps, other.steps), choose(self.features, other.features)
         )
 
+    def put(self, rows: Tensor, others: WorldState) -> WorldState:
+        """This state with the envs at `rows` ((k,) int64, each once) replaced by k others.
+
+        Raises:
+            ValueError: the others are memories of another model.
+        """
+        _check_names([self, others])
+
+        def copy(mine: Tensor, theirs: Tensor) -> Tensor:
+            return mine.index_copy(0, rows, theirs.to(mine.dtype))
+
+        memory = {
+            name: copy(*_same_length([t, others.memory[name]])) for name, t in self.memory.items()
+        }
+        return WorldState(
+            memory, copy(self.steps, others.steps), copy(self.features, others.features)
+        )
+
     def check_like(self, initial: WorldState, name: str) -> None:
         """Refuse memories of a model of other sizes than that which made a state.
 

@@ -227,12 +227,15 @@ def kept_file(directory: Path) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def kept_model(directory: Path, device: torch.device | str = "cpu") -> dict[str, Tensor] | None:
-    """Weights of the model that a `Trainer` has in training there; None where there is none."""
+def kept_model(directory: Path) -> dict[str, Tensor] | None:
+    """Weights of the model that a `Trainer` has in training there; None where there is none.
+
+    On the CPU, so that only those that are used are read.
+    """
     file = kept_file(directory)
     if file is None:
         return None
-    return torch.load(file, map_location=device, weights_only=True, mmap=True)["model"]
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)["model"]
 
 
 def step_rng(
