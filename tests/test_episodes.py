@@ -451,7 +451,7 @@ def test_infos_that_no_file_can_hold_are_left_out(tmp_path: Path) -> None:
             raise TypeError("can't convert cuda:0 device type tensor to numpy")
 
     info = {"a": 1.0, "a/b": 2.0, 3: 1.0, "": 1.0, "/c": 1.0, "gpu": OnGpu(), "kept": 4.0}
-    frame = np.zeros((8, 8, 3), np.uint8)
+    frame = np.zeros(SHAPE, np.uint8)
     recorder = EpisodeRecorder(frame, info, seed=0)
     recorder.step(1, frame, 0.0, False, True, info)
     with DatasetWriter("infos-v0", IMAGES, ACTIONS, {}, root=tmp_path) as writer:
