@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import warnings
 from pathlib import Path
@@ -271,6 +272,21 @@ def test_only_dreams_that_begin_anew_are_taken_from_the_bank(
         *(before.state.steps[0], bank.states.steps[2]),
         *(before.state.steps[2], bank.states.steps[1]),
     ]
+
+
+def compute() -> None:
+    torch.ones(4_000_000).exp().sum()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_forked_processes_can_dream_after_the_first_has() -> None:
+    compute()  # by as many threads as there are, of which a fork has none
+    process = multiprocessing.get_context("fork").Process(target=compute)
+    process.start()
+    process.join(60)
+    stuck = process.exitcode is None
+    process.kill()
+    assert not stuck and process.exitcode == 0
 
 
 def test_restored_snapshot_replays_identically(model: WorldModel, bank: ContextBank) -> None:
