@@ -8,7 +8,7 @@ from pathlib import Path
 SCRIPTED = ("random", "explorer")
 """They need no world model."""
 BEHAVIOURS = ("walker", "behaviour")
-"""What a world model does without any training of their own."""
+"""What a world model does by itself, without a planner."""
 OF_MODELS = ("planner", *BEHAVIOURS)
 """All that act by a world model and need no training."""
 

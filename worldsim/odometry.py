@@ -183,7 +183,7 @@ class Odometry(nn.Module):
         seen, spread = self.grid_view(latents)
         gain, blur = self.grid_view.gain(spread), spread.sum(-1, keepdim=True)
         pose, (origin, first_blur) = memory[POSE], memory[ORIGIN].split([3, 1], -1)
-        followed, standing = [], []
+        followed, on_grid = [], []
         for i, displacement in enumerate(moved.unbind(1)):
             pose = compose(pose, displacement)
             age = (steps + i)[:, None]
@@ -196,10 +196,10 @@ class Odometry(nn.Module):
             first_blur = torch.where(clearer, blur[:, i], first_blur)
             pose = torch.where(clearer, pose, compose(inverse(origin), stands))
             followed.append(pose)
-            standing.append(stands)
+            on_grid.append(stands)
         poses = torch.stack(followed, dim=1)
         poses = torch.cat([poses[..., :2], wrapped(poses[..., 2:])], dim=-1)
-        return poses, torch.stack(standing, dim=1), torch.cat([origin, first_blur], dim=-1)
+        return poses, torch.stack(on_grid, dim=1), torch.cat([origin, first_blur], dim=-1)
 
     def forward(
         self, actions: Tensor, latents: Tensor, hidden: Tensor

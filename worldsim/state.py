@@ -77,17 +77,11 @@ class WorldState:
         Raises:
             ValueError: the other is the memory of another model.
         """
-        _check_names([self, other])
 
         def choose(a: Tensor, b: Tensor) -> Tensor:
             return torch.where(mask.view(-1, *[1] * (a.ndim - 1)), a, b)
 
-        memory = {
-            name: choose(*_same_length([t, other.memory[name]])) for name, t in self.memory.items()
-        }
-        return WorldState(
-            memory, choose(self.steps, other.steps), choose(self.features, other.features)
-        )
+        return self._combined(other, choose)
 
     def put(self, rows: Tensor, others: WorldState) -> WorldState:
         """This state with the envs at `rows` ((k,) int64, each once) replaced by k others.
@@ -95,16 +89,19 @@ class WorldState:
         Raises:
             ValueError: the others are memories of another model.
         """
-        _check_names([self, others])
+        return self._combined(others, lambda a, b: a.index_copy(0, rows, b.to(a.dtype)))
 
-        def copy(mine: Tensor, theirs: Tensor) -> Tensor:
-            return mine.index_copy(0, rows, theirs.to(mine.dtype))
-
+    def _combined(
+        self, other: WorldState, function: Callable[[Tensor, Tensor], Tensor]
+    ) -> WorldState:
+        """Apply one function to every tensor and the other's, memories of one length."""
+        _check_names([self, other])
         memory = {
-            name: copy(*_same_length([t, others.memory[name]])) for name, t in self.memory.items()
+            name: function(*_same_length([t, other.memory[name]]))
+            for name, t in self.memory.items()
         }
         return WorldState(
-            memory, copy(self.steps, others.steps), copy(self.features, others.features)
+            memory, function(self.steps, other.steps), function(self.features, other.features)
         )
 
     def check_like(self, initial: WorldState, name: str) -> None:
